@@ -1,0 +1,1 @@
+"""Volumes, windows, augmentation, error weights and synthetic worlds with known truth."""

@@ -1,0 +1,1 @@
+"""Rank members, average their predictions, compare populations as distributions."""

@@ -1,0 +1,1 @@
+"""Linen networks, one architecture a file; ``apply`` returns ``(logits, out)``."""

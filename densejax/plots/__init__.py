@@ -1,0 +1,1 @@
+"""Every picture, from plain arrays; nothing here computes a result."""

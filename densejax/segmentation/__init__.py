@@ -1,0 +1,1 @@
+"""Dense labelling of volumes: the task of learning from windows, and predicting whole volumes."""

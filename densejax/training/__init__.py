@@ -1,0 +1,1 @@
+"""The task protocol, the loop, the sweep over slots, checkpoints and logs."""
