@@ -1,0 +1,104 @@
+"""The compiled programs of a sweep: fill a slot, advance all slots, judge the due ones.
+
+A slot is a tree of arrays: the task's state, the best parameters so far and their score, the
+instance's own step counter and how many steps it has to make. A slot with nothing left to do takes
+part in the program at no cost under ``map``: its loop has length zero.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from densejax.instances import Mapped, Population
+from densejax.training.task import Task
+from densejax.typing import Batch, Tree
+
+SCORE_OF_NOTHING = -jnp.inf
+
+
+def empty_slot(task: Task, key: jax.Array, settings: Tree) -> dict[str, Tree]:
+    """The slot of an instance that has made no step.
+
+    Args:
+      task: what an instance is.
+      key: the instance's own key, raw uint32 ``[2]`` (keys travel as plain arrays).
+      settings: scalars of this instance.
+    """
+    state = task.init(jax.random.wrap_key_data(key), settings)
+    return {
+        "state": state,
+        "best": task.parameters(state),
+        "best_score": jnp.float32(SCORE_OF_NOTHING),
+        "best_step": jnp.int32(0),
+        "step": jnp.int32(0),
+    }
+
+
+class Programs:
+    """The three programs, mapped over one population and compiled once each."""
+
+    def __init__(self, task: Task, population: Population) -> None:
+        self.fill: Mapped = population.map(_fill(task), donate=(0,), name="fill")
+        self.advance: Mapped = population.map(_advance(task), shared=(2,), donate=(0,), name="step")
+        self.judge: Mapped = population.map(
+            _judge(task), shared=(2,), donate=(0,), name="evaluation"
+        )
+
+
+def _fill(task: Task) -> Callable[..., Tree]:
+    def fill(slot: Tree, key: jax.Array, settings: Tree, enters: jax.Array) -> Tree:
+        return jax.lax.cond(enters, lambda: empty_slot(task, key, settings), lambda: slot)
+
+    return fill
+
+
+def _advance(task: Task) -> Callable[..., Any]:
+    def advance(slot: Tree, steps: jax.Array, data: Batch) -> tuple[Tree, Tree]:
+        shapes = jax.eval_shape(lambda: task.step(slot["state"], data)[1])
+        sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
+
+        def body(_: jax.Array, carry: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+            state, sums = carry
+            state, measures = task.step(state, data)
+            return state, jax.tree.map(jnp.add, sums, measures)
+
+        # A loop of a length that is data: slots with fewer steps left, or none, share the program.
+        state, sums = jax.lax.fori_loop(0, steps, body, (slot["state"], sums))
+        means = jax.tree.map(lambda leaf: leaf / jnp.maximum(steps, 1), sums)
+        slot = dict(slot, state=state, step=slot["step"] + steps)
+        finite = jnp.isfinite(means["loss"])
+        for leaf in jax.tree.leaves(task.parameters(state)):
+            finite = finite & jnp.all(jnp.isfinite(leaf))
+        return slot, dict(means, finite=finite)
+
+    return advance
+
+
+def _judge(task: Task) -> Callable[..., Any]:
+    def judge(slot: Tree, due: jax.Array, data: Batch) -> tuple[Tree, Tree]:
+        def evaluate() -> tuple[Tree, Tree]:
+            measures = task.evaluate(slot["state"], data)
+            score = jnp.asarray(measures[task.score], jnp.float32)
+            better = score > slot["best_score"]
+            best = jax.tree.map(
+                lambda new, old: jnp.where(better, new, old),
+                task.parameters(slot["state"]),
+                slot["best"],
+            )
+            judged = dict(
+                slot,
+                best=best,
+                best_score=jnp.where(better, score, slot["best_score"]),
+                best_step=jnp.where(better, slot["step"], slot["best_step"]),
+            )
+            return judged, measures
+
+        def leave() -> tuple[Tree, Tree]:
+            shapes = jax.eval_shape(lambda: evaluate()[1])
+            return slot, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        return jax.lax.cond(due, evaluate, leave)
+
+    return judge
