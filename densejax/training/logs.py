@@ -1,0 +1,128 @@
+"""What a sweep tells while it runs: a bar or plain lines, and TensorBoard events."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class Reporter:
+    """Progress for people: a bar with rate and ETA on a terminal, plain lines in a log file."""
+
+    def __init__(self, *, score: str = "score", events: Path | None = None) -> None:
+        """Report on ``score``; TensorBoard events go below ``events`` where it is given."""
+        self._score, self._events = score, events
+        self._writers: dict[str, SummaryWriter] = {}
+        self._bar: tqdm | None = None
+        self._total = self._made = 0
+        self._seconds = 0.0
+        self._last_line = 0.0
+        self._started = False
+
+    def say(self, line: str) -> None:
+        """One line that does not break the bar."""
+        if self._bar is not None:
+            tqdm.write(line, file=sys.stdout)
+        else:
+            print(line, flush=True)
+
+    def warn(self, line: str) -> None:
+        """A line that reports trouble which the run survives."""
+        self.say(f"warning: {line}")
+
+    def memory(self, peak: int, limit: float, seconds: float, slots: int) -> None:
+        """The compiled step's memory, before anything is allocated."""
+        self.say(
+            f"compiled the training step in {seconds:.1f} s; {slots} instances at once need about "
+            f"{peak / 1e9:.2f} GB a device, {limit / 1e9:.2f} GB are to be had"
+        )
+
+    def start(self, *, members: int, finished: int, resumed: int, steps: int) -> None:
+        """The sweep begins."""
+        self.say(
+            f"{members} instances of {steps} steps: {finished} ended before, {resumed} resumed from "
+            f"a checkpoint, {members - finished - resumed} new"
+        )
+        self._steps, self._total = steps, (members - finished) * steps
+        if sys.stdout.isatty():
+            self._bar = tqdm(total=self._total, unit="step", smoothing=0.05, file=sys.stdout)
+
+    def interval(
+        self, occupants: Sequence[Any], steps: int, seconds: float, evaluated: bool
+    ) -> None:
+        """An interval is done: move the bar, and after an evaluation print the running members."""
+        if not self._started:
+            # Members resumed from a checkpoint bring their steps with them, at no time of this run.
+            self._started = True
+            resumed = sum(o.step for o in occupants if o is not None) - steps
+            self._total -= resumed
+            if self._bar is not None:
+                self._bar.total = self._total
+        self._made += steps
+        self._seconds += seconds
+        rate = self._made / max(self._seconds, 1e-9)
+        left = _clock((self._total - self._made) / max(rate, 1e-9))
+        if self._bar is not None:
+            self._bar.update(steps)
+        if evaluated:
+            for occupant in occupants:
+                if occupant is not None and occupant.measures is not None:
+                    self.say(self._line(occupant) + f"  {rate:.2f} steps/s  ETA {left}")
+        elif self._bar is None and time.monotonic() - self._last_line > 30:
+            share = 100 * self._made / max(self._total, 1)
+            self.say(f"{share:.0f} %  {rate:.2f} steps/s  ETA {left}")
+        else:
+            return
+        self._last_line = time.monotonic()
+
+    def _line(self, occupant: Any) -> str:
+        row = occupant.measures
+        return (
+            f"seed {occupant.member.name}  step {row['step']}/{self._steps}  "
+            f"loss {row['loss']:.4f}  {self._score} {row[self._score]:.4f}  "
+            f"(best {occupant.best_score:.4f})"
+        )
+
+    def row(self, occupant: Any, row: Mapping[str, Any], *, evaluated: bool) -> None:
+        """Scalars of a row as TensorBoard events."""
+        del evaluated
+        if self._events is None:
+            return
+        name = occupant.member.name
+        if name not in self._writers:
+            self._writers[name] = SummaryWriter(
+                str(self._events / name), purge_step=row["step"], flush_secs=30
+            )
+        for key, value in row.items():
+            if key != "step" and isinstance(value, float):
+                self._writers[name].add_scalar(key, value, row["step"])
+
+    def end(self, outcome: Any) -> None:
+        """A member has ended."""
+        writer = self._writers.pop(outcome.member.name, None)
+        if writer is not None:
+            writer.close()
+        self._total -= max(self._steps - outcome.step, 0)
+        self.say(
+            f"seed {outcome.member.name}  {outcome.status}  ({outcome.reason})  step {outcome.step}  "
+            f"best {self._score} {outcome.best_score:.4f} at step {outcome.best_step}"
+        )
+
+    def close(self) -> None:
+        """The sweep is over."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

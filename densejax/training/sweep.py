@@ -1,0 +1,290 @@
+"""The one loop: members wait, run in slots, and end; the host logs, checkpoints and refills.
+
+Everything that decides a member's numbers is a function of its seed, its settings and its own step:
+which slot it runs in, beside whom, on how many devices and after how many kills changes nothing
+under the ``map`` strategy.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from densejax.instances import Population, Strategy, instance_key, memory_limit
+from densejax.training.folders import Member, MemberFolder, Outcome
+from densejax.training.logs import Reporter
+from densejax.training.slots import SCORE_OF_NOTHING, Programs, empty_slot
+from densejax.training.task import Task
+from densejax.typing import Batch, Measures, Tree
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Lengths of a run and of its intervals, in steps of one instance."""
+
+    steps: int
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("evaluate_every", "checkpoint_every"):
+            if getattr(self, name) % self.log_every:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be a multiple of log_every={self.log_every}"
+                )
+
+
+@dataclass
+class Occupant:
+    """A member in a slot, with the host's copy of its counters."""
+
+    member: Member
+    folder: MemberFolder
+    step: int
+    best_score: float = SCORE_OF_NOTHING
+    measures: Measures | None = None
+
+
+class Sweep:
+    """A sweep of one task over members, in one folder."""
+
+    def __init__(
+        self,
+        task: Task,
+        data: Batch,
+        members: Sequence[Member],
+        *,
+        workdir: Path,
+        schedule: Schedule,
+        slots: int = 0,
+        strategy: Strategy = "map",
+        base_seed: int = 0,
+        reporter: Reporter | None = None,
+    ) -> None:
+        """Set a sweep up; nothing is compiled or allocated before ``run``.
+
+        Args:
+          task: what an instance is.
+          data: tree of NumPy arrays that all instances share; lives on every device.
+          members: seeds and settings; those that are published already are left as they are.
+          workdir: the run's folder.
+          schedule: steps and intervals.
+          slots: instances in training at once; 0 is as many as there are members and memory for.
+          strategy: ``map``, ``vmap`` or ``auto``.
+          base_seed: from which every member's key is folded, by its seed.
+          reporter: what to tell and where.
+        """
+        self.task, self.data, self.workdir, self.schedule = task, data, workdir, schedule
+        self.reporter = reporter or Reporter()
+        self._strategy, self._base = strategy, jax.random.key(base_seed)
+        self._outcomes: dict[str, Outcome] = {}
+        self._members, self._waiting = list(members), []
+        for member in members:
+            outcome = MemberFolder(workdir, member).outcome()
+            if outcome is None:
+                self._waiting.append(member)
+            else:
+                self._outcomes[member.name] = outcome
+        self._slots = min(slots or len(self._waiting), len(self._waiting))
+
+    def run(self) -> list[Outcome]:
+        """Train every member that has not ended; return all outcomes in the members' order."""
+        if self._waiting:
+            self._prepare()
+            while self._refill():
+                self._advance()
+        return [self._outcomes[member.name] for member in self._members]
+
+    def _prepare(self) -> None:
+        shape = jax.eval_shape(
+            lambda key: empty_slot(self.task, key, self._settings(self._waiting[0])),
+            jax.ShapeDtypeStruct((2,), np.uint32),
+        )
+        self._shape = shape
+        self.population, self.programs = self._fit(shape)
+        self._shared = self.population.replicate(self.data)
+        rows = jax.tree.map(lambda leaf: np.zeros((self._slots, *leaf.shape), leaf.dtype), shape)
+        self._placed = self.population.place(rows)
+        self._occupants: list[Occupant | None] = [None] * self._slots
+        done = sum(MemberFolder(self.workdir, m).checkpoints.exists() for m in self._waiting)
+        self.reporter.start(
+            members=len(self._members),
+            finished=len(self._outcomes),
+            resumed=done,
+            steps=self.schedule.steps,
+        )
+
+    def _fit(self, shape: Tree) -> tuple[Population, Programs]:
+        """Compile before allocating; take fewer slots where the program would not fit."""
+        limit = 0.9 * memory_limit(jax.local_devices()[: self._slots])
+        peaks: dict[int, int] = {}
+        while True:
+            cache = self.workdir / "strategies.json"
+            population = Population(self._slots, strategy=self._strategy, cache=cache)
+            programs = Programs(self.task, population)
+            if self._strategy == "auto":
+                return population, programs  # the probe needs real arrays
+            steps = population.placed_shapes(jax.ShapeDtypeStruct((), np.int32))
+            shared = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(
+                    (len(population.devices), *leaf.shape), leaf.dtype
+                ),
+                self.data,
+            )
+            programs.advance.compile(population.placed_shapes(shape), steps, shared)
+            peak = programs.advance.peak_bytes()
+            peaks[population.per_device] = peak
+            self.reporter.memory(peak, limit, programs.advance.compile_seconds, self._slots)
+            if peak <= limit:
+                return population, programs
+            if population.per_device == 1:
+                raise MemoryError(
+                    f"one instance a device needs {peak / 1e9:.2f} GB, and {limit / 1e9:.2f} GB "
+                    "are to be had: choose a smaller window, a narrower network or fewer devices"
+                )
+            # State and activations grow at most in proportion to the slots, so this many fit.
+            fitting = max(1, int(population.per_device * limit / peak))
+            self._slots = len(population.devices) * min(fitting, population.per_device - 1)
+
+    def _settings(self, member: Member) -> dict[str, np.ndarray]:
+        return {name: np.float32(value) for name, value in member.settings.items()}
+
+    def _refill(self) -> bool:
+        """Give every free slot to the next waiting member; whether anybody runs."""
+        fresh: dict[int, Member] = {}
+        restored: dict[int, Tree] = {}
+        for slot, occupant in enumerate(self._occupants):
+            if occupant is not None or not self._waiting:
+                continue
+            member = self._waiting.pop(0)
+            folder = MemberFolder(self.workdir, member)
+            row = folder.restore(self._shape, report=self.reporter.warn)
+            self._occupants[slot] = Occupant(member, folder, 0 if row is None else int(row["step"]))
+            if row is None:
+                fresh[slot] = member
+            else:
+                restored[slot] = row
+                self._occupants[slot].best_score = float(row["best_score"])  # type: ignore[union-attr]
+        if restored:
+            self._install(restored)
+        if fresh:
+            self._fill(fresh)
+        return any(occupant is not None for occupant in self._occupants)
+
+    def _install(self, rows: dict[int, Tree]) -> None:
+        stacked = jax.tree.map(np.array, self.population.fetch(self._placed))
+        for slot, row in rows.items():
+            jax.tree.map(lambda all_of, one, s=slot: all_of.__setitem__(s, one), stacked, row)
+        self._placed = self.population.place(stacked)
+
+    def _fill(self, fresh: dict[int, Member]) -> None:
+        anyone = next(iter(fresh.values()))
+        members = [fresh.get(slot, anyone) for slot in range(self._slots)]
+        keys = np.stack(
+            [jax.random.key_data(instance_key(self._base, member.seed)) for member in members]
+        )
+        settings = [self._settings(member) for member in members]
+        enters = np.array([slot in fresh for slot in range(self._slots)])
+        place = self.population.place
+        stacked = {name: np.stack([s[name] for s in settings]) for name in settings[0]}
+        self._placed = self.programs.fill(self._placed, place(keys), place(stacked), place(enters))
+
+    def _advance(self) -> None:
+        """One interval of every running instance, then what is due after it."""
+        schedule, place, fetch = self.schedule, self.population.place, self.population.fetch
+        start = time.perf_counter()
+        steps = np.array(
+            [
+                0 if o is None else min(schedule.log_every, schedule.steps - o.step)
+                for o in self._occupants
+            ],
+            np.int32,
+        )
+        self._placed, means = self.programs.advance(self._placed, place(steps), self._shared)
+        means = fetch(means)
+        due = np.zeros(self._slots, bool)
+        for slot, occupant in enumerate(self._occupants):
+            if occupant is not None:
+                occupant.step += int(steps[slot])
+                due[slot] = self._at(occupant, schedule.evaluate_every) and means["finite"][slot]
+        trained = time.perf_counter() - start
+        measures: Tree = {}
+        if due.any():
+            self._placed, measures = self.programs.judge(self._placed, place(due), self._shared)
+            measures = fetch(measures)
+        endings = self._log(means, measures, due)
+        self.reporter.interval(self._occupants, int(steps.sum()), trained, bool(due.any()))
+        self._keep(endings)
+
+    def _at(self, occupant: Occupant, every: int) -> bool:
+        return occupant.step % every == 0 or occupant.step >= self.schedule.steps
+
+    def _log(self, means: Tree, measures: Tree, due: np.ndarray) -> dict[int, tuple[str, str]]:
+        """Write each running member's row; return the slots that end, with status and reason."""
+        endings: dict[int, tuple[str, str]] = {}
+        for slot, occupant in enumerate(self._occupants):
+            if occupant is None:
+                continue
+            row: dict[str, Any] = {"step": occupant.step}
+            row |= {n: float(v[slot]) for n, v in means.items() if n != "finite"}
+            if due[slot]:
+                row |= {name: value[slot].tolist() for name, value in measures.items()}
+                occupant.best_score = max(occupant.best_score, row[self.task.score])
+                occupant.measures = row
+            if not means["finite"][slot]:
+                endings[slot] = ("FAILED", "loss or parameters are not finite")
+                row["loss"] = None
+            elif occupant.step >= self.schedule.steps:
+                endings[slot] = ("DONE", "all steps made")
+            elif due[slot] and self.task.stop(occupant.step, row):
+                endings[slot] = ("DONE", "stopped early")
+            occupant.folder.log(row)
+            self.reporter.row(occupant, row, evaluated=bool(due[slot]))
+        return endings
+
+    def _keep(self, endings: dict[int, tuple[str, str]]) -> None:
+        """Checkpoint members at their interval and publish those that end."""
+        saves = [
+            slot
+            for slot, occupant in enumerate(self._occupants)
+            if occupant is not None
+            and slot not in endings
+            and occupant.step % self.schedule.checkpoint_every == 0
+        ]
+        if not saves and not endings:
+            return
+        stacked = self.population.fetch(self._placed)
+        for slot in [*saves, *endings]:
+            row = jax.tree.map(lambda leaf, s=slot: leaf[s], stacked)
+            occupant = self._occupants[slot]
+            assert occupant is not None
+            if slot in saves:
+                occupant.folder.save(occupant.step, row)
+            else:
+                self._publish(slot, occupant, row, *endings[slot])
+
+    def _publish(
+        self, slot: int, occupant: Occupant, row: Tree, status: str, reason: str
+    ) -> None:
+        outcome = Outcome(
+            occupant.member,
+            status,
+            step=occupant.step,
+            best_score=float(row["best_score"]),
+            best_step=int(row["best_step"]),
+            reason=reason,
+            folder=occupant.folder.path,
+        )
+        self.reporter.end(outcome)
+        occupant.folder.publish(outcome, row["best"], self.task.parameters(row["state"]))
+        outcome = replace(outcome, folder=occupant.folder.published)
+        self._outcomes[occupant.member.name] = outcome
+        self._occupants[slot] = None
