@@ -116,6 +116,15 @@ class Population:
 
         return jax.tree.map(replicate_leaf, tree)
 
+    def placed_shapes(self, tree: Tree) -> Tree:
+        """Shapes of the placed arrays, from one instance's: to compile before allocating."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                (len(self.devices), self.per_device, *leaf.shape), leaf.dtype
+            ),
+            tree,
+        )
+
     def map(
         self,
         function: Callable[..., Tree],
@@ -168,6 +177,7 @@ class Mapped:
         self._function, self._shared, self._donate = function, shared, donate
         self._compiled: Any = None
         self.compile_seconds = 0.0
+        self.compilations = 0
         self.strategy: str = population.strategy
 
     def __call__(self, *arguments: Tree) -> Tree:
@@ -181,6 +191,7 @@ class Mapped:
         if self.strategy == "auto":
             self.strategy = self._choose(*arguments)
         self._compiled = self._compile(self.strategy, self._donate, *arguments)
+        self.compilations += 1
         self.compile_seconds = time.perf_counter() - start
         return self
 
@@ -287,3 +298,23 @@ def _one_after_another(
 def instance_key(key: jax.Array, identity: int | jax.Array) -> jax.Array:
     """The key of the instance with a global identity: the same in any slot and any company."""
     return jax.random.fold_in(key, identity)
+
+
+def memory_limit(devices: Sequence[jax.Device]) -> int:
+    """Bytes that each device may use: the accelerator's own limit, or a CPU device's share.
+
+    The share is of what the machine has free now, or of the control group's limit (batch systems
+    set one far below the machine's memory) where that is less.
+    """
+    stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    information = Path("/proc/meminfo")
+    if information.exists():
+        lines = dict(line.split(":", 1) for line in information.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup/memory.max")
+    if group.exists() and group.read_text().strip().isdigit():
+        free = min(free, int(group.read_text()))
+    return free // len(devices)

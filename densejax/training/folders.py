@@ -6,6 +6,7 @@ there is whole. Whatever is in ``running/`` is continued from its newest checkpo
 
 import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -82,6 +83,8 @@ class MemberFolder:
             marker = self.published / status
             if marker.exists():
                 fields = json.loads(marker.read_text())
+                if fields["best_score"] is None:
+                    fields["best_score"] = -math.inf
                 # A kill between the rename and this deletion leaves the checkpoints behind.
                 shutil.rmtree(self.published / "checkpoints", ignore_errors=True)
                 return Outcome(self.member, status, folder=self.published, **fields)
@@ -120,6 +123,8 @@ class MemberFolder:
             shutil.rmtree(self.path / name, ignore_errors=True)
             checkpoint.save_tree(self.path / name, params)
         fields = {name: getattr(outcome, name) for name in ("step", "best_score", "best_step")}
+        if math.isinf(outcome.best_score):
+            fields["best_score"] = None  # never evaluated; JSON has no infinity
         (self.path / outcome.status).write_text(json.dumps(fields | {"reason": outcome.reason}))
         self.published.parent.mkdir(parents=True, exist_ok=True)
         self.path.rename(self.published)

@@ -83,7 +83,7 @@ class Sweep:
           reporter: what to tell and where.
         """
         self.task, self.data, self.workdir, self.schedule = task, data, workdir, schedule
-        self.reporter = reporter or Reporter()
+        self.reporter = reporter or Reporter(score=task.score)
         self._strategy, self._base = strategy, jax.random.key(base_seed)
         self._outcomes: dict[str, Outcome] = {}
         self._members, self._waiting = list(members), []

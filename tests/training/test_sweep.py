@@ -1,0 +1,149 @@
+"""The sweep: what a seed promises, what trouble costs, and that nothing compiles twice."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy import Line, line_data  # noqa: E402  (the folder of tests is not a package)
+
+from densejax.training.checkpoint import restore_tree  # noqa: E402
+from densejax.training.folders import Member, members_of, read_metrics  # noqa: E402
+from densejax.training.sweep import Schedule, Sweep  # noqa: E402
+
+SCHEDULE = Schedule(steps=30, log_every=5, evaluate_every=10, checkpoint_every=10)
+
+
+def run(workdir, seeds, *, task=None, schedule=SCHEDULE, grid=None, **options):
+    members = members_of(seeds, grid or {})
+    sweep = Sweep(
+        task or Line(), line_data(), members, workdir=workdir, schedule=schedule, **options
+    )
+    return sweep.run(), sweep
+
+
+def parameters(outcome, name="last"):
+    template = {"w": np.zeros(2, np.float32)}
+    return restore_tree(outcome.folder / name, template)["w"]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5])
+def test_a_seeds_bits_do_not_depend_on_slot_company_or_devices(tmp_path, slots):
+    alone, _ = run(tmp_path / "alone", [7])
+    together, _ = run(tmp_path / "together", [3, 4, 5, 6, 7], slots=slots)
+    seven = next(outcome for outcome in together if outcome.member.seed == 7)
+    np.testing.assert_array_equal(parameters(alone[0]), parameters(seven))
+    np.testing.assert_array_equal(parameters(alone[0], "best"), parameters(seven, "best"))
+
+
+def test_training_agrees_with_a_plain_python_loop(tmp_path):
+    import jax
+
+    from densejax.instances import instance_key
+
+    outcomes, _ = run(tmp_path, [2])
+    task, data = Line(), line_data()
+    state = task.init(instance_key(jax.random.key(0), 2), {})
+    for _ in range(SCHEDULE.steps):
+        state, _measures = task.step(state, data)
+    np.testing.assert_allclose(parameters(outcomes[0]), state["w"], rtol=1e-5)
+
+
+def test_more_seeds_extend_a_sweep_without_training_the_first_again(tmp_path):
+    first, _ = run(tmp_path, [0, 1])
+    stamps = [(o.folder / "metrics.jsonl").stat().st_mtime_ns for o in first]
+    both, _ = run(tmp_path, [0, 1, 2])
+    assert [o.member.seed for o in both] == [0, 1, 2]
+    assert stamps == [(o.folder / "metrics.jsonl").stat().st_mtime_ns for o in both[:2]]
+
+
+def test_slots_are_refilled_without_compiling_again(tmp_path):
+    _, sweep = run(tmp_path, range(7), slots=2)
+    assert sweep.programs.advance.compilations == 1
+    assert sweep.programs.judge.compilations == 1
+
+
+def test_an_instance_that_diverges_fails_alone(tmp_path):
+    outcomes, _ = run(tmp_path, [0], grid={"rate": [0.05, 1e20]}, slots=2)
+    assert [outcome.status for outcome in outcomes] == ["DONE", "FAILED"]
+    assert (outcomes[1].folder / "FAILED").exists()
+    calm, _ = run(tmp_path / "calm", [0], grid={"rate": [0.05]})
+    np.testing.assert_array_equal(parameters(outcomes[0]), parameters(calm[0]))
+
+
+def test_early_stop_ends_a_member_and_frees_its_slot(tmp_path):
+    outcomes, _ = run(tmp_path, [0, 1], task=Line(give_up_at=20), slots=1)
+    assert [outcome.step for outcome in outcomes] == [20, 20]
+    assert {outcome.reason for outcome in outcomes} == {"stopped early"}
+
+
+def test_best_parameters_are_those_of_the_best_evaluation(tmp_path):
+    schedule = Schedule(steps=200, log_every=5, evaluate_every=5, checkpoint_every=100)
+    outcomes, _ = run(tmp_path, [1], schedule=schedule)
+    rows = read_metrics(outcomes[0].folder / "metrics.jsonl")
+    scores = [row["fit"] for row in rows]
+    assert outcomes[0].best_step == rows[int(np.argmax(scores))]["step"]
+    data, w = line_data(), parameters(outcomes[0], "best")
+    fit = -np.mean((w[0] * data["x"] + w[1] - data["y"]) ** 2)
+    np.testing.assert_allclose(fit, max(scores), rtol=1e-4)
+
+
+@pytest.mark.parametrize("interrupted_at", [1, 2, 3, 4, 5])
+def test_an_interrupted_sweep_goes_on_to_the_same_bits(tmp_path, interrupted_at, monkeypatch):
+    whole, _ = run(tmp_path / "whole", [0, 1, 2], slots=2)
+    sweep = Sweep(
+        Line(),
+        line_data(),
+        members_of([0, 1, 2], {}),
+        workdir=tmp_path / "cut",
+        schedule=SCHEDULE,
+        slots=2,
+    )
+    calls = []
+
+    def stop_here(endings):
+        calls.append(1)
+        if len(calls) == interrupted_at:
+            raise KeyboardInterrupt
+        return Sweep._keep(sweep, endings)
+
+    monkeypatch.setattr(sweep, "_keep", stop_here)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run()
+    resumed, _ = run(tmp_path / "cut", [0, 1, 2], slots=3)
+    for one, other in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(parameters(one), parameters(other))
+        assert read_metrics(one.folder / "metrics.jsonl") == read_metrics(
+            other.folder / "metrics.jsonl"
+        )
+
+
+def test_the_three_strategies_agree_at_the_first_steps(tmp_path):
+    schedule = Schedule(steps=2, log_every=1, evaluate_every=2, checkpoint_every=2)
+    results = {}
+    for strategy in ("map", "vmap", "auto"):
+        outcomes, _ = run(tmp_path / strategy, range(9), strategy=strategy, schedule=schedule)
+        results[strategy] = [parameters(outcome) for outcome in outcomes]
+    np.testing.assert_allclose(results["map"], results["vmap"], rtol=1e-5)
+    np.testing.assert_allclose(results["map"], results["auto"], rtol=1e-5)
+
+
+def test_a_schedule_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="evaluate_every=7 must be a multiple of log_every=5"):
+        Schedule(steps=10, log_every=5, evaluate_every=7, checkpoint_every=5)
+
+
+def test_a_member_is_named_by_seed_and_settings():
+    assert Member(7, {"rate": 1e-3}).name == "0007,rate=0.001"
+    with pytest.raises(ValueError, match="twice"):
+        members_of([1, 1], {})
+
+
+def test_outcomes_are_read_back_from_the_folder(tmp_path):
+    first, _ = run(tmp_path, [0])
+    again, _ = run(tmp_path, [0])
+    assert first == again
+    assert json.loads((first[0].folder / "DONE").read_text())["step"] == SCHEDULE.steps
