@@ -1,4 +1,4 @@
-"""The 3-D U-Nets, Thin and Thick, of the comparison in Guay et al. (2021), after Cicek et al. (2016)."""
+"""The 3-D U-Nets, Thin and Thick, compared in Guay et al. (2021), after Cicek et al. (2016)."""
 
 from typing import Any
 
