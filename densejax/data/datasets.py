@@ -129,8 +129,8 @@ def split_sections(
 def standardise(images: np.ndarray) -> np.ndarray:
     """Return ``images`` [z, y, x] as float32 with mean 0 and standard deviation 1 over the whole.
 
-    The moments are taken in float64. Use the training volume's own moments for no other volume:
-    each volume is standardised by itself, as in the published pipeline.
+    The moments are taken in float64. Each volume is standardised by its own, as in the published
+    pipeline.
 
     Raises:
         ValueError: a value is not finite, or all are equal.

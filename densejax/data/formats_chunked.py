@@ -113,9 +113,7 @@ def _dimension_names(
 
 
 def _default_names(rank: int) -> list[str]:
-    return (
-        (["t", "c", "z", "y", "x"][-rank:]) if 3 <= rank <= 5 else [f"axis{i}" for i in range(rank)]
-    )
+    return list("tczyx")[-rank:] if 3 <= rank <= 5 else [f"axis{i}" for i in range(rank)]
 
 
 def _lazy(store: ts.TensorStore, names: list[str], name: str) -> LazyArray:

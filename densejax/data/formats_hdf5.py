@@ -8,12 +8,7 @@ import numpy as np
 from densejax.data.formats import Box, LazyArray, Opened, check_dtype, voxel_size
 
 # Attribute names and what one of their units is in nm: CREMI, funlib and Ilastik write these.
-_ATTRIBUTES = (
-    ("voxel_nm", 1.0),
-    ("resolution", 1.0),
-    ("voxel_size", 1.0),
-    ("element_size_um", 1e3),
-)
+_ATTRIBUTES = {"voxel_nm": 1.0, "resolution": 1.0, "voxel_size": 1.0, "element_size_um": 1e3}
 
 
 def open_hdf5(path: str | Path, *, dataset: str | None = None) -> Opened:
@@ -82,7 +77,7 @@ def _choose(found: dict[str, tuple[int, ...]], dataset: str | None, path: Path) 
 
 
 def _voxel(dataset: h5py.Dataset, name: str) -> tuple[float, float, float] | None:
-    for attribute, scale in _ATTRIBUTES:
+    for attribute, scale in _ATTRIBUTES.items():
         if attribute in dataset.attrs:
             values = np.asarray(dataset.attrs[attribute]).ravel()
             sizes = voxel_size(values, f"{name} attribute {attribute}")

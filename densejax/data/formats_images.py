@@ -201,6 +201,11 @@ def _tiff_layout(tif: tifffile.TiffFile, path: Path) -> tuple[tuple[int, int, in
                 f"{path}: {depth} sections take {series.nbytes} bytes, the file has {size}; "
                 "it is cut short"
             )
+    stated = int((tif.imagej_metadata or {}).get("images", depth)) if tif.is_imagej else depth
+    if stated != depth:
+        raise ValueError(
+            f"{path}: {depth} sections found, ImageJ's description says {stated}; it is cut short"
+        )
     return (depth, height, width), dtype
 
 
