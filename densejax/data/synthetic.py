@@ -15,8 +15,21 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
+from densejax.data._platelets import (
+    ALPHA,
+    BODY,
+    CELL,
+    CLASS_SHARES,
+    CORE,
+    MITO,
+    VESSEL,
+    Cells,
+    Organelle,
+    least_radius,
+    least_volume,
+    smooth_noise,
+)
 from densejax.typing import Key
 
 CLASS_NAMES = (
@@ -28,15 +41,11 @@ CLASS_NAMES = (
     "dense granule body",
     "dense granule core",
 )
-# Measured over the published training labels (50x800x800).
-CLASS_SHARES = (0.3606, 0.5526, 0.0062, 0.0464, 0.0312, 0.0024, 0.00065)
 
-_BACKGROUND, _CELL, _MITO, _ALPHA, _VESSEL, _BODY, _CORE = range(7)
 # Mean grey of each class, 0..255, close to the one published slice; the spreads overlap.
 _GREY = np.array([200, 122, 72, 94, 170, 140, 62], np.float32)
 # Median volume (1e6 nm^3) and spread of its logarithm, from the published training labels.
-_ORGANELLES = {_MITO: (30.0, 0.7), _ALPHA: (35.0, 0.7), _VESSEL: (6.0, 0.9), _BODY: (15.0, 0.5)}
-_COARSE_NM = 50.0  # pitch of the grid on which cells, smooth at this scale, are laid out
+_ORGANELLES = {MITO: (30.0, 0.7), ALPHA: (35.0, 0.7), VESSEL: (6.0, 0.9), BODY: (15.0, 0.5)}
 _MIN_SHAPE = (6, 48, 48)
 _MIN_EXTENT_NM = (300.0, 480.0, 480.0)
 
@@ -88,17 +97,18 @@ def platelet_world(
     voxel = _validated(shape, voxel_nm, cell_nm)
     words = np.asarray(jax.random.key_data(key)).ravel()
     rng = np.random.default_rng([int(word) for word in words])
-    cells = _Cells(rng, shape, voxel, cell_nm)
+    cells = Cells(rng, shape, voxel, cell_nm)
     labels = np.empty(shape, np.int32)
     # Grey levels to add to the mean of the class: membranes, tones of cells, organelle texture.
     shade = np.empty(shape, np.int8)
     for z in range(shape[0]):
         labels[z], shade[z] = cells.plane(rng, z)
     # The rarest first, while there is room.
-    for kind in (_BODY, _MITO, _ALPHA, _VESSEL):
+    for kind in (BODY, MITO, ALPHA, VESSEL):
         _place(rng, kind, labels, shade, cells)
     images = _render(rng, labels, shade, voxel)
-    return SyntheticWorld(images, labels, tuple(float(v) for v in voxel), CLASS_NAMES)
+    size = (float(voxel[0]), float(voxel[1]), float(voxel[2]))
+    return SyntheticWorld(images, labels, size, CLASS_NAMES)
 
 
 def _validated(shape: tuple[int, ...], voxel_nm: tuple[float, ...], cell_nm: float) -> np.ndarray:
@@ -120,128 +130,25 @@ def _validated(shape: tuple[int, ...], voxel_nm: tuple[float, ...], cell_nm: flo
     return voxel
 
 
-class _Cells:
-    """Cells on a jittered lattice: a warped Voronoi diagram whose walls are widened to plasma."""
-
-    def __init__(
-        self, rng: np.random.Generator, shape: tuple[int, int, int], voxel: np.ndarray, size: float
-    ) -> None:
-        self.shape, self.voxel = shape, voxel
-        self.pitch = np.maximum(voxel, _COARSE_NM)
-        counts = [
-            math.ceil(n * v / p) + 1 for n, v, p in zip(shape, voxel, self.pitch, strict=True)
-        ]
-        self.axes = [np.arange(n) * p for n, p in zip(counts, self.pitch, strict=True)]
-        self.weights = [
-            _spline_weights(np.arange(n) * v / p, count)
-            for n, v, p, count in zip(shape, voxel, self.pitch, counts, strict=True)
-        ]
-        # Platelets are elongated and lie roughly parallel: cells of equal size in a turned and
-        # squeezed frame.
-        angle = rng.uniform(0, np.pi)
-        turn = np.array(
-            [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]]
-        )
-        self.frame = np.diag([0.9, 0.55, 1.0]) @ turn / size
-        tree, tones = _lattice(rng, self.frame, np.array([a[-1] for a in self.axes]))
-        warp = [_Waves(rng, size * 0.8, 0.09 * size) for _ in range(3)]
-        gaps = _Waves(rng, size * 1.2, 0.16)
-        margin = np.empty(counts, np.float32)
-        walls = np.empty(counts, np.float32)
-        self.tone = np.empty(counts, np.float32)
-        for i, z in enumerate(self.axes[0]):
-            points = np.stack(np.meshgrid([z], *self.axes[1:], indexing="ij"), -1).reshape(-1, 3)
-            moved = points + np.stack([w(points) for w in warp], -1)
-            near, which = tree.query(moved @ self.frame.T, k=2)
-            wall = near[:, 1] - near[:, 0]
-            walls[i] = wall.reshape(margin.shape[1:])
-            margin[i] = (wall + gaps(points)).reshape(margin.shape[1:])
-            self.tone[i] = tones[which[:, 0]].reshape(margin.shape[1:])
-        # Cells that lie close are still parted by a thin cleft.
-        margin -= np.quantile(margin, CLASS_SHARES[_BACKGROUND])
-        # Half the difference of two distances is about the distance to the wall.
-        self.depth = np.minimum(margin, walls - 70 / size) * np.float32(0.5 * size)
-
-    def fine(self, field: np.ndarray, z: int) -> np.ndarray:
-        """Plane z [y, x] of a coarse field [z, y, x], at the resolution of the world."""
-        wz, wy, wx = self.weights
-        used = np.flatnonzero(wz[z])
-        plane = np.tensordot(wz[z, used], field[used], 1)
-        return wy @ plane @ wx.T
-
-    def plane(self, rng: np.random.Generator, z: int) -> tuple[np.ndarray, np.ndarray]:
-        """Labels [y, x] int32 (background, cell) and shade [y, x] int8 of plane z."""
-        ruffle = _smooth_noise(rng, self.shape[1:], 30 / self.voxel[1:])
-        depth = self.fine(self.depth, z) + 7 * ruffle
-        cell = depth > 0
-        membrane = np.exp(-(((depth - 12) / 16) ** 2))
-        shade = cell * self.fine(self.tone, z) - 48 * membrane
-        return cell.astype(np.int32), np.clip(shade, -127, 127).astype(np.int8)
-
-
-def _spline_weights(where: np.ndarray, count: int) -> np.ndarray:
-    """[n, count] float32: smoothing cubic B-spline of a coarse axis at fractional indices."""
-    t = np.abs(where[:, None] - np.arange(count))
-    near = 2 / 3 - t**2 + t**3 / 2
-    weights = np.where(t < 1, near, np.clip(2 - t, 0, None) ** 3 / 6)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
-
-
-def _lattice(
-    rng: np.random.Generator, frame: np.ndarray, extent: np.ndarray
-) -> tuple[cKDTree, np.ndarray]:
-    """Jittered lattice of spacing one covering the box [0, extent] seen in ``frame``, and tones."""
-    corners = np.stack(np.meshgrid(*[(0, e) for e in extent], indexing="ij"), -1).reshape(-1, 3)
-    seen = corners @ frame.T
-    low, high = np.floor(seen.min(0)) - 2, np.ceil(seen.max(0)) + 2
-    axes = [np.arange(a, b + 1) for a, b in zip(low, high, strict=True)]
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    points = points + rng.uniform(-0.38, 0.38, points.shape)
-    return cKDTree(points), rng.normal(0, 13, len(points)).clip(-28, 28).astype(np.float32)
-
-
-class _Waves:
-    """A smooth random function of space: a sum of plane waves longer than ``scale`` nm."""
-
-    def __init__(self, rng: np.random.Generator, scale: float, amplitude: float) -> None:
-        directions = rng.normal(size=(3, 6))
-        directions /= np.linalg.norm(directions, axis=0)
-        self.waves = directions * (2 * np.pi / (scale * rng.uniform(1, 2.5, 6)))
-        self.phases = rng.uniform(0, 2 * np.pi, 6)
-        self.amplitude = amplitude / math.sqrt(3)
-
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        return self.amplitude * np.sin(points @ self.waves + self.phases).sum(-1)
-
-
-def _smooth_noise(
-    rng: np.random.Generator, shape: tuple[int, ...], sigma: np.ndarray
-) -> np.ndarray:
-    """Gaussian noise of about unit variance, smoothed over ``sigma`` voxels, float32."""
-    noise = rng.standard_normal(shape, np.float32)
-    smooth = ndimage.gaussian_filter(noise, sigma, mode="wrap", truncate=3)
-    return smooth / max(float(smooth.std()), 1e-6)
-
-
 def _place(
-    rng: np.random.Generator, kind: int, labels: np.ndarray, shade: np.ndarray, cells: _Cells
+    rng: np.random.Generator, kind: int, labels: np.ndarray, shade: np.ndarray, cells: Cells
 ) -> None:
     """Puts organelles of one kind into the cells, in place, up to their share of the volume."""
     voxel = cells.voxel
     unit = float(np.prod(voxel))
-    share = CLASS_SHARES[kind] + (CLASS_SHARES[_CORE] if kind == _BODY else 0)
+    share = CLASS_SHARES[kind] + (CLASS_SHARES[CORE] if kind == BODY else 0)
     target = share * labels.size * unit
     median, spread = _ORGANELLES[kind]
     # Small worlds get several small organelles rather than one large one.
-    largest = target / (1 if kind == _BODY else 2 if kind == _MITO else 4)
-    least = _least_volume(kind, voxel)
+    largest = target / (1 if kind == BODY else 2 if kind == MITO else 4)
+    least = least_volume(kind, voxel)
     filled, crowding = 0.0, 0.0
-    centres = _centres(rng, cells, _least_radius(kind, voxel))
+    centres = _centres(rng, cells, least_radius(kind, voxel))
     while filled < target - 0.5 * least or not filled:
         volume = 1e6 * median * math.exp(spread * rng.normal())
         volume = max(min(volume, 100e6, largest, 1.1 * (target - filled)), least)
         volume = max(volume * 0.9**crowding, min(volume, least) * 0.5)
-        shape = _Shape(rng, kind, volume, voxel)
+        shape = Organelle(rng, kind, volume, voxel)
         painted = shape.paint(rng, next(centres), labels, shade, voxel, 0.99 - 0.004 * crowding)
         filled += painted * unit
         crowding = 0.7 * crowding if painted else crowding + 0.1
@@ -249,18 +156,7 @@ def _place(
             break
 
 
-def _least_radius(kind: int, voxel: np.ndarray) -> float:
-    """Half the height of the smallest organelle, nm; a dense granule must hold a core."""
-    return max(120.0, 2.3 * voxel[0]) if kind == _BODY else max(55.0, 1.3 * voxel[0])
-
-
-def _least_volume(kind: int, voxel: np.ndarray) -> float:
-    radius = _least_radius(kind, voxel)
-    across = max(90.0 if kind == _BODY else 45.0, 3 * voxel[1], 3 * voxel[2])
-    return 4 / 3 * np.pi * radius * across**2
-
-
-def _centres(rng: np.random.Generator, cells: _Cells, radius: float) -> Iterator[np.ndarray]:
+def _centres(rng: np.random.Generator, cells: Cells, radius: float) -> Iterator[np.ndarray]:
     """Endless positions [3] nm inside cells, in random order, first those ``radius`` deep."""
     inside = np.argwhere(cells.depth > 0.5 * radius).astype(np.int32)
     if not len(inside):
@@ -269,136 +165,12 @@ def _centres(rng: np.random.Generator, cells: _Cells, radius: float) -> Iterator
     deep = inside[depth >= min(1.5 * radius, float(np.quantile(depth, 0.6)))]
     extent = np.array(cells.shape) * cells.voxel
     while True:
-        at = (
-            deep[rng.integers(len(deep))]
-            if rng.random() < 0.8
-            else inside[rng.integers(len(inside))]
-        )
+        pool = deep if rng.random() < 0.8 else inside
+        at = pool[rng.integers(len(pool))]
         # On a plane, so that a thin organelle is met by the same planes wherever it lies.
         point = at * cells.pitch + rng.uniform(-0.5, 0.5, 3) * cells.pitch
         point = np.clip(point, 0, extent - cells.voxel)
         yield np.round(point / cells.voxel) * cells.voxel
-
-
-class _Shape:
-    """One organelle: a lumpy ellipsoid, or for vessels a bent string of them."""
-
-    def __init__(
-        self, rng: np.random.Generator, kind: int, volume: float, voxel: np.ndarray
-    ) -> None:
-        self.kind = kind
-        beads = int(rng.integers(1, 5)) if kind == _VESSEL else 1
-        radius = (volume / beads * 0.75 / np.pi) ** (1 / 3)
-        long = rng.uniform(1.0, {_MITO: 1.9, _ALPHA: 1.25, _VESSEL: 1.5, _BODY: 1.15}[kind])
-        tall = max(radius / math.sqrt(long), _least_radius(kind, voxel))
-        flat = math.sqrt(radius**3 / tall)
-        self.radii = np.array([tall, flat * math.sqrt(long), flat / math.sqrt(long)])
-        self.angle = rng.uniform(0, np.pi)
-        self.lumps = _Waves(rng, 1.6 * radius, 0.09 if kind == _BODY else 0.12)
-        step = rng.normal(size=3) * [0.5, 1, 1]
-        path = [np.zeros(3)]
-        for _ in range(beads - 1):
-            step = step + 0.5 * rng.normal(size=3) * [0.5, 1, 1]
-            path.append(path[-1] + 1.2 * flat * step / np.linalg.norm(step))
-        self.beads = np.array(path) - np.mean(path, axis=0)
-
-    def radius_at(self, points: np.ndarray) -> np.ndarray:
-        """Normalised radius at points [..., 3] nm from the centre: below one is inside."""
-        c, s = math.cos(self.angle), math.sin(self.angle)
-        turn = np.array([[1, 0, 0], [0, c, -s], [0, s, c]]).T / self.radii
-        seen = (points @ turn)[..., None, :] - self.beads @ turn
-        nearest = np.sqrt(np.min(np.sum(seen**2, -1), -1))
-        return nearest * (1 + self.lumps(points))
-
-    def paint(
-        self,
-        rng: np.random.Generator,
-        centre: np.ndarray,
-        labels: np.ndarray,
-        shade: np.ndarray,
-        voxel: np.ndarray,
-        free: float,
-    ) -> int:
-        """Writes labels and shade in place if at least ``free`` of the organelle lies in free cell.
-
-        Returns:
-            The number of voxels painted, 0 if there was no room.
-        """
-        reach = 1.35 * np.max(self.radii) + np.abs(self.beads).max(0) + 40
-        low = np.maximum(np.floor((centre - reach) / voxel), 0).astype(int)
-        high = np.minimum(np.ceil((centre + reach) / voxel) + 1, labels.shape).astype(int)
-        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        axes = [
-            np.arange(a, b) * v - c for a, b, v, c in zip(low, high, voxel, centre, strict=True)
-        ]
-        points = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
-        radius = self.radius_at(points)
-        here = labels[box]
-        inside = radius < 1
-        mask = inside & (here == _CELL)
-        count = int(mask.sum())
-        if count < 12 or count < free * inside.sum():
-            return 0
-        names = np.where(mask, self.kind, here)
-        if self.kind == _BODY:
-            core = self._core(rng, points, mask, here.shape, box, labels.shape)
-            if not core.any():
-                return 0
-            names[core] = _CORE
-        labels[box] = names
-        self._shade(rng, points, radius, mask, names, shade[box])
-        return count
-
-    def _core(
-        self,
-        rng: np.random.Generator,
-        points: np.ndarray,
-        mask: np.ndarray,
-        shape: tuple[int, ...],
-        box: tuple[slice, ...],
-        whole: tuple[int, ...],
-    ) -> np.ndarray:
-        """The core's voxels: none of its 26 neighbours in the world lies outside the granule."""
-        padded = np.pad(mask, 1)
-        for axis, (part, size) in enumerate(zip(box, whole, strict=True)):
-            ends = np.moveaxis(padded, axis, 0)
-            if part.start == 0:
-                ends[0] = ends[1]
-            if part.stop == size:
-                ends[-1] = ends[-2]
-        deep = ndimage.binary_erosion(padded, np.ones((3, 3, 3)))[1:-1, 1:-1, 1:-1]
-        deep &= mask
-        share = CLASS_SHARES[_CORE] / (CLASS_SHARES[_BODY] + CLASS_SHARES[_CORE])
-        wanted = max(1, round(mask.sum() * share * rng.uniform(0.8, 1.2)))
-        radius = self.radius_at(points - rng.normal(size=3) * 0.1 * self.radii)
-        order = np.sort(radius[deep])
-        if not len(order):
-            return deep
-        return deep & (radius <= order[min(wanted, len(order)) - 1])
-
-    def _shade(
-        self,
-        rng: np.random.Generator,
-        points: np.ndarray,
-        radius: np.ndarray,
-        mask: np.ndarray,
-        names: np.ndarray,
-        shade: np.ndarray,
-    ) -> None:
-        depth = (1 - radius) * float(np.min(self.radii[1:]))
-        tone = rng.normal(0, {_MITO: 10, _ALPHA: 11, _VESSEL: 17, _BODY: 14}[self.kind])
-        texture = np.full(radius.shape, tone)
-        if self.kind == _MITO:  # cristae: bent pale and dark sheets
-            waves = points @ rng.normal(size=3) / 60 * [1.0]
-            bend = _Waves(rng, 250, 1.5)(points)
-            texture += 24 * np.sin(waves + bend + 2 * np.pi * points[..., 1] / 90)
-        # A membrane on the rim; on the outside it darkens the cytoplasm.
-        rim = {_MITO: 30, _ALPHA: 14, _VESSEL: 62, _BODY: 40}[self.kind]
-        edge = -12.0 if self.kind in (_VESSEL, _BODY) else 6.0
-        line = rim * np.exp(-(((depth - edge) / 14) ** 2))
-        outside = (names == _CELL) & (depth < 0) & (depth > -45)
-        shade[outside] = np.clip(shade[outside] - line[outside], -127, 127).astype(np.int8)
-        shade[mask] = np.clip(texture - line, -127, 127)[mask].astype(np.int8)
 
 
 def _render(
@@ -411,16 +183,16 @@ def _render(
     slope = rng.normal(0, 6, 2)
     light = slope[0] * y[:, None] + slope[1] * x - 8 * (y[:, None] ** 2 + x**2)
     carry = np.exp(-voxel[0] / 60)  # glycogen is hardly thicker than a section
-    grains = _smooth_noise(rng, flat, 18 / voxel[1:])
-    clouds = _smooth_noise(rng, flat, 160 / voxel[1:])
+    grains = smooth_noise(rng, flat, 18 / voxel[1:])
+    clouds = smooth_noise(rng, flat, 160 / voxel[1:])
     for z in range(len(labels)):
         grains = _drift(rng, grains, 18 / voxel[1:], carry)
         clouds = _drift(rng, clouds, 160 / voxel[1:], carry**0.2)
-        cytoplasm = labels[z] == _CELL
-        clump = np.clip(grains + 0.9 * clouds - 1.5, 0, 1.0)
+        cytoplasm = labels[z] == CELL
+        clump = np.clip(grains + 1.1 * clouds - 1.1, 0, 1.0)
         pale = np.clip(-clouds - 1.2, 0, 1.5)
         plane = _GREY[labels[z]] + shade[z]
-        plane += cytoplasm * (6 * grains - 60 * clump + 22 * pale)
+        plane += cytoplasm * (6 * grains - 66 * clump + 24 * pale)
         plane = ndimage.gaussian_filter(plane, 9 / voxel[1:], truncate=3)
         gain, offset = rng.normal(1, 0.06), rng.normal(0, 5)
         plane = (plane - 128) * gain + 128 + offset + light
@@ -436,5 +208,5 @@ def _drift(
     rng: np.random.Generator, field: np.ndarray, sigma: np.ndarray, carry: float
 ) -> np.ndarray:
     """The next plane of a noise field that keeps the fraction ``carry`` of this one."""
-    fresh = _smooth_noise(rng, field.shape, sigma)
+    fresh = smooth_noise(rng, field.shape, sigma)
     return carry * field + math.sqrt(1 - carry**2) * fresh

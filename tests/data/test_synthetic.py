@@ -97,13 +97,13 @@ def test_world_is_anisotropic(world):
 
 
 def test_sizes_are_physical():
-    # The same extent in voxels twice as wide: organelles cover half as many of them in a row.
-    def width(shape, voxel):
+    # The same extent in voxels twice as wide holds organelles of about the same volume in nm^3.
+    def volume(shape, voxel):
         labels = platelet_world(jax.random.key(0), shape=shape, voxel_nm=voxel).labels
-        regions, n = ndimage.label(labels == 3)
+        regions = ndimage.label(labels == 3)[0]
         return np.median(np.bincount(regions.ravel())[1:]) * np.prod(voxel)
 
-    fine, coarse = width((12, 192, 192), (50, 10, 10)), width((12, 96, 96), (50, 20, 20))
+    fine, coarse = volume((12, 192, 192), (50, 10, 10)), volume((12, 96, 96), (50, 20, 20))
     assert 1 / 3 < fine / coarse < 3
 
 
