@@ -165,7 +165,7 @@ def _weight_gradient_looped(x: jax.Array, g: jax.Array, pads: Pads) -> jax.Array
     window = (g.shape[0], *g.shape[1:4], c_in)
 
     def tap(index: jax.Array) -> jax.Array:
-        corner = (0, *jnp.unravel_index(index, kernel), 0)
+        corner: list[Any] = [0, *jnp.unravel_index(index, kernel), 0]
         part = lax.dynamic_slice(padded, corner, window).reshape(-1, c_in)
         contract = (((0,), (0,)), ((), ()))
         return lax.dot_general(part, flat, contract, preferred_element_type=jnp.float32)
@@ -249,7 +249,7 @@ def _define(name: str, rule, shape, batched, transpose_first, transpose_second) 
     return primitive
 
 
-_conv_p = _define(
+_conv_p: Primitive = _define(
     "densejax_convolution",
     _forward,
     _forward_shape,
@@ -257,7 +257,7 @@ _conv_p = _define(
     lambda ct, x, w, *, pads: _input_gradient(ct, w, pads),
     lambda ct, x, w, *, pads: _weight_gradient_p.bind(x, ct, pads=pads),
 )
-_weight_gradient_p = _define(
+_weight_gradient_p: Primitive = _define(
     "densejax_convolution_weight_gradient",
     _weight_gradient,
     _weight_gradient_shape,

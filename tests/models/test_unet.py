@@ -1,0 +1,108 @@
+"""UNet: published count and window, window arithmetic, the forward pass in PyTorch."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from densejax.models.unet import UNet
+
+SMALL = {"classes": 3, "width": 2}
+
+
+def shapes(model, window):
+    x = jax.ShapeDtypeStruct((2, *window, 1), jnp.float32)
+    return jax.eval_shape(lambda a: model.init_with_output(jax.random.key(0), a), x)
+
+
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+def test_published_parameter_count(padding):
+    _, variables = shapes(UNet(padding=padding), (1, 572, 572))
+    assert sum(math.prod(p.shape) for p in jax.tree.leaves(variables)) == 31_030_983
+
+
+def test_published_window():
+    assert UNet().output_window((1, 572, 572)) == (1, 388, 388)
+
+
+@pytest.mark.parametrize(
+    ("options", "window"),
+    [
+        ({}, (1, 572, 572)),
+        ({}, (2, 189, 203)),
+        ({"padding": "SAME"}, (3, 16, 67)),
+        ({"padding": "SAME", "scales": 3}, (1, 5, 7)),
+        ({"scales": 3}, (1, 45, 60)),
+        ({"scales": 1}, (1, 5, 6)),
+    ],
+)
+def test_output_window_is_the_shape_of_the_logits(options, window):
+    model = UNet(**SMALL, **options)
+    (logits, _), _ = shapes(model, window)
+    assert logits.shape == (2, *model.output_window(window), 3)
+
+
+@pytest.mark.parametrize("scales", [2, 3])
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+def test_exactly_the_windows_that_vanish_are_refused(scales, padding):
+    """A window is refused where some layer has nothing left, by the sizes of each layer in turn."""
+
+    def survives(n):
+        lost, sizes = (4 if padding == "VALID" else 0), []
+        for scale in range(scales):
+            n = (n // 2 if scale else n) - lost
+            sizes.append(n)
+        for skip in sizes[-2::-1]:
+            n = min(2 * n, skip) - lost
+            sizes.append(n)
+        return min(sizes) > 0
+
+    model = UNet(**SMALL, scales=scales, padding=padding)
+    for n in range(1, 60):
+        if survives(n):
+            assert model.output_window((1, n, 80))[1] > 0
+        else:
+            with pytest.raises(ValueError, match=f"1, {n}, 80"):
+                model.output_window((1, n, 80))
+
+
+def test_forward_agrees_with_torch():
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    model = UNet(**SMALL, scales=3, logit_relu=False)
+    x = jax.random.normal(jax.random.key(1), (1, 2, 51, 60, 1))
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    ours, _ = jax.jit(model.apply)(variables, x)
+    params = jax.tree.map(lambda p: torch.tensor(np.asarray(p)), variables["params"])
+
+    def block(t, name):
+        for p in params[name].values():
+            t = functional.relu(functional.conv2d(t, p["kernel"][0].permute(3, 2, 0, 1), p["bias"]))
+        return t
+
+    t = torch.tensor(np.asarray(x)[0].transpose(0, 3, 1, 2))
+    skips = [block(t, "encoder0")]
+    for scale in (1, 2):
+        skips.append(block(functional.max_pool2d(skips[-1], 2), f"encoder{scale}"))
+    t = skips.pop()
+    for scale in (1, 0):
+        p, skip = params[f"up{scale}"], skips.pop()
+        t = functional.conv_transpose2d(t, p["kernel"][0].permute(2, 3, 0, 1), p["bias"], stride=2)
+        a, b = ((n - m) // 2 for n, m in zip(skip.shape[2:], t.shape[2:], strict=True))
+        skip = skip[:, :, a : a + t.shape[2], b : b + t.shape[3]]
+        t = block(torch.cat([skip, t], 1), f"decoder{scale}")
+    p = params["predictor"]
+    t = functional.conv2d(t, p["kernel"][0].permute(3, 2, 0, 1), p["bias"])
+    np.testing.assert_allclose(ours[0], t.numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_planes_are_labelled_each_for_itself():
+    model = UNet(**SMALL, scales=2, padding="SAME")
+    x = jax.random.normal(jax.random.key(1), (1, 3, 8, 8, 1))
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    apply = jax.jit(model.apply)
+    whole, _ = apply(variables, x)
+    plane, _ = apply(variables, x[:, 1:2])
+    np.testing.assert_allclose(whole[:, 1:2], plane, rtol=1e-5, atol=1e-6)
