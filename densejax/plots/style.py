@@ -1,0 +1,112 @@
+"""One look for every picture: colours that survive colour blindness, sizes, axes, and saving.
+
+Figures are objects drawn by the Agg back end. Nothing here or in the other files of this folder
+touches pyplot or any other global state, so pictures may be drawn from threads and in notebooks.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+DPI = 200
+INK = "#22262B"
+FAINT = "#8A9099"
+GRID = "#E4E7EB"
+TITLE_SIZE = 9.0
+LABEL_SIZE = 8.5
+TICK_SIZE = 7.5
+FONT = "DejaVu Sans"  # ships with matplotlib, so pictures are the same on every machine
+
+# Classes keep their colour in every picture. Background and cytoplasm are greys; what is looked
+# for has the hues of Okabe and Ito (2008), which differ in lightness as well.
+CLASS_COLOURS = (
+    "#17191C",
+    "#9BA3AD",
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#F0E442",
+    "#D55E00",
+    "#56B4E9",
+    "#7A4EAB",
+    "#5B3A1E",
+    "#B5D6B2",
+)
+SERIES_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B3A1E")
+UNLABELLED_COLOUR = "#FFFFFF"
+
+
+def class_colours(classes: int) -> list[str]:
+    """The colour of each class 0..c-1; beyond twelve the hues of the organelles repeat."""
+    hues = CLASS_COLOURS[2:]
+    beyond = [hues[i % len(hues)] for i in range(max(0, classes - len(CLASS_COLOURS)))]
+    return [*CLASS_COLOURS[:classes], *beyond]
+
+
+def series_colour(index: int) -> str:
+    """The colour of the i-th population of a picture; seven differ, then they repeat."""
+    return SERIES_COLOURS[index % len(SERIES_COLOURS)]
+
+
+def class_names(names: Sequence[str] | None, classes: int) -> list[str]:
+    """``names`` as a list, or ``class 0`` and on where None.
+
+    Raises:
+      ValueError: there are fewer or more names than classes.
+    """
+    if names is None:
+        return [f"class {i}" for i in range(classes)]
+    if len(names) != classes:
+        raise ValueError(f"class_names has {len(names)} names: expected one for each of {classes}")
+    return list(names)
+
+
+def new_figure(width: float, height: float, *, constrained: bool = True) -> Figure:
+    """An empty white figure of ``width`` by ``height`` inches."""
+    figure = Figure(
+        figsize=(width, height), facecolor="white", layout="constrained" if constrained else None
+    )
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def dress(axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: str = "y") -> None:
+    """Give axes the house's spines, sizes and labels; ``grid`` is x, y, both or nothing."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)
+        axes.spines[side].set_linewidth(0.7)
+    axes.tick_params(
+        labelsize=TICK_SIZE,
+        color=FAINT,
+        labelcolor=INK,
+        width=0.7,
+        length=3,
+        labelfontfamily=FONT,
+    )
+    axes.set_xlabel(x, fontsize=LABEL_SIZE, color=INK, family=FONT)
+    axes.set_ylabel(y, fontsize=LABEL_SIZE, color=INK, family=FONT)
+    if title:
+        axes.set_title(title, fontsize=TITLE_SIZE, color=INK, family=FONT, loc="left")
+    if grid:
+        axes.grid(axis=grid, color=GRID, linewidth=0.6)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG, making its folder, and return the path.
+
+    Raises:
+      ValueError: the name does not end in ``.png``.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path} is not a name of a PNG: expected it to end in .png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, format="png")
+    return path
