@@ -1,0 +1,180 @@
+"""Predictions of an ensemble over a whole volume, by overlapping windows of one shape.
+
+All members label a window in one compiled program; what the ensemble says of a voxel comes from the
+window in which that voxel is most central, as released by Guay et al. (2021). Everything that is
+kept is written voxel by voxel, so that memory is that of the results, whatever the overlap.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from densejax.data.windows import evaluation_corners, reflect_index
+from densejax.instances import Population
+from densejax.typing import Array, Params
+
+Sizes = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an ensemble says of a volume.
+
+    Attributes:
+      labels: [z, y, x] int32, argmax of the mean probabilities of all members.
+      entropy: [z, y, x] float32, of the mean probabilities, divided by log(c): 0 to 1.
+      disagreement: [z, y, x] float32, share of members whose own label is another: 0 to 1.
+      cumulative: [k, z, y, x] uint8, labels of the first 1, 2, ... k members together, in the order
+        in which they were given.
+      members: [k, z, y, x] uint8, labels of each member alone.
+    """
+
+    labels: np.ndarray
+    entropy: np.ndarray
+    disagreement: np.ndarray
+    cumulative: np.ndarray
+    members: np.ndarray
+
+
+def centrality(window: Sizes, *, anisotropy: tuple[float, float, float] = (4, 1, 1)) -> np.ndarray:
+    """Distance of each voxel of a window to the window's border, [z, y, x] float32.
+
+    A box's Euclidean distance to its complement is the least of its distances along the axes.
+    Departure from the released code: distances are not truncated to integers, so that no tie goes
+    to the later window.
+
+    Args:
+      window: (z, y, x) in voxels.
+      anisotropy: length of a voxel along each axis, in units of y; the released code has (4, 1, 1).
+    """
+    axes = []
+    for size, length in zip(window, anisotropy, strict=True):
+        position = np.arange(size, dtype=np.float32)
+        axes.append(length * np.minimum(position + 1, size - position))
+    z, y, x = np.meshgrid(*axes, indexing="ij")
+    return np.minimum(np.minimum(z, y), x)
+
+
+def input_tile(volume: np.ndarray, corner: Array, output: Sizes, window: Sizes) -> np.ndarray:
+    """The input of a window whose output starts at ``corner``; mirrored beyond the volume.
+
+    Args:
+      volume: [z, y, x].
+      corner: int [3], first voxel of the output.
+      output: (z, y, x) of the output window, centred in the input window.
+      window: (z, y, x) of the input window.
+
+    Returns:
+      [z, y, x] float32.
+    """
+    indexes = []
+    for start, out, size, length in zip(corner, output, window, volume.shape, strict=True):
+        index = np.arange(size) + int(start) - (size - out) // 2
+        indexes.append(np.asarray(reflect_index(index, length)))
+    return np.asarray(volume[np.ix_(*indexes)], np.float32)
+
+
+def member_probabilities(
+    network: Callable[..., Any], members: Params, size: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """All members' probabilities of a window in one compiled program.
+
+    Args:
+      network: ``(params, [b, z, y, x, 1]) -> (logits, out)``.
+      members: stacked parameters, [k, ...].
+      size: k.
+
+    Returns:
+      A function of a window [z, y, x] that returns [k, z', y', x', c] float32.
+    """
+    population = Population(size)
+
+    def one(params: Params, tile: jax.Array) -> jax.Array:
+        logits = network(params, tile[None, ..., None])[0][0]
+        return jax.nn.softmax(jnp.asarray(logits, jnp.float32), axis=-1)
+
+    program = population.map(one, shared=(1,), name="prediction")
+    placed = population.place(members)
+
+    def probabilities(tile: np.ndarray) -> np.ndarray:
+        return population.fetch(program(placed, population.replicate(tile)))
+
+    return probabilities
+
+
+def predict_volume(
+    probabilities: Callable[[np.ndarray], np.ndarray],
+    volume: np.ndarray,
+    *,
+    window: Sizes,
+    output: Sizes,
+    overlap: Sizes | None = None,
+    anisotropy: tuple[float, float, float] = (4, 1, 1),
+    progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda items, total: items,
+) -> Prediction:
+    """Label a volume by an ensemble.
+
+    Args:
+      probabilities: of a window, [z, y, x] -> [k, z', y', x', c].
+      volume: [z, y, x] float32, standardised as the training images were.
+      window: (z, y, x) that the network takes.
+      output: (z', y', x') that it returns, centred in the window.
+      overlap: voxels that neighbouring outputs share; a third of the output as released if None.
+      anisotropy: voxel lengths in units of y, for the choice of the most central window.
+      progress: wraps the iterator of windows, given their number.
+
+    Returns:
+      The prediction; see ``Prediction``.
+
+    Raises:
+      ValueError: the output window is larger than the volume.
+    """
+    volume = np.asarray(volume)
+    overlap = tuple(size // 3 for size in output) if overlap is None else overlap
+    corners = evaluation_corners(volume.shape, output, overlap)
+    reach = np.zeros(volume.shape, np.float32)
+    central = centrality(output, anisotropy=anisotropy)
+    result: Prediction | None = None
+    for corner in progress(iter(corners), len(corners)):
+        shares = probabilities(input_tile(volume, corner, output, window))
+        if result is None:
+            result = _empty(volume.shape, len(shares))
+        place = tuple(slice(int(c), int(c) + n) for c, n in zip(corner, output, strict=True))
+        better = central > reach[place]
+        reach[place] = np.maximum(reach[place], central)
+        _write(result, place, better, shares)
+    assert result is not None
+    return result
+
+
+def _empty(shape: tuple[int, ...], members: int) -> Prediction:
+    return Prediction(
+        labels=np.zeros(shape, np.int32),
+        entropy=np.zeros(shape, np.float32),
+        disagreement=np.zeros(shape, np.float32),
+        cumulative=np.zeros((members, *shape), np.uint8),
+        members=np.zeros((members, *shape), np.uint8),
+    )
+
+
+def _write(result: Prediction, place: Any, better: np.ndarray, shares: np.ndarray) -> None:
+    members, classes = len(shares), shares.shape[-1]
+    own = shares.argmax(-1)
+    counts = np.arange(1, members + 1, dtype=np.float32).reshape(-1, *[1] * (shares.ndim - 1))
+    means = np.cumsum(shares, axis=0) / counts
+    cumulative = means.argmax(-1)
+    mean, labels = means[-1], cumulative[-1]
+    entropy = -np.sum(mean * np.log(np.maximum(mean, 1e-30)), axis=-1) / np.log(classes)
+    for target, value in (
+        (result.labels, labels),
+        (result.entropy, entropy),
+        (result.disagreement, np.mean(own != labels, axis=0)),
+    ):
+        target[place] = np.where(better, value, target[place])
+    for target, values in ((result.cumulative, cumulative), (result.members, own)):
+        window = (slice(None), *place)
+        target[window] = np.where(better, values, target[window])

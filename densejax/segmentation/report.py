@@ -1,0 +1,272 @@
+"""The end of a segmentation sweep: rank, ensembles of every size, tables, pictures, volumes."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tifffile
+from tqdm import tqdm
+
+from densejax import metrics, plots
+from densejax.data.datasets import LabelledVolume, standardise
+from densejax.ensembles.distributions import bimodality, bootstrap_median, summarise
+from densejax.ensembles.predict import Prediction, Sizes, member_probabilities, predict_volume
+from densejax.ensembles.rank import rank_members
+from densejax.segmentation.prepare import class_counts
+from densejax.segmentation.sources import Parts
+from densejax.segmentation.task import WindowTask
+from densejax.training.checkpoint import restore_tree
+from densejax.training.folders import Outcome, read_metrics
+from densejax.typing import Params
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One volume labelled by the ranked members.
+
+    Attributes:
+      volume: what was labelled.
+      prediction: labels, entropy and disagreement of all members together, and labels of each.
+      members: [k, c, c] int64, confusion counts of each member alone, best ranked first.
+      ensembles: [k, c, c] int64, of the first 1, 2, ... k together.
+    """
+
+    volume: LabelledVolume
+    prediction: Prediction
+    members: np.ndarray
+    ensembles: np.ndarray
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a sweep came to."""
+
+    outcomes: tuple[Outcome, ...]
+    ranked: tuple[Outcome, ...]
+    evaluation: Judged | None
+    test: Judged | None
+    files: tuple[Path, ...]
+
+    @property
+    def failed(self) -> int:
+        """Members that failed."""
+        return sum(outcome.status == "FAILED" for outcome in self.outcomes)
+
+
+def print_setting(parts: Parts, task: WindowTask, *, window: Sizes, output: Sizes) -> None:
+    """What is about to run: devices, volumes, classes, parameters."""
+    devices = jax.local_devices()
+    print(f"devices      {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
+    for name in ("train", "evaluation", "test"):
+        volume: LabelledVolume = getattr(parts, name)
+        shape = " x ".join(str(size) for size in volume.images.shape)
+        voxel = " x ".join(f"{size:g}" for size in volume.voxel_nm)
+        print(f"{name:<12} {shape} {volume.images.dtype}, voxels {voxel} nm (z, y, x)")
+        counts = class_counts(volume.labels, volume.class_names)
+        shares = (f"{n} {100 * count / volume.labels.size:.2f} %" for n, count in counts.items())
+        print(f"{'':<12} " + ", ".join(shares))
+    shapes = jax.eval_shape(task.init_params, jax.random.key(0))
+    size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+    print(f"network      {size:,} parameters, window {window} -> {output}", flush=True)
+
+
+def summarise_sweep(
+    outcomes: Sequence[Outcome],
+    parts: Parts,
+    task: WindowTask,
+    *,
+    workdir: Path,
+    window: Sizes,
+    output: Sizes,
+) -> Summary:
+    """Rank the members, label evaluation and test volumes by ensembles of every size, write it all.
+
+    Args:
+      outcomes: of all members.
+      parts: the sweep's volumes.
+      task: for the network and the structure of its parameters.
+      workdir: the run's folder; results go to ``summary/`` in it.
+      window: (z, y, x) of the network's input.
+      output: (z, y, x) of its output.
+
+    Returns:
+      The summary; without ensembles where every member failed.
+    """
+    folder = workdir / "summary"
+    folder.mkdir(parents=True, exist_ok=True)
+    done = [outcome for outcome in outcomes if outcome.status == "DONE"]
+    if not done:
+        _write_scores(folder / "scores.csv", outcomes)
+        return Summary(tuple(outcomes), (), None, None, (folder / "scores.csv",))
+    ranked = [done[index] for index in rank_members([o.best_score for o in done])]
+    template = jax.eval_shape(task.init_params, jax.random.key(0))
+    best = [restore_tree(outcome.folder / "best", template) for outcome in ranked]
+    stacked: Params = jax.tree.map(lambda *leaves: np.stack(leaves), *best)
+    judged = []
+    probabilities = member_probabilities(task.network, stacked, len(ranked))
+    for volume in (parts.evaluation, parts.test):
+        prediction = predict_volume(
+            probabilities,
+            standardise(volume.images),
+            window=window,
+            output=output,
+            anisotropy=_anisotropy(volume),
+            progress=lambda tiles, total, name=volume.name: _progress(tiles, total, name),
+        )
+        judged.append(_judge(volume, prediction))
+    summary = Summary(tuple(outcomes), tuple(ranked), judged[0], judged[1], ())
+    files = [*_write_tables(folder, summary), *_write_volumes(folder, judged[1])]
+    files += _draw(folder, summary)
+    summary = Summary(tuple(outcomes), tuple(ranked), judged[0], judged[1], tuple(files))
+    _print(summary)
+    return summary
+
+
+def mean_ious(confusions: np.ndarray) -> np.ndarray:
+    """MIoU of each of ``[k, c, c]`` confusion counts, [k] float64."""
+    return np.array([float(metrics.mean_iou(confusion)) for confusion in confusions])
+
+
+def _anisotropy(volume: LabelledVolume) -> tuple[float, float, float]:
+    z, y, x = volume.voxel_nm
+    return z / y, 1.0, x / y
+
+
+def _progress(tiles: Iterator[Any], total: int, name: str) -> Iterator[Any]:
+    return iter(tqdm(tiles, total=total, desc=f"label {name}", unit="window", mininterval=5))
+
+
+def _judge(volume: LabelledVolume, prediction: Prediction) -> Judged:
+    classes = len(volume.class_names)
+
+    def count(labelled: np.ndarray) -> np.ndarray:
+        counts = metrics.confusion_counts(volume.labels, labelled.astype(np.int32), classes=classes)
+        return np.asarray(counts, np.int64)
+
+    return Judged(
+        volume,
+        prediction,
+        np.stack([count(labels) for labels in prediction.members]),
+        np.stack([count(labels) for labels in prediction.cumulative]),
+    )
+
+
+def _write_scores(path: Path, outcomes: Sequence[Outcome]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["member", "status", "steps", "best_miou", "best_step", "reason"])
+        for o in outcomes:
+            writer.writerow(
+                [o.member.name, o.status, o.step, f"{o.best_score:.6f}", o.best_step, o.reason]
+            )
+
+
+def _write_tables(folder: Path, summary: Summary) -> list[Path]:
+    assert summary.evaluation is not None and summary.test is not None
+    paths = [folder / name for name in ("scores.csv", "top_k.csv", "class_iou.csv", "summary.json")]
+    _write_scores(paths[0], summary.outcomes)
+    names = summary.test.volume.class_names
+    parts = {"evaluation": summary.evaluation, "test": summary.test}
+    with paths[1].open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["rank", "member", *(f"{part}_{what}" for part in parts for what in ("alone", "top_k"))]
+        )
+        columns = [
+            column
+            for judged in parts.values()
+            for column in (mean_ious(judged.members), mean_ious(judged.ensembles))
+        ]
+        for rank, (outcome, *row) in enumerate(zip(summary.ranked, *columns, strict=True), 1):
+            writer.writerow([rank, outcome.member.name, *(f"{value:.6f}" for value in row)])
+    with paths[2].open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["part", "labeller", *names])
+        for part, judged in parts.items():
+            for labeller, table in (("best single", judged.members[0]), ("all", judged.ensembles[-1])):
+                values = np.asarray(metrics.iou(table))
+                writer.writerow([part, labeller, *(f"{value:.6f}" for value in values)])
+    paths[3].write_text(json.dumps(_numbers(summary), indent=1))
+    return paths
+
+
+def _numbers(summary: Summary) -> dict[str, Any]:
+    """The summary's numbers; ``top_k`` is chosen on the evaluation volume, never on the test."""
+    assert summary.evaluation is not None and summary.test is not None
+    scores = np.array([outcome.best_score for outcome in summary.ranked])
+    chosen = int(np.argmax(mean_ious(summary.evaluation.ensembles)))
+    numbers: dict[str, Any] = {"members": len(summary.outcomes), "failed": summary.failed}
+    numbers["peak_evaluation_miou"] = summarise(scores).__dict__ | {"scores": scores.tolist()}
+    if len(scores) > 1:
+        numbers["median_interval"] = bootstrap_median(scores).__dict__
+    if len(scores) >= 8:
+        numbers["bimodality"] = _plain(bimodality(scores).__dict__)
+    numbers["top_k"] = chosen + 1
+    for part in ("evaluation", "test"):
+        judged: Judged = getattr(summary, part)
+        numbers[part] = {
+            "best_single": float(mean_ious(judged.members)[0]),
+            "median_single": float(np.median(mean_ious(judged.members))),
+            "top_k": float(mean_ious(judged.ensembles)[chosen]),
+            "all": float(mean_ious(judged.ensembles)[-1]),
+            "adjusted_rand_top_k": float(metrics.adjusted_rand(judged.ensembles[chosen])),
+        }
+    return numbers
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.asarray(value).tolist() for name, value in fields.items()}
+
+
+def _write_volumes(folder: Path, judged: Judged) -> list[Path]:
+    """Labels (uint8), entropy and disagreement (uint8, 255 is one) as compressed TIFF stacks."""
+    prediction = judged.prediction
+    volumes = {
+        "labels": prediction.labels.astype(np.uint8),
+        "entropy": np.rint(255 * prediction.entropy).astype(np.uint8),
+        "disagreement": np.rint(255 * prediction.disagreement).astype(np.uint8),
+    }
+    z, y, x = judged.volume.voxel_nm
+    paths = []
+    for name, array in volumes.items():
+        paths.append(folder / f"test_{name}.tif")
+        tifffile.imwrite(
+            paths[-1],
+            array,
+            compression="zlib",
+            metadata={"axes": "ZYX", "PhysicalSizeX": x, "PhysicalSizeY": y, "PhysicalSizeZ": z}
+            | {f"PhysicalSize{axis}Unit": "nm" for axis in "XYZ"},
+            ome=True,
+        )
+    return paths
+
+
+def _draw(folder: Path, summary: Summary) -> list[Path]:
+    return []
+
+
+def _print(summary: Summary) -> None:
+    numbers = _numbers(summary)
+    scores = numbers["peak_evaluation_miou"]
+    print(f"\n{'seeds':<28}{numbers['members']} trained, {numbers['failed']} failed")
+    print(
+        f"{'peak evaluation MIoU':<28}median {scores['median']:.4f}  quartiles "
+        f"{scores['lower_quartile']:.4f} .. {scores['upper_quartile']:.4f}  "
+        f"maximum {scores['maximum']:.4f}"
+    )
+    print(f"\n{'MIoU':<28}{'evaluation':>12}{'test':>12}")
+    for label, name in (
+        ("median single network", "median_single"),
+        ("best single network", "best_single"),
+        (f"Top-{numbers['top_k']} ensemble", "top_k"),
+        ("ensemble of all", "all"),
+    ):
+        print(f"{label:<28}{numbers['evaluation'][name]:>12.4f}{numbers['test'][name]:>12.4f}")
+    print("\nfiles")
+    for path in summary.files:
+        print(f"  {path}")

@@ -1,0 +1,164 @@
+"""Where a segmentation sweep's volumes come from: sets by name, a user's files, or a made world."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from densejax.data.datasets import (
+    LabelledVolume,
+    load_files,
+    load_platelets,
+    load_vnc,
+    split_sections,
+)
+from densejax.data.synthetic import platelet_world
+from densejax.data.volumes import check_pair, check_training_classes
+from densejax.data.weights import (
+    BORDERS,
+    FLOOR,
+    Borders,
+    borders_between,
+    class_balance,
+    diffusive_edge_weights,
+    edge_preservation,
+    error_weights,
+)
+
+
+# What lies in a neurite has the part of the platelet's organelles, its membrane that of the outside.
+VNC_BORDERS = borders_between(background=(0,), cell=(4,), organelles=(2, 3))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Volumes to learn from, to rank by, and to report on.
+
+    ``borders`` are the pairs of class groups between which edge weights are put; a user's own
+    classes have none.
+    """
+
+    train: LabelledVolume
+    evaluation: LabelledVolume
+    test: LabelledVolume
+    borders: Borders = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        return self.train.class_names
+
+
+def default_sections(depth: int, *, least: int = 1) -> tuple[int, int, int, int]:
+    """Sections for train, evaluation and test and the gap between them, from all sections.
+
+    About 15 % each for evaluation and test, at least ``least`` (a window's depth); 5 % and at least
+    one for each gap; the rest for training.
+    """
+    part, gap = max(least, round(0.15 * depth)), max(1, round(0.05 * depth))
+    return depth - 2 * part - 2 * gap, part, part, gap
+
+
+def synthetic_volume(shape: Sequence[int], *, seed: int) -> LabelledVolume:
+    """One synthetic platelet world of shape (z, y, x) in voxels."""
+    world = platelet_world(jax.random.key(seed), shape=(shape[0], shape[1], shape[2]))
+    return LabelledVolume(
+        "synthetic platelet world",
+        world.images,
+        world.labels,
+        None,
+        world.voxel_nm,
+        world.class_names,
+    )
+
+
+def split_parts(
+    volume: LabelledVolume, sections: Sequence[int], *, least: int = 1, borders: Borders = ()
+) -> Parts:
+    """Cut one volume along z: train, evaluation, test, gap; empty is ``default_sections``."""
+    if not sections:
+        sections = default_sections(len(volume.images), least=least)
+    if len(sections) != 4:
+        raise ValueError(
+            f"--sections takes four numbers, train,evaluation,test,gap; found {tuple(sections)}"
+        )
+    train, evaluation, test, gap = sections
+    slabs = split_sections(volume, train=train, evaluation=evaluation, test=test, gap=gap)
+    return Parts(*slabs, borders=borders)
+
+
+def load_parts(config: Any) -> Parts:
+    """The parts that a configuration names, checked: shapes, classes, finite and varying images.
+
+    Args:
+      config: has ``data``, ``data_folder``, ``image``, ``labels``, ``voxel_nm``, ``classes``,
+        ``world``, ``sections`` and ``window``.
+
+    Raises:
+      ValueError: a volume and its labels do not fit, or a class is absent from training.
+      FileNotFoundError: a file is missing.
+    """
+    if config.image or config.labels or config.data == "files":
+        if not (config.image and config.labels):
+            raise ValueError(
+                f"--image and --labels belong together; found --image={config.image!r} "
+                f"--labels={config.labels!r}"
+            )
+        volume = load_files(
+            config.image,
+            config.labels,
+            voxel_nm=tuple(config.voxel_nm) or None,
+            classes=config.classes or None,
+        )
+        parts = split_parts(volume, config.sections, least=config.window[0])
+    elif config.data == "vnc":
+        parts = split_parts(
+            load_vnc(_folder(config)),
+            config.sections,
+            least=config.window[0],
+            borders=VNC_BORDERS,
+        )
+    elif config.data == "platelets":
+        parts = Parts(*load_platelets(_folder(config)), borders=BORDERS)
+    else:
+        volume = synthetic_volume(config.world, seed=0)
+        parts = split_parts(volume, config.sections, least=config.window[0], borders=BORDERS)
+    for part in (parts.train, parts.evaluation, parts.test):
+        counts = check_pair(part.images, part.labels, classes=len(part.class_names), name=part.name)
+        if part is parts.train:
+            check_training_classes(counts, part.class_names)
+    return parts
+
+
+def error_weights_of(parts: Parts, kind: str) -> np.ndarray:
+    """Error weights of the training volume, [z, y, x] float32.
+
+    Args:
+      parts: the volumes and the borders that edge weights preserve.
+      kind: ``published`` is the file's own weights where there are some, else floor + class balance
+        + edge preservation by the thesis's formula; ``diffusive`` takes the released code's edges;
+        ``balance`` is floor + class balance; ``none`` is one at every labelled voxel.
+
+    Raises:
+      ValueError: ``kind`` is none of these.
+    """
+    volume, classes = parts.train, len(parts.class_names)
+    if kind == "none":
+        return np.where(volume.labels >= 0, 1, 0).astype(np.float32)
+    if kind == "published" and volume.weights is not None:
+        return volume.weights
+    if kind == "balance" or (kind == "published" and not parts.borders):
+        return np.where(volume.labels >= 0, FLOOR, 0) + class_balance(volume.labels, classes)
+    edges = {"published": edge_preservation, "diffusive": diffusive_edge_weights}
+    if kind not in edges:
+        raise ValueError(f"error weights {kind!r} are none of published, diffusive, balance, none")
+    return error_weights(volume.labels, classes, borders=parts.borders, edges=edges[kind])
+
+
+def _folder(config: Any) -> Path:
+    if not config.data_folder:
+        raise ValueError(f"--data={config.data} needs --data_folder, the folder of the set")
+    return Path(config.data_folder)

@@ -1,0 +1,165 @@
+"""How good are many seeds of one segmentation network, and how good is the ensemble of the best?
+
+Trains a population of networks on windows of labelled 3-D electron microscopy, all in one compiled
+program; ranks them on an evaluation volume; combines the best into an ensemble; and reports on a
+test volume that neither training nor ranking has seen.
+
+Data: a synthetic platelet world generated here (default), the Drosophila VNC stack
+(``--data=vnc``), the platelet set of Guay et al. 2021 (``--data=platelets``), or any volume
+(``--image=... --labels=... --voxel_nm=50,4,4``).
+
+    python -m experiments.segment --workdir=runs/first
+    python -m experiments.segment --data=vnc --data_folder=data/vnc --seeds=0:8 --workdir=runs/vnc
+
+The same command again continues; more ``--seeds`` extend the sweep. Published setting:
+``--data=platelets --width=32 --window=5,300,300 --spacing=2,100,100 --steps=33120
+--augmentation.elastic=released --seeds=0:26``. Defaults: four narrow networks, under ten minutes on
+two CPU cores.
+"""
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from absl import app
+
+from densejax.data.augment import Augmentation, draw_window
+from densejax.models import hybrid, unet, unet3d
+from densejax.segmentation import report, sources
+from densejax.segmentation.prepare import sweep_data
+from densejax.segmentation.task import PUBLISHED_L2, WindowTask
+from densejax.training import config as configuration
+from densejax.training.folders import members_of
+from densejax.training.logs import Reporter
+from densejax.training.sweep import Schedule, Sweep
+
+NETWORKS = Literal[
+    "hybrid", "no_3x3x3", "no_multi_loss", "no_pyramid", "unet", "unet3d_thin", "unet3d_thick"
+]
+
+
+def option(default: Any, help: str, unit: str = "") -> Any:
+    """A field of the configuration, with the help of its flag."""
+    return field(default=default, metadata={"help": help, "unit": unit})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a result."""
+
+    data: Literal["synthetic", "vnc", "platelets", "files"] = option("synthetic", "what to learn")
+    data_folder: str = option("", "folder of the VNC or platelet set")
+    image: str = option("", "image volume or URL, of any format read; implies --data=files")
+    labels: str = option("", "label volume that belongs to --image")
+    voxel_nm: tuple[float, ...] = option((), "voxel size z,y,x; where the file states none", "nm")
+    classes: int = option(0, "classes of --labels; 0 is the largest label plus one")
+    world: tuple[int, ...] = option((40, 192, 192), "z,y,x of the synthetic world", "voxels")
+    sections: tuple[int, ...] = option(
+        (), "train,evaluation,test,gap sections; by default about 60, 15, 15 and 5 % of z", "sections"
+    )
+    network: NETWORKS = option("hybrid", "architecture; see python -m experiments.networks")
+    width: int = option(8, "channels of the finest scale (published: hybrid 32, U-Net 64)")
+    logit_relu: bool = option(True, "ReLU on the logits, as released")
+    released_upsampling: bool = option(False, "upsample z in the pyramid, as released")
+    window: tuple[int, ...] = option((5, 64, 64), "input window z,y,x", "voxels")
+    spacing: tuple[int, ...] = option((2, 21, 21), "bin of the window grid z,y,x", "voxels")
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    error_weights: Literal["published", "diffusive", "balance", "none"] = option(
+        "published", "voxel weights: class balance and edges, released edges, balance only, none"
+    )
+    steps: int = option(1200, "updates of each instance", "steps")
+    batch: int = option(1, "windows an update")
+    learning_rate: float = option(1e-3, "initial rate of Adam")
+    decay_rate: float = option(0.75, "factor on the learning rate every 10^3.4 steps")
+    two_d_loss: float = option(0.33, "weight of the 2-D module's loss (c_2D of equation 4.3)")
+    reduction: Literal["mean", "sum"] = option("mean", "of the loss over voxels; released: sum")
+    grid: str = option("", "settings x seeds, such as learning_rate=1e-3,3e-4;l2_scale=0,1")
+    stop_below: float = option(0.0, "give an instance up below this MIoU (published: 0.3)", "MIoU")
+    stop_after: int = option(0, "first step at which to give up", "steps")
+    log_every: int = option(50, "interval of metrics rows", "steps")
+    evaluate_every: int = option(200, "interval of evaluations", "steps")
+    evaluation_windows: int = option(
+        64, "windows of the evaluation volume that rank while training, spread evenly; 0 is all"
+    )
+    checkpoint_every: int = option(200, "interval of checkpoints", "steps")
+    base_seed: int = option(0, "from which all seeds' keys are folded")
+
+
+def build(config: Config, classes: int) -> tuple[Any, WindowTask]:
+    """The network and the task of a configuration."""
+    common = {"classes": classes, "width": config.width, "logit_relu": config.logit_relu}
+    hybrid_options = common | {"upsample_z": config.released_upsampling}
+    networks: dict[str, Any] = {
+        "hybrid": lambda: hybrid.Hybrid2D3D(**hybrid_options),
+        "no_multi_loss": lambda: hybrid.Hybrid2D3D(**hybrid_options),
+        "no_3x3x3": lambda: hybrid.Hybrid2D3D(**hybrid_options, conv3d_in_2d=False),
+        "no_pyramid": lambda: hybrid.Hybrid2D3D(**hybrid_options, pyramid=False),
+        "unet": lambda: unet.UNet(**common, padding="SAME"),
+        "unet3d_thin": lambda: unet3d.UNet3D(**common, pool_z=False),
+        "unet3d_thick": lambda: unet3d.UNet3D(**common, pool_z=True),
+    }
+    model = networks[config.network]()
+    is_hybrid = isinstance(model, hybrid.Hybrid2D3D)
+    window = tuple(config.window)
+    output = model.output_window(window)
+    example = jax.ShapeDtypeStruct((1, *window, 1), jnp.float32)
+
+    def draw(key: jax.Array, step: jax.Array, data: Any) -> Any:
+        return draw_window(
+            key,
+            step,
+            data,
+            input_window=window,
+            output_window=output,
+            spacing=config.spacing,
+            augmentation=config.augmentation,
+        )
+
+    task = WindowTask(
+        init_params=lambda key: model.lazy_init(key, example),
+        network=model.apply,
+        draw=draw,
+        classes=classes,
+        batch=config.batch,
+        learning_rate=config.learning_rate,
+        decay_rate=config.decay_rate,
+        two_d_loss=0.0 if config.network == "no_multi_loss" else config.two_d_loss,
+        l2=PUBLISHED_L2 if is_hybrid else None,
+        group_of=hybrid.parameter_group if is_hybrid else (lambda path: None),
+        reduction=config.reduction,
+        stop_below=config.stop_below,
+        stop_after=config.stop_after,
+    )
+    return model, task
+
+
+def run(config: Config, workdir: Path, *, seeds: tuple[int, ...], slots: int = 0,
+        strategy: Literal["map", "vmap", "auto"] = "map") -> report.Summary:
+    """Train, rank, combine, report; returns the summary's arrays."""
+    parts = sources.load_parts(config)
+    model, task = build(config, len(parts.class_names))
+    window = tuple(config.window)
+    output = model.output_window(window)
+    weights = sources.error_weights_of(parts, config.error_weights)
+    data = sweep_data(
+        parts.train,
+        parts.evaluation,
+        weights,
+        window=window,
+        output=output,
+        at_most=config.evaluation_windows,
+    )
+    members = members_of(seeds, configuration.parse_grid(config.grid))
+    configuration.start_folder(config, workdir)
+    report.print_setting(parts, task, window=window, output=output)
+    reporter = Reporter(score=task.score, events=workdir / "tensorboard")
+    schedule = Schedule(config.steps, config.log_every, config.evaluate_every,
+                        config.checkpoint_every)
+    sweep = Sweep(task, data, members, workdir=workdir, schedule=schedule, slots=slots,
+                  strategy=strategy, base_seed=config.base_seed, reporter=reporter)
+    outcomes = sweep.run()
+    reporter.close()
+    return report.summarise_sweep(outcomes, parts, task, workdir=workdir, window=window, output=output)
