@@ -211,7 +211,10 @@ def _tiff_layout(tif: tifffile.TiffFile, path: Path) -> tuple[tuple[int, int, in
 
 def _check_page(page: Any, first: Any, name: str) -> None:
     if len(page.shape) != 2:
-        raise ValueError(f"{name} has shape {page.shape}; expected grey sections (y, x)")
+        # A common accident: writers take a stack of 3 or 4 sections for the planes of one colour.
+        hint = " (a stack of 3 or 4 sections is to be written with photometric='minisblack')"
+        hint = hint if page.shape[0] in (3, 4) else ""
+        raise ValueError(f"{name} has shape {page.shape}; expected grey sections (y, x){hint}")
     if page.shape != first.shape or page.dtype != first.dtype:
         raise ValueError(
             f"{name} is {page.shape} {page.dtype}; expected {first.shape} {first.dtype} as page 0"

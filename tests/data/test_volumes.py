@@ -331,6 +331,10 @@ def test_tiff_must_be_grey_and_three_dimensional(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.ones((4, 8, 9, 3), np.uint8), photometric="rgb")
     with pytest.raises(ValueError, match="expected grey"):
         open_volume(tmp_path / "a.tif", voxel_nm=VOXEL)
+    planes = {"photometric": "rgb", "planarconfig": "separate"}
+    tifffile.imwrite(tmp_path / "d.tif", np.ones((3, 8, 9), np.uint8), **planes)
+    with pytest.raises(ValueError, match="minisblack"):
+        open_volume(tmp_path / "d.tif", voxel_nm=VOXEL)
     meta = {"axes": "ZCYX"}
     tifffile.imwrite(
         tmp_path / "b.tif", np.ones((4, 2, 8, 9), np.uint8), imagej=True, metadata=meta
