@@ -51,9 +51,16 @@ class Cells:
             margin[i] = (wall + gaps(points)).reshape(margin.shape[1:])
             self.tone[i] = tones[which[:, 0]].reshape(margin.shape[1:])
         # Cells that lie close are still parted by a thin cleft.
-        margin -= np.quantile(margin, CLASS_SHARES[BACKGROUND])
+        walls -= np.float32(70 / size)
+        margin -= self._plasma_level(margin, walls)
         # Half the difference of two distances is about the distance to the wall.
-        self.depth = np.minimum(margin, walls - 70 / size) * np.float32(0.5 * size)
+        self.depth = np.minimum(margin, walls) * np.float32(0.5 * size)
+
+    def _plasma_level(self, margin: np.ndarray, walls: np.ndarray) -> np.float32:
+        """The margin below which, clefts included, the published share of the world is plasma."""
+        some = np.unique(np.linspace(0, self.shape[0] - 1, 12).round().astype(int))
+        seen = [np.where(self.fine(walls, z) < 0, -9.0, self.fine(margin, z)) for z in some]
+        return np.float32(max(np.quantile(seen, CLASS_SHARES[BACKGROUND]), -1.0))
 
     def fine(self, field: np.ndarray, z: int) -> np.ndarray:
         """Plane z [y, x] of a coarse field [z, y, x], at the resolution of the world."""
@@ -159,7 +166,8 @@ class Organelle:
         radius = blend ** (-1 / 6)
         # Lumps matter near the surface only.
         close = np.abs(radius - 1) < 0.4
-        radius[close] *= 1 + self.lumps(points[close])
+        taper = 1 - (np.abs(radius[close] - 1) / 0.4) ** 2
+        radius[close] *= 1 + taper * self.lumps(points[close])
         return radius
 
     def paint(

@@ -93,6 +93,7 @@ def platelet_world(
     Raises:
         ValueError: shape or voxel_nm is not three positive numbers, the world is too small to hold
             every class, or its voxels are too large for the smallest organelle.
+        RuntimeError: a class found no room, which takes cells out of all proportion to the world.
     """
     voxel = _validated(shape, voxel_nm, cell_nm)
     words = np.asarray(jax.random.key_data(key)).ravel()
@@ -143,7 +144,9 @@ def _place(
     largest = target / (1 if kind == BODY else 2 if kind == MITO else 4)
     least = least_volume(kind, voxel)
     filled, crowding = 0.0, 0.0
-    centres = _centres(rng, cells, least_radius(kind, voxel))
+    least_tall = least_radius(kind, voxel)
+    # Dense granules keep off the faces of the world: so few a world that a cut one would count.
+    centres = _centres(rng, cells, least_tall, border=least_tall if kind == BODY else 0.0)
     while filled < target - 0.5 * least or not filled:
         volume = 1e6 * median * math.exp(spread * rng.normal())
         volume = max(min(volume, 100e6, largest, 1.1 * (target - filled)), least)
@@ -154,22 +157,30 @@ def _place(
         crowding = 0.7 * crowding if painted else crowding + 0.1
         if crowding > 60:
             break
+    if not filled:
+        raise RuntimeError(f"found no room for any {CLASS_NAMES[kind]} in a world {labels.shape}")
 
 
-def _centres(rng: np.random.Generator, cells: Cells, radius: float) -> Iterator[np.ndarray]:
-    """Endless positions [3] nm inside cells, in random order, first those ``radius`` deep."""
-    inside = np.argwhere(cells.depth > 0.5 * radius).astype(np.int32)
-    if not len(inside):
-        inside = np.argwhere(cells.depth > 0).astype(np.int32)
+def _centres(
+    rng: np.random.Generator, cells: Cells, radius: float, *, border: float
+) -> Iterator[np.ndarray]:
+    """Endless positions [3] nm inside cells, ``border`` nm off the faces, most of them deep."""
+    extent = np.array(cells.shape) * cells.voxel
+    edge = np.minimum(border, 0.3 * extent)
+    for least in (0.5 * radius, 0.0, -np.inf):
+        inside = np.argwhere(cells.depth > least).astype(np.int32)
+        place = inside * cells.pitch
+        inside = inside[np.all((place >= edge) & (place < extent - edge), axis=1)]
+        if len(inside):
+            break
     depth = cells.depth[tuple(inside.T)]
     deep = inside[depth >= min(1.5 * radius, float(np.quantile(depth, 0.6)))]
-    extent = np.array(cells.shape) * cells.voxel
     while True:
         pool = deep if rng.random() < 0.8 else inside
         at = pool[rng.integers(len(pool))]
         # On a plane, so that a thin organelle is met by the same planes wherever it lies.
         point = at * cells.pitch + rng.uniform(-0.5, 0.5, 3) * cells.pitch
-        point = np.clip(point, 0, extent - cells.voxel)
+        point = np.clip(point, edge, extent - cells.voxel - edge)
         yield np.round(point / cells.voxel) * cells.voxel
 
 
