@@ -4,6 +4,7 @@ They may lie in a folder or behind ``gs://``, ``s3://``, ``http://`` or ``https:
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import tensorstore as ts
 from densejax.data.formats import Box, LazyArray, Opened, check_dtype, unit_nm, voxel_size
 
 REMOTE = ("gs://", "s3://", "http://", "https://")
+REMOTE_WAIT_S = 60.0
 
 _MARKERS = ("zarr.json", ".zarray", ".zgroup", ".zattrs", "attributes.json", "info")
 
@@ -41,6 +43,7 @@ def open_chunked(path: str | Path, *, dataset: str | None = None) -> Opened:
 
     Raises:
         FileNotFoundError: nothing there is a store.
+        ConnectionError: the remote store gives no answer in ``REMOTE_WAIT_S`` or refuses.
         ValueError: a group without multiscales and no ``dataset``, or axes other than Z, Y, X.
     """
     root = str(path).rstrip("/")
@@ -66,14 +69,24 @@ def _read_metadata(name: str) -> dict[str, dict[str, Any]]:
     """Return the metadata files that are there, by name, as parsed JSON."""
     store = ts.KvStore.open(_kvstore(name)).result()
     waiting = {marker: store.read(marker) for marker in _MARKERS}
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
+    refused: list[Exception] = []
+    deadline = time.monotonic() + REMOTE_WAIT_S
     for marker, future in waiting.items():
-        answer = future.result()
+        try:
+            answer = future.result(timeout=max(0.1, deadline - time.monotonic()))
+        except Exception as error:  # a closed bucket refuses what is missing instead of saying so
+            refused.append(error)
+            continue
         if answer.state == "value":
             try:
                 found[marker] = json.loads(answer.value)
             except ValueError as error:
                 raise ValueError(f"{name}/{marker}: not valid JSON ({error})") from error
+    if refused and not found:
+        cause = refused[0]
+        why = f"no answer in {REMOTE_WAIT_S:g} s" if isinstance(cause, TimeoutError) else cause
+        raise ConnectionError(f"{name}: no metadata can be read ({why})") from cause
     return found
 
 

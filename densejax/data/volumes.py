@@ -55,6 +55,7 @@ def open_volume(
 
     Raises:
         FileNotFoundError: nothing is there, or a folder is empty.
+        ConnectionError: a remote store does not answer.
         ValueError: unknown format, broken file, sections or pages that differ, unsupported dtype,
             a choice of ``dataset`` is needed, or the voxel size is neither stated nor given.
     """

@@ -1,6 +1,9 @@
 """Each format, written by an independent writer, comes back as the same Z, Y, X array."""
 
+import functools
+import http.server
 import json
+import threading
 import warnings
 
 import h5py
@@ -10,6 +13,7 @@ import tensorstore as ts
 import tifffile
 from PIL import Image
 
+from densejax.data import formats_chunked
 from densejax.data.volumes import check_pair, check_training_classes, open_volume
 
 VOXEL = (50.0, 10.0, 8.0)
@@ -268,6 +272,33 @@ def test_precomputed_is_turned_round(tmp_path):
     volume = open_volume(tmp_path / "a")
     same(volume, data)
     assert volume.voxel_nm == VOXEL
+
+
+def test_remote_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    data = make(np.uint16)
+    write_store("zarr3", tmp_path / "a.zarr" / "raw", data)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=tmp_path)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/a.zarr"
+    try:
+        same(open_volume(f"{url}/raw", voxel_nm=VOXEL), data)
+        same(open_volume(f"{url}/", voxel_nm=VOXEL, dataset="raw"), data)
+        with pytest.raises(FileNotFoundError, match="nothing: no Zarr"):
+            open_volume(f"{url}/nothing", voxel_nm=VOXEL)
+    finally:
+        server.shutdown()
+        server.server_close()
+    monkeypatch.setattr(formats_chunked, "REMOTE_WAIT_S", 0.3)
+    with pytest.raises(ConnectionError, match=r"http://127.*a\.zarr/other: no metadata"):
+        open_volume(f"{url}/other", voxel_nm=VOXEL)
 
 
 def test_given_voxel_size_wins_and_a_disagreement_warns(tmp_path):
