@@ -164,7 +164,7 @@ def bimodality(
     scores: ArrayLike,
     *,
     seed: int = 0,
-    restarts: int = 20,
+    restarts: int = 10,
     floor: float = 0.1,
     threshold: float = 6.0,
 ) -> Bimodality:

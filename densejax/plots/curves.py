@@ -43,7 +43,7 @@ def learning_curves(
     axes = figure.add_subplot()
     style.dress(axes, x=step_label, y=label, title=title)
     # Lines of many seeds must stay apart from one another and yet be seen where there are few.
-    alpha = float(np.clip(6 / len(scores), 0.12, 0.6))
+    alpha = float(np.clip(6 / len(scores), 0.2, 0.6))
     for index, line in enumerate(scores):
         seen = np.isfinite(line)
         name = f"one seed (of {len(scores)})" if index == 0 else None

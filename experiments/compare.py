@@ -1,0 +1,311 @@
+"""Do these sweeps differ, and is any of them two populations in one?
+
+Question: the peak score of a network varies from seed to seed. Is the difference between two
+networks larger than that, and do the seeds of one network fall into a good and a bad group (which
+the thesis asks in figure 4.12 and leaves open)?
+
+Data: folders of finished runs, each with ``seeds/*/metrics.jsonl``.
+
+Command::
+
+    python -m experiments.compare runs/hybrid runs/unet --score=miou --workdir=compare
+
+Result: a table of the runs (median with its bootstrap interval, quartiles, best, one Gaussian
+against two by BIC), a table of the pairs (Mann-Whitney p, adjusted by Holm, and effect size), both
+printed and written as ``runs.csv``, ``pairs.csv`` and ``comparison.json``, and ``histogram.png``.
+A few seconds. Exit status 0; 2 where the arguments or a run are not usable.
+"""
+
+import csv
+import dataclasses
+import itertools
+import json
+import math
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from densejax.ensembles import distributions
+from densejax.plots import scores as pictures
+
+OUTPUTS = ("runs.csv", "pairs.csv", "comparison.json", "histogram.png")
+FAST_RESAMPLES = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to compare. Each field is a flag, but for ``runs``, which are the arguments."""
+
+    runs: tuple[str, ...] = ()
+    score: str = dataclasses.field(default="miou", metadata={"help": "name in metrics.jsonl"})
+    peak: str = dataclasses.field(default="max", metadata={"help": "best of a seed: max or min"})
+    confidence: float = dataclasses.field(default=0.95, metadata={"help": "of intervals, in 0..1"})
+    resamples: int = dataclasses.field(default=10_000, metadata={"help": "bootstrap populations"})
+    seed: int = dataclasses.field(default=0, metadata={"help": "of the bootstrap and the fits"})
+    unfinished: bool = dataclasses.field(
+        default=False, metadata={"help": "also count seeds that are still training"}
+    )
+    overwrite: bool = dataclasses.field(
+        default=False, metadata={"help": "replace an older comparison in the workdir"}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """The peak score of each seed of one run, and how many seeds gave none."""
+
+    name: str
+    scores: dict[str, float]
+    failed: int
+    unfinished: int
+
+
+def read_sweep(folder: Path, config: Config, *, name: str) -> Sweep:
+    """Read the peak scores of one run.
+
+    A seed with a FAILED file, or whose score was never finite, is failed. One without a DONE file
+    is unfinished, and left out unless asked for.
+
+    Raises:
+      FileNotFoundError: the folder is not there, or is not that of a run.
+      ValueError: no seed is left, a seed has no row with the score, or a file is broken.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; expected the folder of a run")
+    if not (folder / "seeds").is_dir():
+        raise FileNotFoundError(f"{folder}: not a run; expected a folder seeds/ in it")
+    better = max if config.peak == "max" else min
+    peaks: dict[str, float] = {}
+    failed = unfinished = 0
+    for seed in sorted(p for p in (folder / "seeds").iterdir() if p.is_dir()):
+        if (seed / "FAILED").exists():
+            failed += 1
+            continue
+        if not (seed / "DONE").exists() and not config.unfinished:
+            unfinished += 1
+            continue
+        values = _scores(seed / "metrics.jsonl", config.score)
+        finite = [v for v in values if math.isfinite(v)]
+        if finite:
+            peaks[seed.name] = better(finite)
+        else:
+            failed += 1
+    if not peaks:
+        raise ValueError(
+            f"{folder}: no seed finished ({failed} failed, {unfinished} unfinished); expected at "
+            "least one (--unfinished counts those still training)"
+        )
+    return Sweep(name, peaks, failed, unfinished)
+
+
+def _scores(file: Path, score: str) -> list[float]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; expected one for each finished seed")
+    rows = list(_rows(file))
+    values = [row[score] for row in rows if score in row]
+    if not values:
+        names = sorted({key for row in rows for key in row if _is_number(row[key])} - {"step"})
+        raise ValueError(f"{file}: no row has the score {score!r}; it has {', '.join(names)}")
+    # A score that is not a number of JSON's was written as null where it was not finite.
+    return [float(v) if _is_number(v) else math.nan for v in values]
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    lines = file.read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):  # a run killed while it wrote leaves half a last line
+                return
+            raise ValueError(f"{file}, line {number}: not JSON: {line[:60]!r}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{file}, line {number}: {line[:60]!r}; expected a JSON object")
+        yield row
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """The last part of each path, or as many more as it takes to tell them apart.
+
+    Raises:
+      ValueError: a folder is given twice.
+    """
+    paths = [folder.resolve() for folder in folders]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ValueError(f"{path}: given twice; expected different runs")
+    for depth in range(1, max(len(p.parts) for p in paths) + 1):
+        names = ["/".join(p.parts[-depth:]) for p in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def describe(sweep: Sweep, config: Config) -> dict[str, Any]:
+    """One row of the table of runs; what needs two scores is None where there is one."""
+    values = list(sweep.scores.values())
+    summary = distributions.summarise(values)
+    interval = distributions.bootstrap_median(
+        values, seed=config.seed, resamples=config.resamples, confidence=config.confidence
+    )
+    two = distributions.bimodality(values, seed=config.seed) if len(values) > 1 else None
+    return {
+        "run": sweep.name,
+        "seeds": summary.count,
+        "failed": sweep.failed,
+        "unfinished": sweep.unfinished,
+        "median": summary.median,
+        "median_low": interval.low,
+        "median_high": interval.high,
+        "lower_quartile": summary.lower_quartile,
+        "upper_quartile": summary.upper_quartile,
+        "minimum": summary.minimum,
+        "maximum": summary.maximum,
+        "delta_bic": two.delta_bic if two else None,
+        "modes": two.modes if two else None,
+        "bimodal": two.bimodal if two else None,
+        "lower_mean": two.means[0] if two else None,
+        "upper_mean": two.means[1] if two else None,
+        "upper_weight": two.weights[1] if two else None,
+    }
+
+
+def compare_pairs(sweeps: Sequence[Sweep]) -> list[dict[str, Any]]:
+    """One row for each two runs: the test of Mann and Whitney and the size of the effect."""
+    rows = []
+    for a, b in itertools.combinations(sweeps, 2):
+        first, second = list(a.scores.values()), list(b.scores.values())
+        test = distributions.mann_whitney(first, second)
+        rows.append({"a": a.name, "b": b.name, **dataclasses.asdict(test)})
+    for row, p in zip(rows, distributions.holm([r["p_value"] for r in rows]), strict=True):
+        row["p_holm"] = float(p)
+    return rows
+
+
+def run(config: Config, workdir: Path) -> dict[str, Any]:
+    """Compare the runs, write the tables and the picture, and return the tables.
+
+    Raises:
+      FileExistsError: the workdir holds a comparison and ``overwrite`` is off.
+      FileNotFoundError, ValueError: as ``read_sweep``; there are fewer than two runs; or an option
+        is out of range.
+    """
+    if len(config.runs) < 2:
+        raise ValueError(f"{len(config.runs)} runs given: expected two or more folders of runs")
+    if config.peak not in ("max", "min"):
+        raise ValueError(f"peak is {config.peak!r}: expected max or min")
+    old = [workdir / name for name in OUTPUTS if (workdir / name).exists()]
+    if old and not config.overwrite:
+        raise FileExistsError(f"{old[0]} exists; give --overwrite or another --workdir")
+    folders = [Path(r) for r in config.runs]
+    sweeps = [
+        read_sweep(folder, config, name=name)
+        for folder, name in zip(folders, names_of(folders), strict=True)
+    ]
+    result: dict[str, Any] = {
+        "config": dataclasses.asdict(config),
+        "runs": [describe(sweep, config) for sweep in sweeps],
+        "pairs": compare_pairs(sweeps),
+        "scores": {sweep.name: sweep.scores for sweep in sweeps},
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    for table in ("runs", "pairs"):
+        with (workdir / f"{table}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, result[table][0].keys())
+            writer.writeheader()
+            writer.writerows(result[table])
+    (workdir / "comparison.json").write_text(json.dumps(result, indent=2) + "\n")
+    pictures.score_histogram(
+        {sweep.name: list(sweep.scores.values()) for sweep in sweeps},
+        workdir / "histogram.png",
+        intervals={row["run"]: (row["median_low"], row["median_high"]) for row in result["runs"]},
+        label=f"{'peak' if config.peak == 'max' else 'lowest'} {config.score} of a seed",
+    )
+    return result
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """Both tables, aligned, for a terminal."""
+    percent = f"{100 * result['config']['confidence']:g}%"
+    head = ["run", "seeds", "failed", "unfinished", "median", percent, "quartiles", "best"]
+    best = result["config"]["peak"] + "imum"
+    runs = [[*head, "ΔBIC", "peaks", "bimodal"]]
+    for r in result["runs"]:
+        counts = [str(r[key]) for key in ("seeds", "failed", "unfinished")]
+        interval = f"{r['median_low']:.4f}..{r['median_high']:.4f}"
+        quartiles = f"{r['lower_quartile']:.4f}..{r['upper_quartile']:.4f}"
+        delta = ["-"] * 3
+        if r["delta_bic"] is not None:
+            delta = [f"{r['delta_bic']:+.1f}", str(r["modes"]), "yes" if r["bimodal"] else "no"]
+        figures = [f"{r['median']:.4f}", interval, quartiles, f"{r[best]:.4f}"]
+        runs.append([r["run"], *counts, *figures, *delta])
+    pairs = [["a", "b", "U", "p", "p (Holm)", "P(a > b)", "rank-biserial"]]
+    for p in result["pairs"]:
+        tests = [f"{p['u']:g}", f"{p['p_value']:.3g}", f"{p['p_holm']:.3g}"]
+        effect = [f"{p['common_language']:.3f}", f"{p['rank_biserial']:+.3f}"]
+        pairs.append([p["a"], p["b"], *tests, *effect])
+    return f"{_aligned(runs, 1)}\n\n{_aligned(pairs, 2)}"
+
+
+def _aligned(rows: list[list[str]], names: int) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(c.ljust(w) if i < names else c.rjust(w) for i, (c, w) in enumerate(cells))
+        for cells in (list(zip(row, widths, strict=True)) for row in rows)
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _flags() -> flags.FlagValues:
+    """The flags of ``Config``, in a set of their own so that importing this defines none."""
+    values = flags.FlagValues()
+    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+    for field in dataclasses.fields(Config)[1:]:
+        maker: Any = define.get(type(field.default), flags.DEFINE_boolean)
+        maker(field.name, field.default, field.metadata["help"], flag_values=values)
+    flags.DEFINE_string("workdir", "compare", "folder of the result", flag_values=values)
+    flags.DEFINE_boolean(
+        "fast_dev_run", False, f"only {FAST_RESAMPLES} resamples", flag_values=values
+    )
+    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
+    return values
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, run and print; the exit status."""
+    values = _flags()
+    try:
+        runs = tuple(values(list(argv))[1:])
+        if values.help:
+            print(f"{__doc__}\n{values.get_help()}")
+            return 0
+        options: dict[str, Any] = {
+            field.name: values[field.name].value for field in dataclasses.fields(Config)[1:]
+        }
+        if values.fast_dev_run:
+            options["resamples"] = min(options["resamples"], FAST_RESAMPLES)
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always", UserWarning)
+            result = run(Config(runs=runs, **options), Path(values.workdir))
+    except (flags.Error, OSError, ValueError) as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 2
+    print(as_text(result))
+    for note in dict.fromkeys(str(n.message) for n in notes):
+        print(f"note: {note}", file=sys.stderr)
+    print(f"\nwritten to {values.workdir}/: {', '.join(OUTPUTS)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
