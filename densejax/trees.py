@@ -8,6 +8,7 @@ pure and can be compiled, mapped and differentiated.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -149,8 +150,8 @@ def _wide(leaf: Array) -> jax.Array:
 
 def _check_alike(first: Tree, second: Tree) -> None:
     """Raise ValueError unless two trees have one structure and equal shapes, leaf by leaf."""
-    structures = jax.tree.structure(first), jax.tree.structure(second)
-    if not structures[0] == structures[1]:
+    structures: list[Any] = [jax.tree.structure(first), jax.tree.structure(second)]
+    if structures[0] != structures[1]:
         raise ValueError(f"trees differ in structure: {structures[0]} and {structures[1]}")
     pairs = zip(jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second), strict=True)
     for (path, a), b in pairs:

@@ -13,7 +13,7 @@ import densejax
 
 def modules() -> list[str]:
     walked = pkgutil.walk_packages(densejax.__path__, "densejax.")
-    return sorted(found.name for found in walked)
+    return sorted(found.name for found in walked if "._" not in found.name)
 
 
 def public_functions(module: types.ModuleType) -> Iterator[Callable]:
