@@ -6,7 +6,7 @@ Private to ``densejax.data.synthetic``. Lengths are in nanometres, positions are
 import math
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, sparse
 from scipy.spatial import cKDTree
 
 # Measured over the published training labels (50x800x800).
@@ -65,9 +65,11 @@ class Cells:
     def fine(self, field: np.ndarray, z: int) -> np.ndarray:
         """Plane z [y, x] of a coarse field [z, y, x], at the resolution of the world."""
         wz, wy, wx = self.weights
-        used = np.flatnonzero(wz[z])
-        plane = np.tensordot(wz[z, used], field[used], 1)
-        return wy @ plane @ wx.T
+        row = wz[[z]]
+        plane = np.zeros(field.shape[1:], np.float32)
+        for weight, coarse in zip(row.data, row.indices, strict=True):
+            plane += weight * field[coarse]
+        return (wx @ (wy @ plane).T).T
 
     def plane(self, rng: np.random.Generator, z: int) -> tuple[np.ndarray, np.ndarray]:
         """Labels [y, x] int32 (background, cell) and shade [y, x] int8 of plane z."""
@@ -79,12 +81,12 @@ class Cells:
         return cell.astype(np.int32), np.clip(shade, -127, 127).astype(np.int8)
 
 
-def _spline_weights(where: np.ndarray, count: int) -> np.ndarray:
+def _spline_weights(where: np.ndarray, count: int) -> sparse.csr_array:
     """[n, count] float32: smoothing cubic B-spline of a coarse axis at fractional indices."""
     t = np.abs(where[:, None] - np.arange(count))
     near = 2 / 3 - t**2 + t**3 / 2
     weights = np.where(t < 1, near, np.clip(2 - t, 0, None) ** 3 / 6)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return sparse.csr_array((weights / weights.sum(1, keepdims=True)).astype(np.float32))
 
 
 def _lattice(
@@ -97,7 +99,7 @@ def _lattice(
     axes = [np.arange(a, b + 1) for a, b in zip(low, high, strict=True)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
     points = points + rng.uniform(-0.38, 0.38, points.shape)
-    return cKDTree(points), rng.normal(0, 13, len(points)).clip(-28, 28).astype(np.float32)
+    return cKDTree(points), rng.normal(0, 9, len(points)).clip(-28, 28).astype(np.float32)
 
 
 class Waves:
@@ -248,7 +250,7 @@ class Organelle:
         shade: np.ndarray,
     ) -> None:
         depth = (1 - radius) * float(np.min(self.radii[1:]))
-        tone = rng.normal(0, {MITO: 10, ALPHA: 11, VESSEL: 17, BODY: 14}[self.kind])
+        tone = rng.normal(0, {MITO: 7, ALPHA: 7, VESSEL: 10, BODY: 9}[self.kind])
         texture = np.full(radius.shape, tone)
         if self.kind == MITO:  # cristae: bent pale and dark sheets
             bend = Waves(rng, 160, 2.2)(points)

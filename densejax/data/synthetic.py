@@ -43,7 +43,7 @@ CLASS_NAMES = (
 )
 
 # Mean grey of each class, 0..255, close to the one published slice; the spreads overlap.
-_GREY = np.array([200, 122, 72, 94, 170, 140, 62], np.float32)
+_GREY = np.array([200, 132, 58, 78, 180, 152, 44], np.float32)
 # Median volume (1e6 nm^3) and spread of its logarithm, from the published training labels.
 _ORGANELLES = {MITO: (30.0, 0.7), ALPHA: (35.0, 0.7), VESSEL: (6.0, 0.9), BODY: (15.0, 0.5)}
 _MIN_SHAPE = (6, 48, 48)
@@ -203,14 +203,14 @@ def _render(
         clump = np.clip(grains + 1.1 * clouds - 1.1, 0, 1.0)
         pale = np.clip(-clouds - 1.2, 0, 1.5)
         plane = _GREY[labels[z]] + shade[z]
-        plane += cytoplasm * (6 * grains - 66 * clump + 24 * pale)
+        plane += cytoplasm * (6 * grains - 54 * clump + 20 * pale)
         plane = ndimage.gaussian_filter(plane, 9 / voxel[1:], truncate=3)
-        gain, offset = rng.normal(1, 0.06), rng.normal(0, 5)
+        gain, offset = rng.normal(1, 0.04), rng.normal(0, 4)
         plane = (plane - 128) * gain + 128 + offset + light
         # Shot noise grows with the signal; the detector adds its own.
         noise = rng.standard_normal(flat, np.float32)
         noise = noise + 0.5 * np.roll(noise, 1, axis=1)
-        plane += noise * np.sqrt(70 + 1.1 * np.clip(plane, 0, None))
+        plane += noise * np.sqrt(40 + 0.6 * np.clip(plane, 0, None))
         images[z] = np.clip(np.round(plane), 0, 255).astype(np.uint8)
     return images
 
