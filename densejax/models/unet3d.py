@@ -82,7 +82,8 @@ class UNet3D(nn.Module):
           ValueError: if the window is not three sizes, or too small for the pooling and the crop.
         """
         strides = tuple(p ** (self.scales - 1) for p in self.pool)
-        smallest = tuple(s * (1 + -(-2 * c // s)) for s, c in zip(strides, self.crop, strict=True))
+        # The least multiple of the stride that the crop leaves something of.
+        smallest = tuple(s * (2 * c // s + 1) for s, c in zip(strides, self.crop, strict=True))
         window = layers.check_window("UNet3D", input_window, smallest)
         sizes = zip(window, strides, self.crop, strict=True)
         return tuple(n // s * s - 2 * c for n, s, c in sizes)
