@@ -101,9 +101,9 @@ def top_k_curve(
             raise ValueError(
                 f"sizes has shape {sizes.shape} and {name} {np.shape(values)}: expected [p] both"
             )
-    figure = style.new_figure(4.6, 3.0)
+    figure = style.new_figure(4.6, 3.3)
     axes = figure.add_subplot()
-    style.dress(axes, x="members in the ensemble, best first (K)", y=label, title=title)
+    style.dress(axes, x="members in the ensemble, best first (K)", y=label)
     colour = style.SERIES_COLOURS[0]
     if low is not None and high is not None:
         edges = (np.asarray(low, float), np.asarray(high, float))
@@ -131,5 +131,5 @@ def top_k_curve(
     )
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
     axes.margins(x=0.03, y=0.12)
-    axes.legend(frameon=False, fontsize=style.TICK_SIZE, labelcolor=style.INK)
+    style.legend_above(axes, title, rows=2, columns=2)
     return style.save(figure, path)

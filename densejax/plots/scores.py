@@ -69,7 +69,7 @@ def score_histogram(
         _rug(lower, -index, population, colour, (intervals or {}).get(name))
     upper.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     upper.tick_params(axis="x", length=0, labelbottom=False)
-    _legend_above(upper, title, rows=-(-len(values) // 2), columns=2)
+    style.legend_above(upper, title, rows=-(-len(values) // 2), columns=2)
     lower.set_ylim(-len(values) + 0.4, 0.6)
     lower.set_yticks([])
     lower.spines["left"].set_visible(False)
@@ -141,7 +141,7 @@ def class_iou(
     if ensemble is not None and np.shape(ensemble) != (classes,):
         raise ValueError(f"ensemble has shape {np.shape(ensemble)}: expected ({classes},)")
     names = style.class_names(class_names, classes)
-    figure = style.new_figure(1.3 + 0.72 * classes, 3.2)
+    figure = style.new_figure(max(4.2, 1.3 + 0.72 * classes), 3.2)
     axes = figure.add_subplot()
     style.dress(axes, y=label)
     # Dots spread evenly across the bar in the order of the members: no chance in a picture.
@@ -181,7 +181,7 @@ def class_iou(
     axes.set_xlim(-0.6, classes - 0.4)
     axes.set_xticks(range(classes), _wrapped(names))
     axes.tick_params(axis="x", length=0)
-    _legend_above(axes, title)
+    style.legend_above(axes, title)
     return style.save(figure, path)
 
 
@@ -251,25 +251,10 @@ def _short(part: float) -> str:
         return "0"
     if part < 0.001:
         return "<0.1"
-    return f"{100 * part:.1f}" if part < 0.0995 or part > 0.995 else f"{100 * part:.0f}"
+    if 0.9995 <= part < 1:
+        return ">99.9"
+    return f"{100 * part:.1f}" if part < 0.0995 or 0.995 < part < 1 else f"{100 * part:.0f}"
 
 
 def _wrapped(names: Sequence[str]) -> list[str]:
     return [name.replace(" ", "\n") for name in names]
-
-
-def _legend_above(axes: Axes, title: str, *, rows: int = 1, columns: int = 3) -> None:
-    axes.legend(
-        frameon=False,
-        fontsize=style.TICK_SIZE,
-        labelcolor=style.INK,
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=columns,
-        borderaxespad=0.2,
-        handlelength=1.6,
-    )
-    if title:
-        axes.set_title(
-            title, fontsize=style.TITLE_SIZE, color=style.INK, loc="left", pad=8 + 12 * rows
-        )

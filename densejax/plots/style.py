@@ -70,6 +70,9 @@ def new_figure(width: float, height: float, *, constrained: bool = True) -> Figu
     figure = Figure(
         figsize=(width, height), facecolor="white", layout="constrained" if constrained else None
     )
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(w_pad=0.08, h_pad=0.07)  # type: ignore[call-arg]
     FigureCanvasAgg(figure)
     return figure
 
@@ -96,6 +99,22 @@ def dress(axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: str = 
     if grid:
         axes.grid(axis=grid, color=GRID, linewidth=0.6)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
+
+
+def legend_above(axes: Axes, title: str, *, rows: int = 1, columns: int = 3) -> None:
+    """A legend between the axes and their title, where no data can be."""
+    axes.legend(
+        frameon=False,
+        fontsize=TICK_SIZE,
+        labelcolor=INK,
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=columns,
+        borderaxespad=0.2,
+        handlelength=1.6,
+    )
+    if title:
+        axes.set_title(title, fontsize=TITLE_SIZE, color=INK, loc="left", pad=8 + 12 * rows)
 
 
 def save(figure: Figure, path: str | Path) -> Path:

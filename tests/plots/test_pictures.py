@@ -1,0 +1,193 @@
+"""Pictures: they are written, say what they hold, hold true proportions, and touch no global."""
+
+import itertools
+import subprocess
+import sys
+
+import matplotlib
+import matplotlib.colors
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from densejax.plots import curves, scores, slices, style
+
+NAMES = ("background", "cell", "mitochondrion")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures as they were saved."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        figures.append(figure)
+        return save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def volume(shape=(6, 20, 30), classes=3):
+    generator = np.random.default_rng(0)
+    return generator.normal(size=shape), generator.integers(0, classes, shape).astype(np.int32)
+
+
+def draw_all(folder):
+    """One of each picture, by the function's name."""
+    generator = np.random.default_rng(0)
+    image, labels = volume()
+    part = np.array([[0.5, 0.5, 0], [0.0004, 0.9996, 0], [np.nan] * 3])
+    return {
+        "learning_curves": curves.learning_curves(
+            np.arange(9), generator.random((5, 9)), folder / "learning.png", title="Five"
+        ),
+        "top_k_curve": curves.top_k_curve(
+            [1, 2, 4],
+            [0.5, 0.6, 0.55],
+            folder / "k.png",
+            best_single=0.5,
+            low=[0.4] * 3,
+            high=[0.7] * 3,
+        ),
+        "score_histogram": scores.score_histogram(
+            {"a": generator.random(30), "b": [0.5]}, folder / "h.png", intervals={"a": (0.4, 0.6)}
+        ),
+        "class_iou": scores.class_iou(
+            generator.random((4, 3)), folder / "c.png", ensemble=[0.5] * 3, class_names=NAMES
+        ),
+        "confusion_matrix": scores.confusion_matrix(part, folder / "m.png", class_names=NAMES),
+        "orthoslices": slices.orthoslices(
+            image,
+            {"truth": labels - 1, "ensemble": labels},
+            folder / "o.png",
+            voxel_nm=(50, 10, 10),
+            entropy=np.abs(image),
+            class_names=NAMES,
+            title="A volume",
+        ),
+    }
+
+
+def test_every_picture_is_a_png_and_leaves_settings_alone(tmp_path):
+    before = dict(matplotlib.rcParams)
+    for name, path in draw_all(tmp_path / "made").items():
+        pixels = matplotlib.image.imread(path)
+        assert min(pixels.shape[:2]) > 300, name
+        assert pixels.std() > 0.01, name
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_pyplot_is_never_imported():
+    code = (
+        "import sys; from densejax.plots import curves, scores, slices; "
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def words(figure):
+    """The texts that are seen; ticks outside the view exist but are not drawn."""
+    found = list(figure.texts)
+    for axes in figure.axes:
+        found += [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = axis.get_major_ticks()
+            found += [
+                t.label1 for t in ticks if low <= t.get_loc() <= high and t.label1.get_visible()
+            ]
+    for legend in [*figure.legends, *(a.get_legend() for a in figure.axes if a.get_legend())]:
+        found += legend.get_texts()
+    return [text for text in found if text.get_text().strip() and text.get_visible()]
+
+
+def test_no_text_of_a_picture_lies_on_other_text_or_outside(tmp_path, drawn):
+    for name, path in draw_all(tmp_path).items():
+        figure = drawn.pop(0)
+        assert path.exists()
+        figure.canvas.draw()
+        renderer = figure.canvas.get_renderer()
+        boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in words(figure)]
+        assert len(boxes) > 5
+        for text, box in boxes:
+            inside = box.x0 > -1 and box.y0 > -1
+            inside = inside and box.x1 < figure.bbox.x1 + 1 and box.y1 < figure.bbox.y1 + 1
+            assert inside, f"{name}: {text!r} is cut"
+        for (text, box), (other, second) in itertools.combinations(boxes, 2):
+            # Slanted labels have upright boxes that cross where their letters do not.
+            slanted = name == "confusion_matrix" and {text, other} & set(NAMES)
+            assert slanted or not box.overlaps(second), f"{name}: {text!r} lies on {other!r}"
+
+
+def test_planes_keep_the_proportions_of_the_tissue(tmp_path, drawn):
+    image, labels = volume((7, 40, 60))
+    slices.orthoslices(image, {"truth": labels}, tmp_path / "o.png", voxel_nm=(50, 8, 10))
+    figure = drawn[0]
+    across, down = figure.get_size_inches()
+    shapes = [
+        (a.get_position().width * across, a.get_position().height * down) for a in figure.axes
+    ]
+    (xy_width, xy_height), (zx_width, zx_height) = shapes[:2]
+    assert xy_height / xy_width == pytest.approx(40 * 8 / (60 * 10))
+    assert zx_height / zx_width == pytest.approx(7 * 50 / (60 * 10))
+    np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), labels[3])
+    np.testing.assert_array_equal(figure.axes[3].images[0].get_array(), labels[:, 20])
+
+
+def test_classes_have_their_colour_in_every_picture(tmp_path, drawn):
+    image, labels = volume()
+    slices.orthoslices(image, {"truth": labels}, tmp_path / "o.png", voxel_nm=(50, 10, 10))
+    shown = drawn[0].axes[2].images[0]
+    for value, colour in enumerate(style.class_colours(3)):
+        found = shown.cmap(shown.norm(value))
+        np.testing.assert_allclose(found, matplotlib.colors.to_rgba(colour), atol=1e-6)
+    white = shown.cmap(shown.norm(-1))
+    assert white == (1, 1, 1, 1)
+    assert len(set(style.class_colours(12))) == 12 and len(style.class_colours(40)) == 40
+
+
+def test_histogram_bars_are_parts_of_each_population(tmp_path, drawn):
+    many = np.random.default_rng(0).normal(size=90)
+    scores.score_histogram({"many": many, "few": many[:7]}, tmp_path / "h.png", bins=10)
+    outlines = [p.get_xy()[:, 1] for p in drawn[0].axes[0].patches]
+    # Steps touch each bar's height twice; a filled outline of all bars sums to one.
+    assert all(np.max(heights) <= 1 for heights in outlines)
+    counts, _ = np.histogram(many, 10)
+    np.testing.assert_allclose(outlines[1].max(), counts.max() / 90)
+    scores.score_histogram({"equal": [0.5, 0.5]}, tmp_path / "equal.png")
+
+
+def test_curves_skip_what_was_not_evaluated(tmp_path, drawn):
+    values = np.array([[0.1, np.nan, 0.3, np.nan], [0.2, np.nan, np.nan, 0.4]])
+    curves.learning_curves([0, 1, 2, 3], values, tmp_path / "l.png")
+    lines = drawn[0].axes[0].get_lines()
+    assert [list(l.get_xdata()) for l in lines] == [[0, 2], [0, 3], [0, 2, 3], [0, 2, 3]]
+    np.testing.assert_allclose(lines[-1].get_ydata(), [0.15, 0.3, 0.4])
+
+
+def test_errors_name_what_was_wrong(tmp_path):
+    image, labels = volume()
+    path = tmp_path / "o.png"
+    with pytest.raises(ValueError, match=r"truth has shape \(3,"):
+        slices.orthoslices(image, {"truth": labels[:3]}, path, voxel_nm=(1, 1, 1))
+    with pytest.raises(ValueError, match="three positive"):
+        slices.orthoslices(image, {}, path, voxel_nm=(1, 0, 1))
+    with pytest.raises(ValueError, match=r"z is 6: expected a plane in 0\.\.5"):
+        slices.orthoslices(image, {}, path, voxel_nm=(1, 1, 1), z=6)
+    with pytest.raises(ValueError, match=r"truth has labels 0\.\.2"):
+        slices.orthoslices(image, {"truth": labels}, path, voxel_nm=(1, 1, 1), classes=2)
+    with pytest.raises(ValueError, match="2 names"):
+        scores.class_iou(np.ones((2, 3)), path, class_names=("a", "b"))
+    with pytest.raises(ValueError, match=r"expected \[c, c\]"):
+        scores.confusion_matrix(np.ones((2, 3)), path)
+    with pytest.raises(ValueError, match=r"\['a'\]"):
+        scores.score_histogram({"a": [float("nan")]}, path)
+    with pytest.raises(ValueError, match="both or neither"):
+        curves.top_k_curve([1], [0.5], path, low=[0.1])
+    with pytest.raises(ValueError, match=r"expected \[t\] and \[k, t\]"):
+        curves.learning_curves([1, 2], np.ones((3, 3)), path)
+    with pytest.raises(ValueError, match=r"\.png"):
+        scores.confusion_matrix(np.eye(2), tmp_path / "m.pdf")
