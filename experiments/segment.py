@@ -17,33 +17,23 @@ The same command again continues; more ``--seeds`` extend the sweep. Published s
 two CPU cores.
 """
 
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from absl import app
 
 from densejax.data.augment import Augmentation, draw_window
 from densejax.models import hybrid, unet, unet3d
 from densejax.segmentation import report, sources
 from densejax.segmentation.prepare import sweep_data
 from densejax.segmentation.task import PUBLISHED_L2, WindowTask
-from densejax.training import config as configuration
+from densejax.training.config import option, parse_grid, parse_seeds, start_folder
+from densejax.training.entry import main
 from densejax.training.folders import members_of
 from densejax.training.logs import Reporter
 from densejax.training.sweep import Schedule, Sweep
-
-NETWORKS = Literal[
-    "hybrid", "no_3x3x3", "no_multi_loss", "no_pyramid", "unet", "unet3d_thin", "unet3d_thick"
-]
-
-
-def option(default: Any, help: str, unit: str = "") -> Any:
-    """A field of the configuration, with the help of its flag."""
-    return field(default=default, metadata={"help": help, "unit": unit})
 
 
 @dataclass(frozen=True)
@@ -54,37 +44,52 @@ class Config:
     data_folder: str = option("", "folder of the VNC or platelet set")
     image: str = option("", "image volume or URL, of any format read; implies --data=files")
     labels: str = option("", "label volume that belongs to --image")
-    voxel_nm: tuple[float, ...] = option((), "voxel size z,y,x; where the file states none", "nm")
-    classes: int = option(0, "classes of --labels; 0 is the largest label plus one")
-    world: tuple[int, ...] = option((40, 192, 192), "z,y,x of the synthetic world", "voxels")
-    sections: tuple[int, ...] = option(
-        (), "train,evaluation,test,gap sections; by default about 60, 15, 15 and 5 % of z", "sections"
+    voxel_nm: tuple[float, ...] = option(
+        (), "voxel size z,y,x; where the file states none", unit="nm"
     )
-    network: NETWORKS = option("hybrid", "architecture; see python -m experiments.networks")
+    class_names: tuple[str, ...] = option((), "names of the classes 0, 1, ... of --labels")
+    world: tuple[int, ...] = option((40, 192, 192), "z,y,x of the synthetic world", unit="voxels")
+    sections: tuple[int, ...] = option(
+        (),
+        "train,evaluation,test,gap along z; default: about 60, 15, 15 and 5 %",
+        unit="sections",
+    )
+    network: Literal[
+        "hybrid", "no_3x3x3", "no_multi_loss", "no_pyramid", "unet", "unet3d_thin", "unet3d_thick"
+    ] = option("hybrid", "architecture; see python -m experiments.networks")
     width: int = option(8, "channels of the finest scale (published: hybrid 32, U-Net 64)")
     logit_relu: bool = option(True, "ReLU on the logits, as released")
     released_upsampling: bool = option(False, "upsample z in the pyramid, as released")
-    window: tuple[int, ...] = option((5, 64, 64), "input window z,y,x", "voxels")
-    spacing: tuple[int, ...] = option((2, 21, 21), "bin of the window grid z,y,x", "voxels")
+    window: tuple[int, ...] = option((5, 64, 64), "input window z,y,x", unit="voxels")
+    spacing: tuple[int, ...] = option((2, 21, 21), "bin of the window grid z,y,x", unit="voxels")
     augmentation: Augmentation = field(default_factory=Augmentation)
     error_weights: Literal["published", "diffusive", "balance", "none"] = option(
         "published", "voxel weights: class balance and edges, released edges, balance only, none"
     )
-    steps: int = option(1200, "updates of each instance", "steps")
+    steps: int = option(1200, "updates of each instance", unit="steps")
     batch: int = option(1, "windows an update")
     learning_rate: float = option(1e-3, "initial rate of Adam")
     decay_rate: float = option(0.75, "factor on the learning rate every 10^3.4 steps")
     two_d_loss: float = option(0.33, "weight of the 2-D module's loss (c_2D of equation 4.3)")
     reduction: Literal["mean", "sum"] = option("mean", "of the loss over voxels; released: sum")
     grid: str = option("", "settings x seeds, such as learning_rate=1e-3,3e-4;l2_scale=0,1")
-    stop_below: float = option(0.0, "give an instance up below this MIoU (published: 0.3)", "MIoU")
-    stop_after: int = option(0, "first step at which to give up", "steps")
-    log_every: int = option(50, "interval of metrics rows", "steps")
-    evaluate_every: int = option(200, "interval of evaluations", "steps")
+    stop_below: float = option(
+        0.0, "give an instance up below this MIoU (published: 0.3)", unit="MIoU"
+    )
+    stop_after: int = option(0, "first step at which to give up", unit="steps")
+    log_every: int = option(50, "interval of metrics rows", unit="steps")
+    evaluate_every: int = option(200, "interval of evaluations", unit="steps")
     evaluation_windows: int = option(
         64, "windows of the evaluation volume that rank while training, spread evenly; 0 is all"
     )
-    checkpoint_every: int = option(200, "interval of checkpoints", "steps")
+    checkpoint_every: int = option(200, "interval of checkpoints", unit="steps")
+    seeds: tuple[int, ...] = option(
+        (0, 1, 2, 3), "seeds, such as 0:8 or 0,3,5; more of them extend a sweep", parse=parse_seeds
+    )
+    slots: int = option(0, "instances in training at once; 0 is as many as fit")
+    strategy: Literal["map", "vmap", "auto"] = option(
+        "map", "instances of one device one after another, side by side, or the faster of the two"
+    )
     base_seed: int = option(0, "from which all seeds' keys are folded")
 
 
@@ -136,30 +141,56 @@ def build(config: Config, classes: int) -> tuple[Any, WindowTask]:
     return model, task
 
 
-def run(config: Config, workdir: Path, *, seeds: tuple[int, ...], slots: int = 0,
-        strategy: Literal["map", "vmap", "auto"] = "map") -> report.Summary:
+def run(config: Config, workdir: Path) -> report.Summary:
     """Train, rank, combine, report; returns the summary's arrays."""
     parts = sources.load_parts(config)
     model, task = build(config, len(parts.class_names))
-    window = tuple(config.window)
-    output = model.output_window(window)
-    weights = sources.error_weights_of(parts, config.error_weights)
+    window, output = config.window, model.output_window(config.window)
     data = sweep_data(
         parts.train,
         parts.evaluation,
-        weights,
+        sources.error_weights_of(parts, config.error_weights),
         window=window,
         output=output,
         at_most=config.evaluation_windows,
     )
-    members = members_of(seeds, configuration.parse_grid(config.grid))
-    configuration.start_folder(config, workdir)
+    members = members_of(config.seeds, parse_grid(config.grid))
+    schedule = Schedule(
+        config.steps, config.log_every, config.evaluate_every, config.checkpoint_every
+    )
+    start_folder(config, workdir, ignore=("seeds", "slots", "strategy", "grid"))
     report.print_setting(parts, task, window=window, output=output)
     reporter = Reporter(score=task.score, events=workdir / "tensorboard")
-    schedule = Schedule(config.steps, config.log_every, config.evaluate_every,
-                        config.checkpoint_every)
-    sweep = Sweep(task, data, members, workdir=workdir, schedule=schedule, slots=slots,
-                  strategy=strategy, base_seed=config.base_seed, reporter=reporter)
+    sweep = Sweep(
+        task,
+        data,
+        members,
+        workdir=workdir,
+        schedule=schedule,
+        slots=config.slots,
+        strategy=config.strategy,
+        base_seed=config.base_seed,
+        reporter=reporter,
+    )
     outcomes = sweep.run()
     reporter.close()
-    return report.summarise_sweep(outcomes, parts, task, workdir=workdir, window=window, output=output)
+    return report.summarise_sweep(
+        outcomes, parts, task, workdir=workdir, window=window, output=output
+    )
+
+
+def fast(config: Config) -> Config:
+    """The same set-up, two instances, a handful of steps."""
+    return replace(
+        config,
+        seeds=config.seeds[:2],
+        steps=4,
+        log_every=2,
+        evaluate_every=4,
+        checkpoint_every=4,
+        evaluation_windows=2,
+    )
+
+
+if __name__ == "__main__":
+    main(Config, run, fast=fast, description=__doc__)

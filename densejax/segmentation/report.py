@@ -12,11 +12,14 @@ import numpy as np
 import tifffile
 from tqdm import tqdm
 
-from densejax import metrics, plots
+from densejax import metrics
 from densejax.data.datasets import LabelledVolume, standardise
 from densejax.ensembles.distributions import bimodality, bootstrap_median, summarise
 from densejax.ensembles.predict import Prediction, Sizes, member_probabilities, predict_volume
 from densejax.ensembles.rank import rank_members
+from densejax.plots.curves import learning_curves, top_k_curve
+from densejax.plots.scores import class_iou, confusion_matrix, score_histogram
+from densejax.plots.slices import orthoslices
 from densejax.segmentation.prepare import class_counts
 from densejax.segmentation.sources import Parts
 from densejax.segmentation.task import WindowTask
@@ -188,7 +191,10 @@ def _write_tables(folder: Path, summary: Summary) -> list[Path]:
         writer = csv.writer(file)
         writer.writerow(["part", "labeller", *names])
         for part, judged in parts.items():
-            for labeller, table in (("best single", judged.members[0]), ("all", judged.ensembles[-1])):
+            for labeller, table in (
+                ("best single", judged.members[0]),
+                ("all", judged.ensembles[-1]),
+            ):
                 values = np.asarray(metrics.iou(table))
                 writer.writerow([part, labeller, *(f"{value:.6f}" for value in values)])
     paths[3].write_text(json.dumps(_numbers(summary), indent=1))
@@ -239,6 +245,8 @@ def _write_volumes(folder: Path, judged: Judged) -> list[Path]:
             paths[-1],
             array,
             compression="zlib",
+            # Without it a stack of three or four sections is taken for colours.
+            photometric="minisblack",
             metadata={"axes": "ZYX", "PhysicalSizeX": x, "PhysicalSizeY": y, "PhysicalSizeZ": z}
             | {f"PhysicalSize{axis}Unit": "nm" for axis in "XYZ"},
             ome=True,
@@ -247,7 +255,78 @@ def _write_volumes(folder: Path, judged: Judged) -> list[Path]:
 
 
 def _draw(folder: Path, summary: Summary) -> list[Path]:
-    return []
+    """All pictures of a sweep; the volume shown is the test volume."""
+    assert summary.evaluation is not None and summary.test is not None
+    test, names = summary.test, summary.test.volume.class_names
+    chosen = int(np.argmax(mean_ious(summary.evaluation.ensembles)))
+    steps, scores = _curves(summary.ranked)
+    sizes = np.arange(1, len(summary.ranked) + 1)
+    peaks = np.array([outcome.best_score for outcome in summary.ranked])
+    paths = [
+        learning_curves(steps, scores, folder / "learning_curves.png", label="evaluation MIoU"),
+        score_histogram(
+            {"all seeds": peaks}, folder / "peak_miou.png", label="peak evaluation MIoU"
+        ),
+    ]
+    for part in ("evaluation", "test"):
+        judged: Judged = getattr(summary, part)
+        paths.append(
+            top_k_curve(
+                sizes,
+                mean_ious(judged.ensembles),
+                folder / f"top_k_{part}.png",
+                best_single=float(mean_ious(judged.members)[0]),
+                label=f"{part} MIoU",
+            )
+        )
+    single = np.stack([np.asarray(metrics.iou(table)) for table in test.members])
+    paths.append(
+        class_iou(
+            single,
+            folder / "class_iou.png",
+            ensemble=np.asarray(metrics.iou(test.ensembles[chosen])),
+            class_names=names,
+            label="test IoU",
+        )
+    )
+    paths.append(
+        confusion_matrix(
+            np.asarray(metrics.normalised_confusion(test.ensembles[chosen])),
+            folder / "confusion.png",
+            class_names=names,
+            title=f"Top-{chosen + 1} ensemble, test volume",
+        )
+    )
+    paths.append(
+        orthoslices(
+            test.volume.images,
+            {
+                "truth": test.volume.labels,
+                "best single": test.prediction.members[0].astype(np.int32),
+                f"Top-{chosen + 1}": test.prediction.cumulative[chosen].astype(np.int32),
+            },
+            folder / "orthoslices.png",
+            voxel_nm=test.volume.voxel_nm,
+            entropy=test.prediction.entropy * np.log(len(names)),
+            class_names=names,
+        )
+    )
+    return paths
+
+
+def _curves(outcomes: Sequence[Outcome]) -> tuple[np.ndarray, np.ndarray]:
+    """Evaluation MIoU of every member: steps [t] and scores [k, t], nan where not evaluated."""
+    tables = [
+        {
+            row["step"]: row["miou"]
+            for row in read_metrics(o.folder / "metrics.jsonl")
+            if "miou" in row
+        }
+        for o in outcomes
+    ]
+    steps = sorted(set().union(*tables))
+    scores = [[table.get(step, np.nan) for step in steps] for table in tables]
+    return np.array(steps), np.array(scores, float)
 
 
 def _print(summary: Summary) -> None:

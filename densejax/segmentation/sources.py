@@ -28,8 +28,7 @@ from densejax.data.weights import (
     error_weights,
 )
 
-
-# What lies in a neurite has the part of the platelet's organelles, its membrane that of the outside.
+# In a neurite, its contents stand where a platelet's organelles do, its membrane for the outside.
 VNC_BORDERS = borders_between(background=(0,), cell=(4,), organelles=(2, 3))
 
 
@@ -94,7 +93,7 @@ def load_parts(config: Any) -> Parts:
     """The parts that a configuration names, checked: shapes, classes, finite and varying images.
 
     Args:
-      config: has ``data``, ``data_folder``, ``image``, ``labels``, ``voxel_nm``, ``classes``,
+      config: has ``data``, ``data_folder``, ``image``, ``labels``, ``voxel_nm``, ``class_names``,
         ``world``, ``sections`` and ``window``.
 
     Raises:
@@ -107,11 +106,13 @@ def load_parts(config: Any) -> Parts:
                 f"--image and --labels belong together; found --image={config.image!r} "
                 f"--labels={config.labels!r}"
             )
+        if len(config.class_names) < 2:
+            raise ValueError("--labels needs --class_names, such as background,cell,mitochondrion")
         volume = load_files(
             config.image,
             config.labels,
+            class_names=config.class_names,
             voxel_nm=tuple(config.voxel_nm) or None,
-            classes=config.classes or None,
         )
         parts = split_parts(volume, config.sections, least=config.window[0])
     elif config.data == "vnc":

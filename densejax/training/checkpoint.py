@@ -51,8 +51,8 @@ def save_tree(folder: Path, tree: Tree) -> None:
         free = shutil.disk_usage(_existing_parent(folder)).free
         size = sum(array.nbytes for array in arrays.values())
         raise OSError(
-            f"could not write checkpoint {folder} ({size / 1e6:.1f} MB; {free / 1e6:.1f} MB free on "
-            f"its disk): {error}"
+            f"could not write checkpoint {folder} ({size / 1e6:.1f} MB; {free / 1e6:.1f} MB free "
+            f"on its disk): {error}"
         ) from error
     finally:
         checkpointer.close()

@@ -44,8 +44,8 @@ class Reporter:
     def start(self, *, members: int, finished: int, resumed: int, steps: int) -> None:
         """The sweep begins."""
         self.say(
-            f"{members} instances of {steps} steps: {finished} ended before, {resumed} resumed from "
-            f"a checkpoint, {members - finished - resumed} new"
+            f"{members} instances of {steps} steps: {finished} ended before, {resumed} resumed "
+            f"from a checkpoint, {members - finished - resumed} new"
         )
         self._steps, self._total = steps, (members - finished) * steps
         if sys.stdout.isatty():
@@ -107,9 +107,10 @@ class Reporter:
         if writer is not None:
             writer.close()
         self._total -= max(self._steps - outcome.step, 0)
+        best = f"best {self._score} {outcome.best_score:.4f} at step {outcome.best_step}"
         self.say(
-            f"seed {outcome.member.name}  {outcome.status}  ({outcome.reason})  step {outcome.step}  "
-            f"best {self._score} {outcome.best_score:.4f} at step {outcome.best_step}"
+            f"seed {outcome.member.name}  {outcome.status} at step {outcome.step} "
+            f"({outcome.reason})  {best}"
         )
 
     def close(self) -> None:

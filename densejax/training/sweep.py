@@ -133,12 +133,7 @@ class Sweep:
             if self._strategy == "auto":
                 return population, programs  # the probe needs real arrays
             steps = population.placed_shapes(jax.ShapeDtypeStruct((), np.int32))
-            shared = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(
-                    (len(population.devices), *leaf.shape), leaf.dtype
-                ),
-                self.data,
-            )
+            shared = population.replicated_shapes(self.data)
             programs.advance.compile(population.placed_shapes(shape), steps, shared)
             peak = programs.advance.peak_bytes()
             peaks[population.per_device] = peak
@@ -271,9 +266,7 @@ class Sweep:
             else:
                 self._publish(slot, occupant, row, *endings[slot])
 
-    def _publish(
-        self, slot: int, occupant: Occupant, row: Tree, status: str, reason: str
-    ) -> None:
+    def _publish(self, slot: int, occupant: Occupant, row: Tree, status: str, reason: str) -> None:
         outcome = Outcome(
             occupant.member,
             status,

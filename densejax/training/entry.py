@@ -1,0 +1,80 @@
+"""The main program of every experiment: flags, devices, compilation cache, exit codes."""
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+
+from densejax.instances import use_all_cores
+from densejax.training import config as configuration
+
+# Flags defined here belong to the experiment that asks for them, so that its --help shows them.
+flags.disclaim_key_flags()
+
+CLEAR_ERRORS = (ValueError, FileNotFoundError, FileExistsError, MemoryError, OSError)
+
+
+def main(
+    config_class: type,
+    run: Callable[[Any, Path], Any],
+    *,
+    fast: Callable[[Any], Any],
+    description: str,
+) -> None:
+    """Run an experiment from the command line and leave the process with its exit code.
+
+    Exit codes: 0, everything was done; 1, a member of the population failed; 2, the set-up was
+    refused (its message is the last line) or a flag is unknown. A set-up that is refused has
+    trained nothing.
+
+    Args:
+      config_class: dataclass of the experiment's settings, each a flag.
+      run: ``(config, workdir) -> result``; a result with ``failed`` above 0 means exit code 1.
+      fast: a configuration that proves the same set-up in under a minute (``--fast_dev_run``).
+      description: head of ``--help``, usually the experiment's docstring.
+    """
+    flags.DEFINE_string("workdir", None, "folder of the run; the same command again continues it")
+    flags.DEFINE_bool(
+        "fast_dev_run", False, "a few steps in a temporary folder, to prove the set-up in a minute"
+    )
+    configuration.define_flags(config_class)
+    sys.modules["__main__"].__doc__ = description
+
+    def start(arguments: Sequence[str]) -> None:
+        if len(arguments) > 1:
+            raise app.UsageError(f"unexpected argument {arguments[1]!r}; flags begin with --")
+        # jax says at INFO which of the backends it knows are not on this machine.
+        logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+        use_all_cores()
+        if not flags.FLAGS.workdir and not flags.FLAGS.fast_dev_run:
+            raise app.UsageError("--workdir is needed: the folder in which the run is kept")
+        try:
+            config = configuration.from_flags(config_class)
+            sys.exit(1 if _run(config, run, fast) else 0)
+        except CLEAR_ERRORS as error:
+            if os.environ.get("DENSEJAX_TRACEBACK"):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command again continues", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(start)
+
+
+def _run(config: Any, run: Callable[[Any, Path], Any], fast: Callable[[Any], Any]) -> int:
+    if flags.FLAGS.fast_dev_run:
+        with tempfile.TemporaryDirectory() as folder:
+            return run(fast(config), Path(folder)).failed
+    workdir = Path(flags.FLAGS.workdir)
+    # A run that is resumed or extended loads its programs instead of compiling them again.
+    jax.config.update("jax_compilation_cache_dir", str((workdir / "xla_cache").absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    return run(config, workdir).failed
