@@ -1,5 +1,7 @@
 """Every score against scikit-learn, and the properties that follow from counting."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +73,7 @@ def test_scores_equal_sklearn(host):
     table = count(labels, predictions)
     table = np.asarray(table) if host else table
     t, p = labels.reshape(-1), predictions.reshape(-1)
-    tolerance = {"rtol": 1e-12} if host else {"rtol": 2e-5}
+    tolerance: dict[str, Any] = {"rtol": 1e-12} if host else {"rtol": 2e-5}
     jaccard = reference.jaccard_score(t, p, average=None)
     np.testing.assert_allclose(metrics.iou(table), jaccard, **tolerance)
     np.testing.assert_allclose(metrics.mean_iou(table), jaccard.mean(), **tolerance)
