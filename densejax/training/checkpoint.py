@@ -7,7 +7,6 @@ are stored flat under their path names, so that any tree structure (optax's name
 comes back without pickling a type.
 """
 
-import logging
 import shutil
 import warnings
 import zlib
@@ -20,9 +19,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from densejax.typing import Tree
-
-# Orbax reports each save in several lines; the sweep's own line a checkpoint is enough.
-logging.getLogger("absl").setLevel(logging.ERROR)
 
 CHECKSUM = "checksum"
 

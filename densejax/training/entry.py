@@ -1,6 +1,5 @@
 """The main program of every experiment: flags, devices, compilation cache, exit codes."""
 
-import logging
 import os
 import sys
 import tempfile
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from densejax.instances import use_all_cores
 from densejax.training import config as configuration
@@ -49,8 +48,8 @@ def main(
     def start(arguments: Sequence[str]) -> None:
         if len(arguments) > 1:
             raise app.UsageError(f"unexpected argument {arguments[1]!r}; flags begin with --")
-        # jax says at INFO which of the backends it knows are not on this machine.
-        logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+        # At INFO, orbax reports every save in a dozen lines and jax each backend it did not find.
+        logging.set_verbosity(logging.WARNING)
         use_all_cores()
         if not flags.FLAGS.workdir and not flags.FLAGS.fast_dev_run:
             raise app.UsageError("--workdir is needed: the folder in which the run is kept")
