@@ -29,7 +29,7 @@ def count(labels, predictions, classes=CLASSES):
 def test_counts_equal_sklearn_in_every_mode(mode):
     labels, predictions = sample(0)
     labels[:, ::3] = -1
-    modes = {
+    modes: dict[str, Any] = {
         "plain": lambda t, p: jnp.stack([count(a, b) for a, b in zip(t, p, strict=True)]),
         "jit": lambda t, p: jnp.stack([jax.jit(count)(a, b) for a, b in zip(t, p, strict=True)]),
         "vmap": jax.jit(jax.vmap(count)),
