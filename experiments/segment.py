@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from densejax.data.augment import Augmentation, draw_window
 from densejax.models import hybrid, unet, unet3d
+from densejax.models.layers import draw_parameters
 from densejax.segmentation import report, sources
 from densejax.segmentation.prepare import sweep_data
 from densejax.segmentation.task import PUBLISHED_L2, WindowTask
@@ -103,14 +103,13 @@ def build(config: Config, classes: int) -> tuple[Any, WindowTask]:
         "no_3x3x3": lambda: hybrid.Hybrid2D3D(**hybrid_options, conv3d_in_2d=False),
         "no_pyramid": lambda: hybrid.Hybrid2D3D(**hybrid_options, pyramid=False),
         "unet": lambda: unet.UNet(**common, padding="SAME"),
-        "unet3d_thin": lambda: unet3d.UNet3D(**common, pool_z=False),
-        "unet3d_thick": lambda: unet3d.UNet3D(**common, pool_z=True),
+        "unet3d_thin": lambda: unet3d.thin(**common),
+        "unet3d_thick": lambda: unet3d.thick(**common),
     }
     model = networks[config.network]()
     is_hybrid = isinstance(model, hybrid.Hybrid2D3D)
     window = tuple(config.window)
     output = model.output_window(window)
-    example = jax.ShapeDtypeStruct((1, *window, 1), jnp.float32)
 
     def draw(key: jax.Array, step: jax.Array, data: Any) -> Any:
         return draw_window(
@@ -124,7 +123,7 @@ def build(config: Config, classes: int) -> tuple[Any, WindowTask]:
         )
 
     task = WindowTask(
-        init_params=lambda key: model.lazy_init(key, example),
+        init_params=lambda key: draw_parameters(key, model, (1, *window, 1)),
         network=model.apply,
         draw=draw,
         classes=classes,

@@ -1,5 +1,6 @@
 """Layers shared by the segmentation networks, and the arithmetic of their shapes."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 
 from densejax.ops.convolution import convolution
 from densejax.ops.transposed import transposed_convolution
-from densejax.typing import Array
+from densejax.typing import Array, Key, Params
 
 Sizes = tuple[int, ...]
 Activation = Callable[[jax.Array], jax.Array]
@@ -107,3 +108,41 @@ def check_input(network: str, x: Array) -> None:
     """Raises: ValueError where ``x`` is not [b, z, y, x, 1]."""
     if x.ndim != 5 or x.shape[-1] != 1:
         raise ValueError(f"{network}: expected an input [b, z, y, x, 1], found shape {x.shape}")
+
+
+def draw_parameters(key: Key, model: nn.Module, input_shape: Sizes) -> Params:
+    """Fresh parameters of a segmentation network, all kernels from one draw of random numbers.
+
+    The distribution is that of ``model.init``: kernels Glorot-uniform (Glorot and Bengio 2010),
+    biases zero. XLA compiles each random draw for itself, on a CPU for about a second; one draw for
+    all layers instead of one a layer saves half a minute at every start of a training.
+
+    Args:
+      key: a jax key.
+      model: a network made of this module's layers.
+      input_shape: [b, z, y, x, 1] of an input.
+
+    Returns:
+      The variables, ``{"params": ...}``, float32.
+
+    Raises:
+      ValueError: the network has a parameter that is neither ``kernel`` nor ``bias``.
+    """
+    example = jax.ShapeDtypeStruct(tuple(input_shape), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), example)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    sizes = [math.prod(leaf.shape) for _, leaf in leaves]
+    numbers = jax.random.uniform(key, (sum(sizes),), jnp.float32, -1.0, 1.0)
+    drawn, start = [], 0
+    for (path, leaf), size in zip(leaves, sizes, strict=True):
+        name = str(getattr(path[-1], "key", path[-1]))
+        if name == "bias":
+            drawn.append(jnp.zeros(leaf.shape, jnp.float32))
+        elif name == "kernel":
+            field = math.prod(leaf.shape[:-2])
+            limit = math.sqrt(6 / (field * (leaf.shape[-2] + leaf.shape[-1])))
+            drawn.append(limit * numbers[start : start + size].reshape(leaf.shape))
+        else:
+            raise ValueError(f"{jax.tree_util.keystr(path)} is neither a kernel nor a bias")
+        start += size
+    return jax.tree_util.tree_unflatten(structure, drawn)
