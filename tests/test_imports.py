@@ -31,7 +31,8 @@ ONLY = {
     "jax.experimental.shard_map": ("densejax/instances.py",),
     "jax.experimental.mesh_utils": ("densejax/instances.py",),
 }
-MESH_NAMES = {"pmap", "shard_map", "Mesh", "make_mesh", "create_device_mesh", "PmapSharding"}
+# Whatever they are reached through; a bare "Mesh" may be a surface of triangles.
+MESH_NAMES = {"pmap", "shard_map", "make_mesh", "create_device_mesh", "PmapSharding"}
 
 
 def modules() -> list[Path]:
@@ -63,6 +64,9 @@ def violations(source: str, path: Path) -> list[str]:
     found = []
     for name in imported(tree, path):
         found += _wrong_arrow(name, path) + _wrong_library(name, path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            found += _wrong_library(ast.unparse(node), path)
     if path.parts[0] != "tests" and path.as_posix() != "densejax/instances.py":
         names = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
         names |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
@@ -125,6 +129,8 @@ def test_arrows_point_one_way(path):
         ("experiments/segment.py", "from flax import linen"),
         ("densejax/metrics.py", "import jax\njax.pmap(f)"),
         ("densejax/metrics.py", "from jax import pmap"),
+        ("densejax/metrics.py", "import jax\njax.sharding.Mesh(devices, axes)"),
+        ("densejax/metrics.py", "import jax as j\nj.shard_map(f)"),
         ("densejax/metrics.py", "from jax.sharding import Mesh"),
         ("launch/local.py", "import jax"),
         ("launch/local.py", "from densejax.training import folders"),
@@ -143,6 +149,10 @@ def test_a_planted_violation_is_caught(path, source):
         ("densejax/models/unet.py", "from flax import linen"),
         ("densejax/training/provenance.py", "from densejax import __version__"),
         ("densejax/active/scores.py", "from densejax.landscape import slices"),
+        (
+            "densejax/segmentation/meshes.py",
+            "import trimesh\nclass Mesh: ...\ntrimesh.Mesh()\nMesh()",
+        ),
         ("experiments/benchmarks/speed.py", "from experiments.segment import Config"),
         ("tests/experiments/test_segment.py", "from experiments import segment"),
     ],
