@@ -1,0 +1,168 @@
+"""Prediction of whole volumes: windows leave no trace, and the averages are what they say."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from densejax.ensembles.predict import (
+    centrality,
+    input_tile,
+    member_probabilities,
+    predict_volume,
+)
+
+CLASSES = 3
+
+
+@st.composite
+def layouts(draw):
+    """Volume, output window, overlap and input window, one entry an axis each."""
+    axes = []
+    for _ in range(3):
+        volume = draw(st.integers(1, 9))
+        output = draw(st.integers(1, volume))
+        overlap = draw(st.integers(0, output - 1))
+        margin = draw(st.integers(0, min(5, volume - 1)))
+        axes.append((volume, output, overlap, output + margin))
+    return tuple(zip(*axes, strict=True))
+
+
+def middle(tile, output):
+    starts = [(size - out) // 2 for size, out in zip(tile.shape, output, strict=True)]
+    return tile[tuple(slice(s, s + out) for s, out in zip(starts, output, strict=True))]
+
+
+@settings(max_examples=40, deadline=None)
+@given(layouts(), st.integers(0, 99))
+def test_tiling_the_identity_is_the_identity(layout, seed):
+    shape, output, overlap, window = layout
+    volume = np.random.default_rng(seed).integers(0, CLASSES, shape)
+
+    def identity(tile):
+        assert tile.shape == window
+        return np.eye(CLASSES, dtype=np.float32)[middle(tile, output).astype(int)][None]
+
+    found = predict_volume(identity, volume, window=window, output=output, overlap=overlap)
+    np.testing.assert_array_equal(found.labels, volume)
+    np.testing.assert_array_equal(found.members[0], volume)
+    np.testing.assert_array_equal(found.cumulative[0], volume)
+    assert found.labels.dtype == np.int32
+    assert not found.entropy.any() and not found.disagreement.any()
+
+
+def box_mean(image, padding):
+    """Mean of 3x3x3 voxels, ``valid`` or padded with zeros."""
+    mean = ndimage.uniform_filter(image.astype(np.float64), 3, mode="constant")
+    return mean[1:-1, 1:-1, 1:-1] if padding == "valid" else mean
+
+
+def two_classes(values):
+    share = 1 / (1 + np.exp(-4 * values))
+    return np.stack([1 - share, share], axis=-1)[None]
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("overlap", [(2, 2, 2), (2, 3, 4)])
+def test_tiles_give_what_one_window_gives(padding, overlap):
+    # Radius one and overlap two or more: the window that a voxel is taken from sees all that the
+    # voxel depends on, so the seams do not show.
+    volume = np.random.default_rng(0).normal(size=(8, 17, 19)).astype(np.float32)
+    output, extra = (4, 7, 6), 2 if padding == "valid" else 0
+    found = predict_volume(
+        lambda tile: two_classes(box_mean(tile, padding)),
+        volume,
+        window=tuple(size + extra for size in output),
+        output=output,
+        overlap=overlap,
+        anisotropy=(1, 1, 1),
+    )
+    whole = two_classes(box_mean(volume, "same"))[0]
+    inside = (slice(1, -1),) * 3
+    expected = -(whole * np.log(whole)).sum(-1) / np.log(2)
+    np.testing.assert_array_equal(found.labels[inside], whole.argmax(-1)[inside])
+    np.testing.assert_allclose(found.entropy[inside], expected[inside], rtol=1e-5)
+
+
+@pytest.mark.parametrize("members", [1, 2, 5])
+def test_averages_entropy_and_disagreement_by_brute_force(members):
+    shape, classes = (3, 6, 7), 4
+    random = np.random.default_rng(members)
+    shares = random.dirichlet(np.full(classes, 0.5), (members, *shape)).astype(np.float32)
+    # Each voxel of the volume is its own index, so that a window can look its shares up.
+    volume = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    flat = shares.reshape(members, -1, classes)
+    found = predict_volume(
+        lambda tile: flat[:, tile.astype(int)], volume, window=(2, 4, 4), output=(2, 4, 4)
+    )
+    for place in np.ndindex(shape):
+        own = [shares[(m, *place)].astype(np.float64) for m in range(members)]
+        mean = sum(own) / members
+        assert found.labels[place] == np.argmax(mean)
+        entropy = -sum(p * np.log(p) for p in mean if p > 0) / np.log(classes)
+        np.testing.assert_allclose(found.entropy[place], entropy, rtol=1e-4, atol=1e-5)
+        others = np.mean([np.argmax(o) != np.argmax(mean) for o in own])
+        np.testing.assert_allclose(found.disagreement[place], others, rtol=1e-6)
+        for m in range(members):
+            assert found.members[(m, *place)] == np.argmax(own[m])
+            assert found.cumulative[(m, *place)] == np.argmax(sum(own[: m + 1]))
+
+
+def test_members_are_the_networks_own_softmax():
+    random = np.random.default_rng(3)
+    params = {"w": random.normal(size=(3, CLASSES)).astype(np.float32)}
+
+    def network(one, image):
+        return image * one["w"], {}
+
+    tile = random.normal(size=(2, 3, 4)).astype(np.float32)
+    found = member_probabilities(network, params, 3)(tile)
+    raw = np.exp(tile[None, ..., None].astype(np.float64) * params["w"][:, None, None, None])
+    np.testing.assert_allclose(found, raw / raw.sum(-1, keepdims=True), rtol=1e-5)
+    assert found.dtype == jnp.float32
+
+
+def test_centrality_is_the_distance_to_the_border():
+    for window in ((1, 1, 1), (5, 6, 7), (3, 9, 4)):
+        inside = np.pad(np.ones(window), 1)
+        expected = ndimage.distance_transform_edt(inside, sampling=(4, 1, 1))[1:-1, 1:-1, 1:-1]
+        np.testing.assert_allclose(centrality(window), expected)
+
+
+def test_a_tile_that_hangs_over_is_mirrored_as_released():
+    volume = np.arange(5, dtype=np.float32).reshape(1, 1, 5)
+    # The low side leaves the edge voxel out, the high side repeats it.
+    found = input_tile(volume, np.array([0, 0, 0]), (1, 1, 5), (1, 1, 9))
+    np.testing.assert_array_equal(found[0, 0], [2, 1, 0, 1, 2, 3, 4, 4, 3])
+
+
+def test_windows_that_do_not_fit_are_refused():
+    volume = np.zeros((3, 8, 8), np.float32)
+
+    def never(tile):
+        raise AssertionError("asked for a prediction")
+
+    with pytest.raises(ValueError, match=r"\(4, 8, 8\).*\(3, 8, 8\)"):
+        predict_volume(never, volume, window=(4, 8, 8), output=(4, 8, 8))
+    with pytest.raises(ValueError, match=r"beyond the output"):
+        predict_volume(never, volume, window=(9, 8, 8), output=(1, 8, 8))
+
+
+def test_progress_is_told_the_number_of_windows():
+    told = []
+
+    def progress(items, total):
+        told.append(total)
+        return items
+
+    predict_volume(
+        lambda tile: np.ones((1, *tile.shape, 2), np.float32) / 2,
+        np.zeros((2, 4, 4)),
+        window=(1, 2, 2),
+        output=(1, 2, 2),
+        overlap=(0, 0, 0),
+        progress=progress,
+    )
+    assert told == [2 * 2 * 2]

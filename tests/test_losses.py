@@ -1,0 +1,132 @@
+"""Losses against PyTorch and against sums written out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from densejax.losses import grouped_l2, weighted_cross_entropy
+
+
+def case(seed, shape=(2, 3, 4, 5), classes=4, scale=3.0):
+    random = np.random.default_rng(seed)
+    logits = (scale * random.normal(size=(*shape, classes))).astype(np.float32)
+    labels = random.integers(-1, classes, shape).astype(np.int32)
+    weights = random.uniform(0, 3, shape).astype(np.float32)
+    return logits, labels, weights
+
+
+def by_hand(logits, labels, weights, reduction):
+    total, number = 0.0, 0
+    for place in np.ndindex(labels.shape):
+        if labels[place] >= 0:
+            row = logits[place].astype(np.float64)
+            total += weights[place] * (np.log(np.sum(np.exp(row))) - row[labels[place]])
+            number += 1
+    return total if reduction == "sum" else total / number
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_cross_entropy_is_the_formula(reduction):
+    logits, labels, weights = case(0)
+    found = weighted_cross_entropy(logits, labels, weights=weights, reduction=reduction)
+    np.testing.assert_allclose(found, by_hand(logits, labels, weights, reduction), rtol=1e-5)
+    plain = weighted_cross_entropy(logits, labels, reduction=reduction)
+    ones = np.ones_like(weights)
+    np.testing.assert_allclose(plain, by_hand(logits, labels, ones, reduction), rtol=1e-5)
+    assert found.shape == () and found.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_cross_entropy_and_its_gradient_agree_with_torch(reduction):
+    torch = pytest.importorskip("torch")
+    logits, labels, weights = case(1)
+    theirs = torch.tensor(logits, requires_grad=True)
+    rows = torch.nn.functional.cross_entropy(
+        theirs.reshape(-1, logits.shape[-1]),
+        torch.tensor(labels, dtype=torch.long).reshape(-1),
+        reduction="none",
+        ignore_index=-1,
+    )
+    loss = (rows * torch.tensor(weights).reshape(-1)).sum()
+    if reduction == "mean":
+        loss = loss / int((labels >= 0).sum())
+    loss.backward()
+    ours, gradient = jax.value_and_grad(weighted_cross_entropy)(
+        jnp.asarray(logits), labels, weights, reduction=reduction
+    )
+    np.testing.assert_allclose(ours, loss.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, theirs.grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [1e4, np.inf, np.nan])
+def test_what_is_not_labelled_never_counts(bad):
+    logits, labels, weights = case(2)
+    other, other_weights = logits.copy(), weights.copy()
+    other[labels < 0] = bad if np.isfinite(bad) else 7.0
+    # An infinite weight where nothing is labelled must not count either.
+    other_weights[labels < 0] = bad
+    assert weighted_cross_entropy(logits, labels, weights=weights) == weighted_cross_entropy(
+        other, labels, other_weights
+    )
+    gradient = jax.grad(weighted_cross_entropy)(jnp.asarray(logits), labels, weights)
+    assert not np.any(np.asarray(gradient)[labels < 0])
+    assert np.all(np.any(np.asarray(gradient)[labels >= 0], axis=-1))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_nothing_labelled_is_no_loss(reduction):
+    logits, labels, weights = case(3)
+    nothing = np.full_like(labels, -1)
+    value, gradient = jax.value_and_grad(weighted_cross_entropy)(
+        jnp.asarray(logits), nothing, weights, reduction=reduction
+    )
+    assert value == 0 and not np.any(gradient)
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e30])
+def test_extreme_logits_have_finite_gradients(size):
+    _, labels, weights = case(4)
+    random = np.random.default_rng(4)
+    logits = (size * random.choice([-1.0, 0.0, 1.0], (*labels.shape, 4))).astype(np.float32)
+    value, gradient = jax.value_and_grad(weighted_cross_entropy)(
+        jnp.asarray(logits), labels, weights
+    )
+    assert np.isfinite(value) and np.all(np.isfinite(gradient))
+    # A confident miss costs the distance between the two logits.
+    one = weighted_cross_entropy(jnp.float32([[size, -size]]), np.int32([1]))
+    np.testing.assert_allclose(one, 2 * size, rtol=1e-6)
+
+
+def test_cross_entropy_compiles_and_maps(assert_modes_agree):
+    logits, labels, weights = case(5)
+    assert_modes_agree(weighted_cross_entropy, logits, labels, weights)
+
+
+PARAMS = {
+    "first": {"kernel": np.float32([[1, 2], [3, 4]]), "bias": np.float32([5])},
+    "head": {"kernel": np.float32([6, 7])},
+}
+
+
+def group(path):
+    return None if path[-1] == "bias" else path[0]
+
+
+def test_grouped_l2_by_hand():
+    found = grouped_l2(PARAMS, {"first": 0.1, "head": 0.01}, group)
+    np.testing.assert_allclose(found, 0.1 * (1 + 4 + 9 + 16) + 0.01 * (36 + 49), rtol=1e-6)
+    gradient = jax.grad(lambda p: grouped_l2(p, {"first": 0.1, "head": 0.01}, group))(PARAMS)
+    np.testing.assert_allclose(gradient["first"]["kernel"], 0.2 * PARAMS["first"]["kernel"])
+    assert not np.any(gradient["first"]["bias"])
+
+
+def test_grouped_l2_sees_the_whole_path():
+    seen = []
+    grouped_l2(PARAMS, {}, lambda path: seen.append(path))
+    assert sorted(seen) == [("first", "bias"), ("first", "kernel"), ("head", "kernel")]
+
+
+def test_a_group_without_a_factor_is_refused():
+    with pytest.raises(KeyError, match="head"):
+        grouped_l2(PARAMS, {"first": 0.1}, group)
