@@ -23,6 +23,10 @@ from densejax.typing import Tree
 CHECKSUM = "checksum"
 
 
+class DamagedError(ValueError):
+    """A checkpoint that cannot be read, or whose arrays do not match its checksum."""
+
+
 def save_tree(folder: Path, tree: Tree) -> None:
     """Write a tree of arrays as one orbax checkpoint, replacing nothing.
 
@@ -66,7 +70,8 @@ def restore_tree(folder: Path, template: Tree) -> Tree:
 
     Raises:
       FileNotFoundError: no such checkpoint.
-      ValueError: it is unreadable or damaged, or holds other arrays than the template.
+      DamagedError: it is unreadable or damaged; a ValueError.
+      ValueError: it holds other arrays than the template.
     """
     arrays = _read(folder)
     leaves, structure = jax.tree_util.tree_flatten_with_path(template)
@@ -104,11 +109,14 @@ def restore_newest(
     """The newest whole checkpoint below ``folder``, or None where there is none.
 
     A damaged one is reported, removed and passed over for the one before it.
+
+    Raises:
+      ValueError: a whole one holds other arrays than the template; nothing is removed.
     """
     for candidate in reversed(_steps(folder)):
         try:
             return restore_tree(candidate, template)
-        except ValueError as error:
+        except DamagedError as error:
             report(f"passing over a damaged checkpoint: {error}")
             shutil.rmtree(candidate, ignore_errors=True)
     return None
@@ -145,12 +153,14 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
             stored = checkpointer.restore(folder)
         arrays = {name: np.asarray(array) for name, array in stored.items()}
     except Exception as error:
-        raise ValueError(f"checkpoint {folder} cannot be read: {error}") from error
+        raise DamagedError(f"checkpoint {folder} cannot be read: {error}") from error
     finally:
         checkpointer.close()
     expected = arrays.pop(CHECKSUM, None)
     if expected is None or int(expected[0]) != _checksum(arrays):
-        raise ValueError(f"checkpoint {folder} is damaged: its checksum does not match its arrays")
+        raise DamagedError(
+            f"checkpoint {folder} is damaged: its checksum does not match its arrays"
+        )
     return arrays
 
 
