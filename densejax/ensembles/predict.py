@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densejax.data.windows import evaluation_corners, reflect_index
+from densejax.data.windows import check_windows, evaluation_corners, reflect_index
 from densejax.instances import Population
 from densejax.typing import Array, Params
 
@@ -131,10 +131,13 @@ def predict_volume(
       The prediction; see ``Prediction``.
 
     Raises:
-      ValueError: the output window is larger than the volume.
+      ValueError: the output window is larger than the volume, or the input window reaches so far
+        beyond it that one mirroring does not fill the border.
     """
     volume = np.asarray(volume)
-    overlap = tuple(size // 3 for size in output) if overlap is None else overlap
+    check_windows(volume.shape, window, output)
+    z, y, x = output
+    overlap = (z // 3, y // 3, x // 3) if overlap is None else overlap
     corners = evaluation_corners(volume.shape, output, overlap)
     reach = np.zeros(volume.shape, np.float32)
     central = centrality(output, anisotropy=anisotropy)

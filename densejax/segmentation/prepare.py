@@ -6,7 +6,7 @@ import numpy as np
 
 from densejax.data.augment import training_arrays
 from densejax.data.datasets import LabelledVolume, standardise
-from densejax.data.windows import evaluation_corners
+from densejax.data.windows import check_windows, evaluation_corners
 from densejax.ensembles.predict import Sizes, input_tile
 from densejax.typing import UNLABELLED, Batch
 
@@ -61,8 +61,12 @@ def evaluation_windows(
 
     Returns:
       Input windows [n, z, y, x] float32 and labels [n, z', y', x'] int32.
+
+    Raises:
+      ValueError: a window does not fit into the volume, or reaches too far beyond it.
     """
     images = standardise(volume.images)
+    check_windows(images.shape, window, output)
     left = volume.labels.astype(np.int32).copy()
     inputs, labels = [], []
     for corner in evaluation_corners(images.shape, output, (0, 0, 0)):
