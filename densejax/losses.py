@@ -12,7 +12,7 @@ Reduction = Literal["mean", "sum"]
 
 
 def weighted_cross_entropy(
-    logits: Array, labels: Array, weights: Array | None = None, *, reduction: Reduction = "mean"
+    logits: Array, labels: Array, *, weights: Array | None = None, reduction: Reduction = "mean"
 ) -> jax.Array:
     """Cross-entropy of integer labels, each voxel times its error weight.
 

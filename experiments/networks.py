@@ -12,8 +12,8 @@ accelerator.
 
 import dataclasses
 import json
+from typing import Any
 
-import flax.linen as nn
 from absl import app, flags
 
 from densejax.models import cost, unet3d
@@ -39,7 +39,7 @@ class Network:
     gflop_per_window: float
 
 
-def networks() -> list[tuple[str, nn.Module, Window]]:
+def networks() -> list[tuple[str, Any, Window]]:
     """Name, network and the input window with which it was published."""
     return [
         ("2D-3D + 3x3x3 (hybrid)", Hybrid2D3D(), HYBRID_WINDOW),

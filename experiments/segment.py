@@ -12,9 +12,9 @@ Data: a synthetic platelet world generated here (default), the Drosophila VNC st
     python -m experiments.segment --data=vnc --data_folder=data/vnc --seeds=0:8 --workdir=runs/vnc
 
 The same command again continues; more ``--seeds`` extend the sweep. Published setting:
-``--data=platelets --width=32 --window=5,300,300 --spacing=2,100,100 --steps=33120
+``--data=platelets --width=32 --logit_relu --window=5,300,300 --spacing=2,100,100 --steps=33120
 --augmentation.elastic=released --seeds=0:26``. Defaults: four narrow networks, under ten minutes on
-two CPU cores.
+two CPU cores. Expected results: ``experiments/results/README.md``.
 """
 
 from dataclasses import dataclass, field, replace
@@ -48,7 +48,11 @@ class Config:
         (), "voxel size z,y,x; where the file states none", unit="nm"
     )
     class_names: tuple[str, ...] = option((), "names of the classes 0, 1, ... of --labels")
-    world: tuple[int, ...] = option((40, 192, 192), "z,y,x of the synthetic world", unit="voxels")
+    world: tuple[int, ...] = option(
+        (24, 192, 192),
+        "z,y,x of the synthetic training world; two others are half as deep",
+        unit="voxels",
+    )
     sections: tuple[int, ...] = option(
         (),
         "train,evaluation,test,gap along z; default: about 60, 15, 15 and 5 %",
@@ -58,7 +62,9 @@ class Config:
         "hybrid", "no_3x3x3", "no_multi_loss", "no_pyramid", "unet", "unet3d_thin", "unet3d_thick"
     ] = option("hybrid", "architecture; see python -m experiments.networks")
     width: int = option(8, "channels of the finest scale (published: hybrid 32, U-Net 64)")
-    logit_relu: bool = option(True, "ReLU on the logits, as released")
+    logit_relu: bool = option(
+        False, "ReLU on the logits, as released; kills the logits of whole classes (see results)"
+    )
     released_upsampling: bool = option(False, "upsample z in the pyramid, as released")
     window: tuple[int, ...] = option((5, 64, 64), "input window z,y,x", unit="voxels")
     spacing: tuple[int, ...] = option((2, 21, 21), "bin of the window grid z,y,x", unit="voxels")
@@ -66,7 +72,7 @@ class Config:
     error_weights: Literal["published", "diffusive", "balance", "none"] = option(
         "published", "voxel weights: class balance and edges, released edges, balance only, none"
     )
-    steps: int = option(1200, "updates of each instance", unit="steps")
+    steps: int = option(1000, "updates of each instance", unit="steps")
     batch: int = option(1, "windows an update")
     learning_rate: float = option(1e-3, "initial rate of Adam")
     decay_rate: float = option(0.75, "factor on the learning rate every 10^3.4 steps")
@@ -95,7 +101,11 @@ class Config:
 
 def build(config: Config, classes: int) -> tuple[Any, WindowTask]:
     """The network and the task of a configuration."""
-    common = {"classes": classes, "width": config.width, "logit_relu": config.logit_relu}
+    common: dict[str, Any] = {
+        "classes": classes,
+        "width": config.width,
+        "logit_relu": config.logit_relu,
+    }
     hybrid_options = common | {"upsample_z": config.released_upsampling}
     networks: dict[str, Any] = {
         "hybrid": lambda: hybrid.Hybrid2D3D(**hybrid_options),
@@ -108,7 +118,7 @@ def build(config: Config, classes: int) -> tuple[Any, WindowTask]:
     }
     model = networks[config.network]()
     is_hybrid = isinstance(model, hybrid.Hybrid2D3D)
-    window = tuple(config.window)
+    window = sources.three(config.window, "--window")
     output = model.output_window(window)
 
     def draw(key: jax.Array, step: jax.Array, data: Any) -> Any:
@@ -144,7 +154,8 @@ def run(config: Config, workdir: Path) -> report.Summary:
     """Train, rank, combine, report; returns the summary's arrays."""
     parts = sources.load_parts(config)
     model, task = build(config, len(parts.class_names))
-    window, output = config.window, model.output_window(config.window)
+    window = sources.three(config.window, "--window")
+    output = model.output_window(window)
     data = sweep_data(
         parts.train,
         parts.evaluation,

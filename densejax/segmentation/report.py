@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def summarise_sweep(
             window=window,
             output=output,
             anisotropy=_anisotropy(volume),
-            progress=lambda tiles, total, name=volume.name: _progress(tiles, total, name),
+            progress=partial(_progress, volume.name),
         )
         judged.append(_judge(volume, prediction))
     summary = Summary(tuple(outcomes), tuple(ranked), judged[0], judged[1], ())
@@ -140,7 +141,7 @@ def _anisotropy(volume: LabelledVolume) -> tuple[float, float, float]:
     return z / y, 1.0, x / y
 
 
-def _progress(tiles: Iterator[Any], total: int, name: str) -> Iterator[Any]:
+def _progress(name: str, tiles: Iterator[Any], total: int) -> Iterator[Any]:
     return iter(tqdm(tiles, total=total, desc=f"label {name}", unit="window", mininterval=5))
 
 

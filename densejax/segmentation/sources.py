@@ -1,6 +1,6 @@
 """Where a segmentation sweep's volumes come from: sets by name, a user's files, or a made world."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from densejax.data.weights import (
     edge_preservation,
     error_weights,
 )
+from densejax.ensembles.predict import Sizes
 
 # In a neurite, its contents stand where a platelet's organelles do, its membrane for the outside.
 VNC_BORDERS = borders_between(background=(0,), cell=(4,), organelles=(2, 3))
@@ -61,11 +62,22 @@ def default_sections(depth: int, *, least: int = 1) -> tuple[int, int, int, int]
     return depth - 2 * part - 2 * gap, part, part, gap
 
 
-def synthetic_volume(shape: Sequence[int], *, seed: int) -> LabelledVolume:
+def three(values: Sequence[int], name: str) -> Sizes:
+    """The (z, y, x) that a flag gives.
+
+    Raises:
+      ValueError: it does not give three positive numbers; the message names the flag.
+    """
+    if len(values) != 3 or min(values) < 1:
+        raise ValueError(f"{name} takes three positive numbers z,y,x; found {tuple(values)}")
+    return int(values[0]), int(values[1]), int(values[2])
+
+
+def synthetic_volume(shape: Sizes, *, seed: int, part: str) -> LabelledVolume:
     """One synthetic platelet world of shape (z, y, x) in voxels."""
-    world = platelet_world(jax.random.key(seed), shape=(shape[0], shape[1], shape[2]))
+    world = platelet_world(jax.random.key(seed), shape=shape)
     return LabelledVolume(
-        "synthetic platelet world",
+        f"synthetic platelet {part}",
         world.images,
         world.labels,
         None,
@@ -100,6 +112,7 @@ def load_parts(config: Any) -> Parts:
       ValueError: a volume and its labels do not fit, or a class is absent from training.
       FileNotFoundError: a file is missing.
     """
+    depth = three(config.window, "--window")[0]
     if config.image or config.labels or config.data == "files":
         if not (config.image and config.labels):
             raise ValueError(
@@ -114,19 +127,25 @@ def load_parts(config: Any) -> Parts:
             class_names=config.class_names,
             voxel_nm=tuple(config.voxel_nm) or None,
         )
-        parts = split_parts(volume, config.sections, least=config.window[0])
+        parts = split_parts(volume, config.sections, least=depth)
     elif config.data == "vnc":
         parts = split_parts(
             load_vnc(_folder(config)),
             config.sections,
-            least=config.window[0],
+            least=depth,
             borders=VNC_BORDERS,
         )
     elif config.data == "platelets":
         parts = Parts(*load_platelets(_folder(config)), borders=BORDERS)
     else:
-        volume = synthetic_volume(config.world, seed=0)
-        parts = split_parts(volume, config.sections, least=config.window[0], borders=BORDERS)
+        z, y, x = three(config.world, "--world")
+        half = (max(z // 2, depth), y, x)
+        parts = Parts(
+            synthetic_volume((z, y, x), seed=0, part="training"),
+            synthetic_volume(half, seed=1, part="evaluation"),
+            synthetic_volume(half, seed=2, part="test"),
+            borders=BORDERS,
+        )
     for part in (parts.train, parts.evaluation, parts.test):
         counts = check_pair(part.images, part.labels, classes=len(part.class_names), name=part.name)
         if part is parts.train:
@@ -153,7 +172,10 @@ def error_weights_of(parts: Parts, kind: str) -> np.ndarray:
         return volume.weights
     if kind == "balance" or (kind == "published" and not parts.borders):
         return np.where(volume.labels >= 0, FLOOR, 0) + class_balance(volume.labels, classes)
-    edges = {"published": edge_preservation, "diffusive": diffusive_edge_weights}
+    edges: dict[str, Callable[..., np.ndarray]] = {
+        "published": edge_preservation,
+        "diffusive": diffusive_edge_weights,
+    }
     if kind not in edges:
         raise ValueError(f"error weights {kind!r} are none of published, diffusive, balance, none")
     return error_weights(volume.labels, classes, borders=parts.borders, edges=edges[kind])

@@ -95,11 +95,11 @@ class WindowTask:
 
         def loss_of(params: Params) -> tuple[jax.Array, jax.Array]:
             logits, out = self.network(params, images[..., None])
-            loss = weighted_cross_entropy(logits, labels, weights, reduction=self.reduction)
+            loss = weighted_cross_entropy(logits, labels, weights=weights, reduction=self.reduction)
             data_loss = loss
             if "logits_2d" in out and out["logits_2d"] is not logits:
                 loss = loss + settings["two_d_loss"] * weighted_cross_entropy(
-                    out["logits_2d"], labels, weights, reduction=self.reduction
+                    out["logits_2d"], labels, weights=weights, reduction=self.reduction
                 )
             if self.l2:
                 loss = loss + settings["l2_scale"] * grouped_l2(params, self.l2, self.group_of)

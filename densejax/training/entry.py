@@ -54,7 +54,7 @@ def main(
         if not flags.FLAGS.workdir and not flags.FLAGS.fast_dev_run:
             raise app.UsageError("--workdir is needed: the folder in which the run is kept")
         try:
-            config = configuration.from_flags(config_class)
+            config: Any = configuration.from_flags(config_class)
             sys.exit(1 if _run(config, run, fast) else 0)
         except CLEAR_ERRORS as error:
             if os.environ.get("DENSEJAX_TRACEBACK"):

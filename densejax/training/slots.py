@@ -18,12 +18,12 @@ from densejax.typing import Batch, Tree
 SCORE_OF_NOTHING = -jnp.inf
 
 
-def empty_slot(task: Task, key: jax.Array, settings: Tree) -> dict[str, Tree]:
+def empty_slot(key: jax.Array, task: Task, settings: Tree) -> dict[str, Tree]:
     """The slot of an instance that has made no step.
 
     Args:
-      task: what an instance is.
       key: the instance's own key, raw uint32 ``[2]`` (keys travel as plain arrays).
+      task: what an instance is.
       settings: scalars of this instance.
     """
     state = task.init(jax.random.wrap_key_data(key), settings)
@@ -49,7 +49,7 @@ class Programs:
 
 def _fill(task: Task) -> Callable[..., Tree]:
     def fill(slot: Tree, key: jax.Array, settings: Tree, enters: jax.Array) -> Tree:
-        return jax.lax.cond(enters, lambda: empty_slot(task, key, settings), lambda: slot)
+        return jax.lax.cond(enters, lambda: empty_slot(key, task, settings), lambda: slot)
 
     return fill
 

@@ -105,7 +105,7 @@ class Sweep:
 
     def _prepare(self) -> None:
         shape = jax.eval_shape(
-            lambda key: empty_slot(self.task, key, self._settings(self._waiting[0])),
+            lambda key: empty_slot(key, self.task, self._settings(self._waiting[0])),
             jax.ShapeDtypeStruct((2,), np.uint32),
         )
         self._shape = shape
@@ -149,7 +149,7 @@ class Sweep:
             fitting = max(1, int(population.per_device * limit / peak))
             self._slots = len(population.devices) * min(fitting, population.per_device - 1)
 
-    def _settings(self, member: Member) -> dict[str, np.ndarray]:
+    def _settings(self, member: Member) -> dict[str, np.float32]:
         return {name: np.float32(value) for name, value in member.settings.items()}
 
     def _refill(self) -> bool:

@@ -12,8 +12,10 @@ class Task(Protocol):
     optimiser state, its own key and its own step counter, and ``settings``.
     """
 
-    score: str
-    """Name of the evaluated measure that ranks instances; larger is better."""
+    @property
+    def score(self) -> str:
+        """Name of the evaluated measure that ranks instances; larger is better."""
+        ...
 
     def init(self, key: Key, settings: Tree) -> Tree:
         """A fresh state; ``settings`` maps names to scalars that differ between instances."""

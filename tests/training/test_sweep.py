@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy import Line, line_data  # noqa: E402  (the folder of tests is not a package)
+from toy import Line, line_data
 
-from densejax.training.checkpoint import restore_tree  # noqa: E402
-from densejax.training.folders import Member, members_of, read_metrics  # noqa: E402
-from densejax.training.sweep import Schedule, Sweep  # noqa: E402
+from densejax.training.checkpoint import restore_tree
+from densejax.training.folders import Member, members_of, read_metrics
+from densejax.training.sweep import Schedule, Sweep
 
 SCHEDULE = Schedule(steps=30, log_every=5, evaluate_every=10, checkpoint_every=10)
 
