@@ -2,6 +2,8 @@
 
 import csv
 import json
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +15,7 @@ import numpy as np
 import tifffile
 from tqdm import tqdm
 
-from densejax import metrics
+from densejax import metrics, trees
 from densejax.data.datasets import LabelledVolume, standardise
 from densejax.ensembles.distributions import bimodality, bootstrap_median, summarise
 from densejax.ensembles.predict import Prediction, Sizes, member_probabilities, predict_volume
@@ -63,20 +65,26 @@ class Summary:
 
 
 def print_setting(parts: Parts, task: WindowTask, *, window: Sizes, output: Sizes) -> None:
-    """What is about to run: devices, volumes, classes, parameters."""
+    """What is about to run: devices, volumes, voxels of each class, parameters."""
     devices = jax.local_devices()
     print(f"devices      {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
-    for name in ("train", "evaluation", "test"):
-        volume: LabelledVolume = getattr(parts, name)
+    volumes = [parts.train, parts.evaluation, parts.test]
+    for volume in volumes:
         shape = " x ".join(str(size) for size in volume.images.shape)
         voxel = " x ".join(f"{size:g}" for size in volume.voxel_nm)
-        print(f"{name:<12} {shape} {volume.images.dtype}, voxels {voxel} nm (z, y, x)")
-        counts = class_counts(volume.labels, volume.class_names)
-        shares = (f"{n} {100 * count / volume.labels.size:.2f} %" for n, count in counts.items())
-        print(f"{'':<12} " + ", ".join(shares))
+        print(f"{volume.name}: {shape} {volume.images.dtype}, voxels {voxel} nm (z, y, x)")
+    print(f"{'voxels':<22}{'train':>22}{'evaluation':>22}{'test':>22}")
+    columns = [class_counts(volume.labels, volume.class_names) for volume in volumes]
+    for name in dict.fromkeys(name for column in columns for name in column):
+        cells = []
+        for column, volume in zip(columns, volumes, strict=True):
+            count = column.get(name, 0)
+            cells.append(f"{f'{count:,} {100 * count / volume.labels.size:6.2f} %':>22}")
+        print(f"{name:<22}{''.join(cells)}")
     shapes = jax.eval_shape(task.init_params, jax.random.key(0))
-    size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
-    print(f"network      {size:,} parameters, window {window} -> {output}", flush=True)
+    print(
+        f"network      {trees.count(shapes):,} parameters, window {window} -> {output}", flush=True
+    )
 
 
 def summarise_sweep(
@@ -142,7 +150,13 @@ def _anisotropy(volume: LabelledVolume) -> tuple[float, float, float]:
 
 
 def _progress(name: str, tiles: Iterator[Any], total: int) -> Iterator[Any]:
-    return iter(tqdm(tiles, total=total, desc=f"label {name}", unit="window", mininterval=5))
+    """A bar on a terminal; in a log file, one line when the volume is labelled."""
+    shown = sys.stdout.isatty()
+    start = time.perf_counter()
+    yield from tqdm(tiles, total=total, desc=f"label {name}", unit="window", disable=not shown)
+    if not shown:
+        seconds = time.perf_counter() - start
+        print(f"labelled {name}: {total} windows in {seconds:.0f} s", flush=True)
 
 
 def _judge(volume: LabelledVolume, prediction: Prediction) -> Judged:

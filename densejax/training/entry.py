@@ -29,8 +29,7 @@ def main(
     """Run an experiment from the command line and leave the process with its exit code.
 
     Exit codes: 0, everything was done; 1, a member of the population failed; 2, the set-up was
-    refused (its message is the last line) or a flag is unknown. A set-up that is refused has
-    trained nothing.
+    refused before any training, or the run could not go on (disk full): the last line says why.
 
     Args:
       config_class: dataclass of the experiment's settings, each a flag.
