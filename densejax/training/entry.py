@@ -46,12 +46,14 @@ def main(
 
     def start(arguments: Sequence[str]) -> None:
         if len(arguments) > 1:
-            raise app.UsageError(f"unexpected argument {arguments[1]!r}; flags begin with --")
+            message = f"unexpected argument {arguments[1]!r}; flags begin with --"
+            raise app.UsageError(message, exitcode=2)
         # At INFO, orbax reports every save in a dozen lines and jax each backend it did not find.
         logging.set_verbosity(logging.WARNING)
         use_all_cores()
         if not flags.FLAGS.workdir and not flags.FLAGS.fast_dev_run:
-            raise app.UsageError("--workdir is needed: the folder in which the run is kept")
+            message = "--workdir is needed: the folder in which the run is kept"
+            raise app.UsageError(message, exitcode=2)
         try:
             config: Any = configuration.from_flags(config_class)
             sys.exit(1 if _run(config, run, fast) else 0)
@@ -64,7 +66,16 @@ def main(
             print("\ninterrupted; the same command again continues", file=sys.stderr)
             sys.exit(130)
 
-    app.run(start)
+    app.run(start, flags_parser=_parse)
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+    """As absl's own parser, but with the exit code of a refusal."""
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        print(f"--help lists all flags\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _run(config: Any, run: Callable[[Any, Path], Any], fast: Callable[[Any], Any]) -> int:
