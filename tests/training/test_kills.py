@@ -1,0 +1,125 @@
+"""A sweep that is killed at any moment and started again ends as if it had never been killed."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy import Line, line_data
+
+from densejax.training.checkpoint import restore_tree
+from densejax.training.folders import members_of
+from densejax.training.sweep import Schedule, Sweep
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SEEDS = (0, 1, 2)
+
+# Two slots for three members, so that kills also land between one member's end and the next's
+# beginning. The whole and the killed run are of different processes and numbers of devices.
+PROGRAM = """
+import sys
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_compilation_cache_dir", sys.argv[3])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+from toy import Line, line_data
+
+from densejax.training.folders import members_of
+from densejax.training.sweep import Schedule, Sweep
+
+steps = int(sys.argv[2])
+schedule = Schedule(steps=steps, log_every=5, evaluate_every=10, checkpoint_every=5)
+sweep = Sweep(
+    Line(), line_data(), members_of((0, 1, 2), {}), workdir=Path(sys.argv[1]), schedule=schedule,
+    slots=2,
+)
+print("READY", flush=True)
+sweep.run()
+print("ENDED", flush=True)
+"""
+
+
+def start(folder, steps, cache):
+    paths = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder), str(steps), str(cache)],
+        env=os.environ | {"PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_until_training(process):
+    """Read the process's lines until its members start; what it said, if it ended before."""
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "3 instances of" in line:
+            return
+    raise AssertionError("".join(said))
+
+
+def killed_and_resumed(folder, cache, *, steps, kills, longest, seed):
+    """Kill a sweep ``kills`` times, each after a random time of training, then let it end."""
+    random = np.random.default_rng(seed)
+    landed = 0
+    for _ in range(kills):
+        process = start(folder, steps, cache)
+        wait_until_training(process)
+        time.sleep(random.uniform(0, longest))
+        process.kill()
+        rest, _ = process.communicate()
+        landed += "ENDED" not in rest
+    output, _ = start(folder, steps, cache).communicate()
+    assert "ENDED" in output, output
+    return landed
+
+
+def check_same(folder, whole):
+    for outcome in whole:
+        found = folder / "seeds" / outcome.member.name
+        for name in ("best", "last"):
+            one, other = (
+                restore_tree(place / name, {"w": np.zeros(2, np.float32)})["w"]
+                for place in (found, outcome.folder)
+            )
+            assert one.tobytes() == other.tobytes(), (outcome.member, name)
+        for name in ("metrics.jsonl", "DONE"):
+            assert (found / name).read_text() == (outcome.folder / name).read_text()
+        # Nothing half-written is published.
+        expected = {"DONE", "best", "last", "metrics.jsonl"}
+        assert {path.name for path in found.iterdir()} == expected
+    assert not list((folder / "running").iterdir())
+
+
+def whole_run(folder, steps):
+    schedule = Schedule(steps=steps, log_every=5, evaluate_every=10, checkpoint_every=5)
+    members = members_of(SEEDS, {})
+    return Sweep(Line(), line_data(), members, workdir=folder, schedule=schedule).run()
+
+
+def test_three_kills_change_nothing(tmp_path):
+    landed = killed_and_resumed(
+        tmp_path / "cut", tmp_path / "cache", steps=120, kills=3, longest=1.0, seed=0
+    )
+    assert landed
+    check_same(tmp_path / "cut", whole_run(tmp_path / "whole", 120))
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(tmp_path):
+    landed = killed_and_resumed(
+        tmp_path / "cut", tmp_path / "cache", steps=600, kills=20, longest=1.5, seed=1
+    )
+    assert landed > 10
+    check_same(tmp_path / "cut", whole_run(tmp_path / "whole", 600))
