@@ -1,6 +1,7 @@
 """A sweep that is killed at any moment and started again ends as if it had never been killed."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,8 +13,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import Line, line_data
 
+from densejax.training import checkpoint
 from densejax.training.checkpoint import restore_tree
-from densejax.training.folders import members_of
+from densejax.training.folders import MemberFolder, members_of
 from densejax.training.sweep import Schedule, Sweep
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -103,17 +105,104 @@ def check_same(folder, whole):
 
 
 def whole_run(folder, steps):
-    schedule = Schedule(steps=steps, log_every=5, evaluate_every=10, checkpoint_every=5)
+    # Without checkpoints on the way: they change nothing.
+    return sweep_in(folder, steps, checkpoint_every=steps).run()
+
+
+def sweep_in(folder, steps, *, checkpoint_every=5):
+    schedule = Schedule(
+        steps=steps, log_every=5, evaluate_every=10, checkpoint_every=checkpoint_every
+    )
     members = members_of(SEEDS, {})
-    return Sweep(Line(), line_data(), members, workdir=folder, schedule=schedule).run()
+    return Sweep(Line(), line_data(), members, workdir=folder, schedule=schedule, slots=2)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return whole_run(tmp_path_factory.mktemp("whole"), 20)
+
+
+class Killed(BaseException):
+    """Raised where a kill would have landed; nothing catches it."""
+
+
+def dying(function, *, call, after):
+    """The function, but its n-th call ends in a kill, before or after it has done its work."""
+    calls = []
+
+    def called(*arguments, **options):
+        calls.append(1)
+        if len(calls) == call and not after:
+            raise Killed
+        result = function(*arguments, **options)
+        if len(calls) == call:
+            raise Killed
+        return result
+
+    return called
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "after"),
+    [
+        (MemberFolder, "log", 3, True),
+        (checkpoint, "save_tree", 8, True),  # the first member's last parameters
+        (Path, "rename", 1, True),  # published, and nothing after
+        *(
+            pytest.param(*moment, marks=pytest.mark.slow)
+            for moment in (
+                (MemberFolder, "log", 1, False),
+                (checkpoint, "save_tree", 1, False),
+                (checkpoint, "save_tree", 2, True),
+                (checkpoint, "save_tree", 7, True),
+                (MemberFolder, "publish", 2, False),
+                (Path, "rename", 1, False),
+                (shutil, "rmtree", 3, False),
+            )
+        ),
+    ],
+)
+def test_no_moment_is_a_bad_one(tmp_path, monkeypatch, whole, owner, name, call, after):
+    with monkeypatch.context() as context:
+        context.setattr(owner, name, dying(getattr(owner, name), call=call, after=after))
+        with pytest.raises(Killed):
+            sweep_in(tmp_path, 20).run()
+    sweep_in(tmp_path, 20).run()
+    check_same(tmp_path, whole)
+
+
+def test_leftovers_of_a_kill_while_writing_are_cleared(tmp_path, whole):
+    for member in ("0000", "0002"):
+        for place in ("best", "checkpoints/0000000005"):
+            left = tmp_path / "running" / member / f"{place}.orbax-checkpoint-tmp"
+            left.mkdir(parents=True)
+            (left / "manifest.ocdbt").write_bytes(b"half")
+        (tmp_path / "running" / member / "metrics.jsonl").write_text('{"step": 5, "lo')
+    sweep_in(tmp_path, 20).run()
+    check_same(tmp_path, whole)
+
+
+def test_a_damaged_checkpoint_costs_its_interval_only(tmp_path, monkeypatch, whole, capsys):
+    with monkeypatch.context() as context:
+        context.setattr(MemberFolder, "log", dying(MemberFolder.log, call=7, after=True))
+        with pytest.raises(Killed):
+            sweep_in(tmp_path, 20).run()
+    newest = sorted((tmp_path / "running" / "0000" / "checkpoints").iterdir())[-1]
+    assert newest.name == "0000000015"
+    for path in newest.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-7])
+    sweep_in(tmp_path, 20).run()
+    assert "damaged" in capsys.readouterr().out
+    check_same(tmp_path, whole)
 
 
 def test_three_kills_change_nothing(tmp_path):
     landed = killed_and_resumed(
-        tmp_path / "cut", tmp_path / "cache", steps=120, kills=3, longest=1.0, seed=0
+        tmp_path / "cut", tmp_path / "cache", steps=80, kills=3, longest=1.5, seed=0
     )
     assert landed
-    check_same(tmp_path / "cut", whole_run(tmp_path / "whole", 120))
+    check_same(tmp_path / "cut", whole_run(tmp_path / "whole", 80))
 
 
 @pytest.mark.slow
