@@ -53,7 +53,7 @@ def test_cross_entropy_and_its_gradient_agree_with_torch(reduction):
         loss = loss / int((labels >= 0).sum())
     loss.backward()
     ours, gradient = jax.value_and_grad(weighted_cross_entropy)(
-        jnp.asarray(logits), labels, weights, reduction=reduction
+        jnp.asarray(logits), labels, weights=weights, reduction=reduction
     )
     np.testing.assert_allclose(ours, loss.item(), rtol=1e-5)
     np.testing.assert_allclose(gradient, theirs.grad.numpy(), rtol=1e-4, atol=1e-6)
@@ -67,9 +67,9 @@ def test_what_is_not_labelled_never_counts(bad):
     # An infinite weight where nothing is labelled must not count either.
     other_weights[labels < 0] = bad
     assert weighted_cross_entropy(logits, labels, weights=weights) == weighted_cross_entropy(
-        other, labels, other_weights
+        other, labels, weights=other_weights
     )
-    gradient = jax.grad(weighted_cross_entropy)(jnp.asarray(logits), labels, weights)
+    gradient = jax.grad(weighted_cross_entropy)(jnp.asarray(logits), labels, weights=weights)
     assert not np.any(np.asarray(gradient)[labels < 0])
     assert np.all(np.any(np.asarray(gradient)[labels >= 0], axis=-1))
 
@@ -79,7 +79,7 @@ def test_nothing_labelled_is_no_loss(reduction):
     logits, labels, weights = case(3)
     nothing = np.full_like(labels, -1)
     value, gradient = jax.value_and_grad(weighted_cross_entropy)(
-        jnp.asarray(logits), nothing, weights, reduction=reduction
+        jnp.asarray(logits), nothing, weights=weights, reduction=reduction
     )
     assert value == 0 and not np.any(gradient)
 
@@ -90,7 +90,7 @@ def test_extreme_logits_have_finite_gradients(size):
     random = np.random.default_rng(4)
     logits = (size * random.choice([-1.0, 0.0, 1.0], (*labels.shape, 4))).astype(np.float32)
     value, gradient = jax.value_and_grad(weighted_cross_entropy)(
-        jnp.asarray(logits), labels, weights
+        jnp.asarray(logits), labels, weights=weights
     )
     assert np.isfinite(value) and np.all(np.isfinite(gradient))
     # A confident miss costs the distance between the two logits.
@@ -100,7 +100,11 @@ def test_extreme_logits_have_finite_gradients(size):
 
 def test_cross_entropy_compiles_and_maps(assert_modes_agree):
     logits, labels, weights = case(5)
-    assert_modes_agree(weighted_cross_entropy, logits, labels, weights)
+
+    def of_arrays(logits, labels, weights):
+        return weighted_cross_entropy(logits, labels, weights=weights)
+
+    assert_modes_agree(of_arrays, logits, labels, weights)
 
 
 PARAMS = {

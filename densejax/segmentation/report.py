@@ -40,12 +40,14 @@ class Judged:
       prediction: labels, entropy and disagreement of all members together, and labels of each.
       members: [k, c, c] int64, confusion counts of each member alone, best ranked first.
       ensembles: [k, c, c] int64, of the first 1, 2, ... k together.
+      organelles: classes of MIoU(org), where there are some.
     """
 
     volume: LabelledVolume
     prediction: Prediction
     members: np.ndarray
     ensembles: np.ndarray
+    organelles: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def summarise_sweep(
     done = [outcome for outcome in outcomes if outcome.status == "DONE"]
     if not done:
         _write_scores(folder / "scores.csv", outcomes)
+        print(f"every instance failed; see {folder / 'scores.csv'}")
         return Summary(tuple(outcomes), (), None, None, (folder / "scores.csv",))
     ranked = [done[index] for index in rank_members([o.best_score for o in done])]
     template = jax.eval_shape(task.init_params, jax.random.key(0))
@@ -130,7 +133,7 @@ def summarise_sweep(
             anisotropy=_anisotropy(volume),
             progress=partial(_progress, volume.name),
         )
-        judged.append(_judge(volume, prediction))
+        judged.append(_judge(volume, prediction, parts.organelles))
     summary = Summary(tuple(outcomes), tuple(ranked), judged[0], judged[1], ())
     files = [*_write_tables(folder, summary), *_write_volumes(folder, judged[1])]
     files += _draw(folder, summary)
@@ -159,7 +162,7 @@ def _progress(name: str, tiles: Iterator[Any], total: int) -> Iterator[Any]:
         print(f"labelled {name}: {total} windows in {seconds:.0f} s", flush=True)
 
 
-def _judge(volume: LabelledVolume, prediction: Prediction) -> Judged:
+def _judge(volume: LabelledVolume, prediction: Prediction, organelles: tuple[int, ...]) -> Judged:
     classes = len(volume.class_names)
 
     def count(labelled: np.ndarray) -> np.ndarray:
@@ -171,6 +174,7 @@ def _judge(volume: LabelledVolume, prediction: Prediction) -> Judged:
         prediction,
         np.stack([count(labels) for labels in prediction.members]),
         np.stack([count(labels) for labels in prediction.cumulative]),
+        organelles,
     )
 
 
@@ -237,6 +241,10 @@ def _numbers(summary: Summary) -> dict[str, Any]:
             "all": float(mean_ious(judged.ensembles)[-1]),
             "adjusted_rand_top_k": float(metrics.adjusted_rand(judged.ensembles[chosen])),
         }
+        if judged.organelles:
+            numbers[part]["top_k_organelles"] = float(
+                metrics.mean_iou(judged.ensembles[chosen], classes=judged.organelles)
+            )
     return numbers
 
 
@@ -361,6 +369,13 @@ def _print(summary: Summary) -> None:
         ("ensemble of all", "all"),
     ):
         print(f"{label:<28}{numbers['evaluation'][name]:>12.4f}{numbers['test'][name]:>12.4f}")
+    if summary.evaluation is not None and summary.evaluation.organelles:
+        org = [numbers[part]["top_k_organelles"] for part in ("evaluation", "test")]
+        label = f"Top-{numbers['top_k']}, MIoU(org)"
+        print(f"{label:<28}{org[0]:>12.4f}{org[1]:>12.4f}")
+    for outcome in summary.outcomes:
+        if outcome.status == "FAILED":
+            print(f"failed: seed {outcome.member.name} at step {outcome.step}: {outcome.reason}")
     print("\nfiles")
     for path in summary.files:
         print(f"  {path}")

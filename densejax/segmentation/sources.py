@@ -31,20 +31,23 @@ from densejax.ensembles.predict import Sizes
 
 # In a neurite, its contents stand where a platelet's organelles do, its membrane for the outside.
 VNC_BORDERS = borders_between(background=(0,), cell=(4,), organelles=(2, 3))
+# MIoU(org) of the thesis is over classes 2 to 6 (its "2-7" counts a class that is not there).
+PLATELET_ORGANELLES = (2, 3, 4, 5, 6)
 
 
 @dataclass(frozen=True)
 class Parts:
     """Volumes to learn from, to rank by, and to report on.
 
-    ``borders`` are the pairs of class groups between which edge weights are put; a user's own
-    classes have none.
+    ``borders`` are the pairs of class groups between which edge weights are put, ``organelles`` the
+    classes of MIoU(org); a user's own classes have neither.
     """
 
     train: LabelledVolume
     evaluation: LabelledVolume
     test: LabelledVolume
     borders: Borders = ()
+    organelles: tuple[int, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -136,7 +139,9 @@ def load_parts(config: Any) -> Parts:
             borders=VNC_BORDERS,
         )
     elif config.data == "platelets":
-        parts = Parts(*load_platelets(_folder(config)), borders=BORDERS)
+        parts = Parts(
+            *load_platelets(_folder(config)), borders=BORDERS, organelles=PLATELET_ORGANELLES
+        )
     else:
         z, y, x = three(config.world, "--world")
         half = (max(z // 2, depth), y, x)
@@ -145,6 +150,7 @@ def load_parts(config: Any) -> Parts:
             synthetic_volume(half, seed=1, part="evaluation"),
             synthetic_volume(half, seed=2, part="test"),
             borders=BORDERS,
+            organelles=PLATELET_ORGANELLES,
         )
     for part in (parts.train, parts.evaluation, parts.test):
         counts = check_pair(part.images, part.labels, classes=len(part.class_names), name=part.name)
