@@ -36,6 +36,10 @@ from densejax.training.logs import Reporter
 from densejax.training.sweep import Schedule, Sweep
 
 
+# Settings that change no trained number: a run may go on with others.
+VARYING = ("seeds", "slots", "strategy", "grid", "overlap")
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that decides a result."""
@@ -89,6 +93,9 @@ class Config:
         64, "windows of the evaluation volume that rank while training, spread evenly; 0 is all"
     )
     checkpoint_every: int = option(200, "interval of checkpoints", unit="steps")
+    overlap: tuple[int, ...] = option(
+        (), "voxels z,y,x that windows of the final prediction share; default: a third, as released"
+    )
     seeds: tuple[int, ...] = option(
         (0, 1, 2, 3), "seeds, such as 0:8 or 0,3,5; more of them extend a sweep", parse=parse_seeds
     )
@@ -168,7 +175,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
     schedule = Schedule(
         config.steps, config.log_every, config.evaluate_every, config.checkpoint_every
     )
-    start_folder(config, workdir, ignore=("seeds", "slots", "strategy", "grid"))
+    start_folder(config, workdir, ignore=VARYING)
     report.print_setting(parts, task, window=window, output=output)
     reporter = Reporter(score=task.score, events=workdir / "tensorboard")
     sweep = Sweep(
@@ -185,7 +192,13 @@ def run(config: Config, workdir: Path) -> report.Summary:
     outcomes = sweep.run()
     reporter.close()
     return report.summarise_sweep(
-        outcomes, parts, task, workdir=workdir, window=window, output=output
+        outcomes,
+        parts,
+        task,
+        workdir=workdir,
+        window=window,
+        output=output,
+        overlap=config.overlap,
     )
 
 

@@ -97,6 +97,7 @@ def summarise_sweep(
     workdir: Path,
     window: Sizes,
     output: Sizes,
+    overlap: Sequence[int] = (),
 ) -> Summary:
     """Rank the members, label evaluation and test volumes by ensembles of every size, write it all.
 
@@ -107,6 +108,7 @@ def summarise_sweep(
       workdir: the run's folder; results go to ``summary/`` in it.
       window: (z, y, x) of the network's input.
       output: (z, y, x) of its output.
+      overlap: (z, y, x) that neighbouring predictions share; empty is a third of the output.
 
     Returns:
       The summary; without ensembles where every member failed.
@@ -130,6 +132,7 @@ def summarise_sweep(
             standardise(volume.images),
             window=window,
             output=output,
+            overlap=(overlap[0], overlap[1], overlap[2]) if overlap else None,
             anisotropy=_anisotropy(volume),
             progress=partial(_progress, volume.name),
         )
