@@ -35,7 +35,6 @@ from densejax.training.folders import members_of
 from densejax.training.logs import Reporter
 from densejax.training.sweep import Schedule, Sweep
 
-
 # Settings that change no trained number: a run may go on with others.
 VARYING = ("seeds", "slots", "strategy", "grid", "overlap")
 
