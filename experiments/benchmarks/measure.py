@@ -143,6 +143,9 @@ def floor(function: Callable[..., Any], *arguments: Any) -> dict[str, float]:
 def machine() -> dict[str, Any]:
     """Where this ran: provenance, processor model, cores that may be used, devices."""
     where = provenance()
+    # The report is kept in the repository, where the folders of one machine mean nothing.
+    del where["folder"], where["host"]
+    where["command"][0] = "python"
     if util.find_spec("torch"):
         where["versions"]["torch"] = metadata.version("torch")
     return where | {
