@@ -156,18 +156,18 @@ class Sweep:
         """Give every free slot to the next waiting member; whether anybody runs."""
         fresh: dict[int, Member] = {}
         restored: dict[int, Tree] = {}
-        for slot, occupant in enumerate(self._occupants):
-            if occupant is not None or not self._waiting:
+        for slot, occupied in enumerate(self._occupants):
+            if occupied is not None or not self._waiting:
                 continue
             member = self._waiting.pop(0)
-            folder = MemberFolder(self.workdir, member)
-            row = folder.restore(self._shape, report=self.reporter.warn)
-            self._occupants[slot] = Occupant(member, folder, 0 if row is None else int(row["step"]))
+            occupant = Occupant(member, MemberFolder(self.workdir, member), step=0)
+            row = occupant.folder.restore(self._shape, report=self.reporter.warn)
             if row is None:
                 fresh[slot] = member
             else:
                 restored[slot] = row
-                self._occupants[slot].best_score = float(row["best_score"])  # type: ignore[union-attr]
+                occupant.step, occupant.best_score = int(row["step"]), float(row["best_score"])
+            self._occupants[slot] = occupant
         if restored:
             self._install(restored)
         if fresh:
