@@ -114,8 +114,8 @@ def draw_parameters(key: Key, model: nn.Module, input_shape: Sizes) -> Params:
     """Fresh parameters of a segmentation network, all kernels from one draw of random numbers.
 
     The distribution is that of ``model.init``: kernels Glorot-uniform (Glorot and Bengio 2010),
-    biases zero. XLA compiles each random draw for itself, on a CPU for about a second; one draw for
-    all layers instead of one a layer saves half a minute at every start of a training.
+    biases zero. XLA compiles each random draw for itself, and the program that fills a slot of the
+    narrow hybrid took 15 to 28 s to compile on a busy CPU; one draw for all layers avoids that.
 
     Args:
       key: a jax key.
