@@ -13,7 +13,7 @@ RANKS = [
     {"typing", "trees", "ops"},
     {"instances", "losses", "metrics", "optim", "data", "models", "plots"},
     {"training", "ensembles"},
-    {"segmentation", "landscape"},
+    {"segmentation", "landscape", "classification"},
     {"active"},
     {"experiments"},
 ]

@@ -1,0 +1,1 @@
+"""Active learning: which samples, windows or regions of interest to label next."""
