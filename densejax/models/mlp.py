@@ -1,0 +1,70 @@
+"""Fully connected networks: Chen's two layers of any width, the thesis' six hidden layers."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from densejax.models.layers2d import Linear
+from densejax.typing import Array
+
+CHEN_WIDTHS = (512, 32, 16, 8, 4)
+"""Widths of the one hidden layer in Chen 2020, chapter 3: ``MLP(widths=(w,))``."""
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU, and a linear head; the input is flattened.
+
+    Weights and biases are drawn uniformly in +-1 / sqrt(fan in), as PyTorch does.
+
+    Attributes:
+      classes: number of classes.
+      widths: of the hidden layers. ``(512,)`` is Chen's two-layer network, six numbers the
+        network of the thesis' chapter on minima.
+      dropout: chance that a hidden value is set to zero while ``train``; needs ``rngs={"dropout":
+        key}`` in ``apply``. Stochastic passes (MC dropout) are ``apply`` with ``train=True``.
+      head_std: standard deviation of a normal head with zero bias; None draws it as the others.
+      dtype: of the computation; parameters and logits are float32.
+    """
+
+    classes: int = 10
+    widths: tuple[int, ...] = (512,)
+    dropout: float = 0.0
+    head_std: float | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Classify.
+
+        Args:
+          x: [b, ...], floating.
+          train: whether values are dropped.
+
+        Returns:
+          logits [b, c] float32, and ``out``: 'hidden0', 'hidden1', ... [b, width] after the ReLU,
+          and 'features' [b, d], what the head sees.
+
+        Raises:
+          ValueError: ``x`` has no axis beside the batch, or ``dropout`` is not in [0, 1).
+        """
+        if x.ndim < 2:
+            raise ValueError(f"MLP: expected an input [b, ...], found shape {x.shape}")
+        check_dropout("MLP", self.dropout)
+        x = jnp.asarray(x, self.dtype).reshape(x.shape[0], math.prod(x.shape[1:]))
+        out: dict[str, jax.Array] = {}
+        for i, width in enumerate(self.widths):
+            x = nn.relu(Linear(width, dtype=self.dtype, name=f"linear{i}")(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            out[f"hidden{i}"] = x
+        out["features"] = x
+        head = Linear(self.classes, std=self.head_std, dtype=self.dtype, name="head")
+        return head(x).astype(jnp.float32), out
+
+
+def check_dropout(network: str, dropout: float) -> None:
+    """Raises: ValueError where ``dropout`` is not in [0, 1)."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"{network}: dropout is {dropout}; expected 0 or more, below 1")
