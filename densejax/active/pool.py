@@ -7,19 +7,27 @@ disk (a NumPy memory map, a TensorStore): they are read in chunks of rows, so th
 memory of the host nor that of the device need hold them.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from densejax.active.deriving import Head, linear_head, prepare, refuse, stored
+from densejax.active.reading import read_chunks
 from densejax.typing import UNLABELLED, Array, Key
 
 # Bytes of one chunk of rows: large enough for full speed of a matrix product, small enough that a
 # few of them (read ahead, on the device, results) are nothing beside any machine's memory.
 CHUNK_BYTES = 64 * 2**20
+
+# Bytes of a chunk of which each sample's score is computed on a CPU: what stays in its cache
+# between the matrix product and what follows.
+CACHE_BYTES = 4 * 2**20
 
 
 class Selection(NamedTuple):
@@ -202,7 +210,7 @@ def known_labels(pool: Pool) -> np.ndarray:
 def chunks(
     pool: Pool, needs: Sequence[str], *, rows: Array | None = None, size: int | None = None
 ) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
-    """Read the pool in chunks of one shape.
+    """Read the pool in chunks of one shape, ahead of their use.
 
     Args:
       pool: the pool.
@@ -217,68 +225,54 @@ def chunks(
     Raises:
       ValueError: an array is missing, or holds a value that is not finite (count and first row).
     """
-    sources = {name: _sources(pool, name) for name in needs}
-    arrays = {name: getattr(pool, name) for stored in sources.values() for name in stored}
+    arrays = _arrays(pool, needs)
+    head = _head(pool, arrays, needs)
     total = pool.size if rows is None else len(rows)
-    if size is None:
-        row_bytes = sum(4 * int(np.prod(a.shape[1:])) for a in arrays.values())
-        size = max(1, CHUNK_BYTES // max(row_bytes, 1))
+    size = _chunk_rows(pool, needs, total, CHUNK_BYTES) if size is None else max(1, size)
     size = max(1, min(size, total))
-    for start in range(0, total, size):
-        ids = np.arange(start, min(start + size, total))
-        if rows is not None:
-            ids = np.asarray(rows)[ids]
-        read = {name: _read(array, ids, size, name) for name, array in arrays.items()}
-        yield ids, {name: _derive(pool, name, read) for name in needs}
+    waiting: tuple[np.ndarray, dict, dict, jax.Array] | None = None
+    for ids, host in read_chunks(arrays, total, size, rows=rows):
+        read = {name: jnp.asarray(part) for name, part in host.items()}
+        # The values of this chunk are on their way while the caller works with the one before.
+        derived, finite = prepare(read, head, needs=tuple(needs))
+        if waiting is not None:
+            yield _checked(*waiting, needs=needs)
+        waiting = ids, read, derived, finite
+    if waiting is not None:
+        yield _checked(*waiting, needs=needs)
 
 
-def _sources(pool: Pool, name: str) -> tuple[str, ...]:
-    """The stored arrays from which ``name`` is read or computed."""
-    if getattr(pool, name) is not None:
-        return (name,)
-    if name == "logits" and pool.features is not None and pool.kernel is not None:
-        return ("features",)
-    if name == "probabilities" and (pool.logits is not None or pool.kernel is not None):
-        return _sources(pool, "logits")
-    ways = {
-        "logits": "logits, or features and the kernel of a linear head",
-        "probabilities": "probabilities, logits, or features and the kernel of a linear head",
-    }
-    raise ValueError(f"this selector needs the pool's {ways.get(name, name)}")
+def _checked(
+    ids: np.ndarray, read: dict, derived: dict, finite: jax.Array, *, needs: Sequence[str]
+) -> tuple[np.ndarray, dict[str, jax.Array]]:
+    known = read | derived
+    if not bool(finite):
+        refuse(ids, known)
+    return ids, {name: known[name] for name in needs}
 
 
-def _read(array: Any, ids: np.ndarray, size: int, name: str) -> jax.Array:
-    if isinstance(array, (np.ndarray, jax.Array)):
-        whole = ids.size and ids[-1] - ids[0] + 1 == ids.size
-        part = array[ids[0] : ids[-1] + 1] if whole else array[ids]
-    else:
-        part = array[ids].read().result()
-    part = np.asarray(part, np.float32)
-    if not np.isfinite(part).all():
-        bad = ~np.isfinite(part).all(axis=tuple(range(1, part.ndim)))
-        raise ValueError(
-            f"pool {name}: {int(bad.sum())} rows of {ids[0]} to {ids[-1]} hold values that are not "
-            f"finite, the first is row {ids[np.flatnonzero(bad)[0]]}"
-        )
-    if len(part) < size:
-        part = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-    return jnp.asarray(part)
+def _arrays(pool: Pool, needs: Sequence[str]) -> dict[str, Any]:
+    """The arrays to read."""
+    names = ("features", "logits", "probabilities", "passes", "kernel")
+    present = [name for name in names if getattr(pool, name) is not None]
+    return {name: getattr(pool, name) for name in stored(present, needs)}
 
 
-def _derive(pool: Pool, name: str, read: dict[str, jax.Array]) -> jax.Array:
-    if name in read:
-        return read[name]
-    if name == "logits":
-        assert pool.kernel is not None
-        bias = jnp.zeros(pool.kernel.shape[1]) if pool.bias is None else jnp.asarray(pool.bias)
-        return _head(read["features"], jnp.asarray(pool.kernel), bias)
-    return jax.nn.softmax(_derive(pool, "logits", read), axis=-1)
+def _head(pool: Pool, arrays: dict[str, Any], needs: Sequence[str]) -> Head | None:
+    """The head, if something is computed by it."""
+    if pool.kernel is None or "features" not in arrays or not set(needs) - set(arrays):
+        return None
+    return linear_head(pool.kernel, pool.bias)
 
 
-@jax.jit
-def _head(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    # Rankings hang on small differences of logits: full float32 on every backend.
-    return jnp.matmul(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias
+def _chunk_rows(pool: Pool, needs: Sequence[str], total: int, limit: int) -> int:
+    """Rows of a chunk whose arrays, stored and derived, are about ``limit`` bytes."""
+    arrays = _arrays(pool, needs)
+    floats = sum(int(np.prod(array.shape[1:])) for array in arrays.values())
+    floats += sum(pool.classes for name in needs if name not in arrays)
+    rows = max(1, limit // max(4 * floats, 1))
+    # Whole multiples of what matrix products are cut into.
+    return min(total, rows if rows < 64 else rows // 64 * 64)
 
 
 @dataclass(frozen=True)
@@ -289,7 +283,8 @@ class Score:
       name: what it is called in tables.
       needs: the arrays of the pool that ``function`` takes, in its order.
       function: pure function of [s, ...] arrays, one argument each of ``needs``, to [s] float32
-        (or [s, c] if ``classwise``: a value for every class).
+        (or [s, c] if ``classwise``: a value for every class). Compiled once: give the same function
+        again, not a new one of the same text.
       largest_first: whether the largest values are queried first, or the smallest.
       classwise: whether there is a value for every class.
     """
@@ -301,13 +296,34 @@ class Score:
     classwise: bool = False
 
 
-def evaluate(score: Score, pool: Pool, *, rows: Array | None = None) -> np.ndarray:
+@partial(jax.jit, static_argnames=("function", "needs"))
+def _score(
+    read: dict[str, jax.Array],
+    head: Head | None,
+    *,
+    function: Callable[..., jax.Array],
+    needs: tuple[str, ...],
+) -> tuple[jax.Array, jax.Array]:
+    derived, finite = prepare(read, head, needs=needs)
+    return function(*((read | derived)[name] for name in needs)), finite
+
+
+def evaluate(
+    score: Score,
+    pool: Pool,
+    *,
+    rows: Array | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> np.ndarray:
     """A score of all samples, one pass over the pool.
 
     Args:
       score: what to compute.
       pool: the pool; ``score.needs`` must be there.
       rows: [r] ascending rows to score; all n where None.
+      devices: which share the chunks in turn. Where None: all accelerators; or one device of the
+        CPU, whose programs use all cores; arrays that are on an accelerator stay there. The
+        values do not depend on it.
 
     Returns:
       [n] float32 ([n, c] if classwise), or [r] and [r, c].
@@ -315,14 +331,47 @@ def evaluate(score: Score, pool: Pool, *, rows: Array | None = None) -> np.ndarr
     Raises:
       ValueError: an array is missing or not finite.
     """
-    function = jax.jit(score.function)
-    parts = []
-    for ids, arrays in chunks(pool, score.needs, rows=rows):
-        values = function(*(arrays[name] for name in score.needs))
-        parts.append(np.asarray(values)[: len(ids)])
-    if not parts:
+    needs = tuple(score.needs)
+    arrays = _arrays(pool, needs)
+    head = _head(pool, arrays, needs)
+    total = pool.size if rows is None else len(rows)
+    if not total:
         return np.zeros((0, pool.classes) if score.classwise else (0,), np.float32)
+    devices = _sharing(arrays, devices)
+    limit = CACHE_BYTES if devices[0].platform == "cpu" else CHUNK_BYTES
+    size = _chunk_rows(pool, needs, total, limit)
+    heads = [jax.device_put(head, device) for device in devices]
+    parts: list[np.ndarray] = []
+    waiting: deque[tuple[Any, ...]] = deque()
+
+    def collect() -> None:
+        ids, read, values, finite = waiting.popleft()
+        if not bool(finite):
+            refuse(ids, read | {score.name: values})
+        parts.append(np.asarray(values)[: len(ids)])
+
+    for number, (ids, host) in enumerate(
+        read_chunks(arrays, total, size, rows=rows, buffers=len(devices) + 3)
+    ):
+        place = number % len(devices)
+        read = {name: jax.device_put(part, devices[place]) for name, part in host.items()}
+        values, finite = _score(read, heads[place], function=score.function, needs=needs)
+        waiting.append((ids, read, values, finite))
+        if len(waiting) > len(devices):
+            collect()
+    while waiting:
+        collect()
     return np.concatenate(parts)
+
+
+def _sharing(arrays: dict[str, Any], devices: Sequence[jax.Device] | None) -> Sequence[jax.Device]:
+    if devices is not None:
+        return devices
+    for array in arrays.values():
+        if isinstance(array, jax.Array) and len(array.devices()) == 1:
+            return tuple(array.devices())
+    local = jax.local_devices()
+    return local[:1] if local[0].platform == "cpu" else local
 
 
 def first(
