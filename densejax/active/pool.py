@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from densejax.active.deriving import Head, linear_head, prepare, refuse, stored
 from densejax.active.reading import read_chunks
@@ -28,6 +29,10 @@ CHUNK_BYTES = 64 * 2**20
 # Bytes of a chunk of which each sample's score is computed on a CPU: what stays in its cache
 # between the matrix product and what follows.
 CACHE_BYTES = 4 * 2**20
+
+
+# What ``chunks`` reads; the logits and probabilities may be computed instead.
+READABLE = ("features", "logits", "probabilities", "passes", "images", "mask", "labels")
 
 
 class Selection(NamedTuple):
@@ -57,13 +62,16 @@ class Pool:
 
     Attributes:
       features: [n, d] floating.
-      logits: [n, c] floating.
-      probabilities: [n, c] floating, each row sums to 1.
-      passes: [n, m, c] floating, probabilities of m stochastic passes or members.
+      logits: [n, c] floating; of images [n, (z,) y, x, c].
+      probabilities: [n, c] floating, each row sums to 1; of images [n, (z,) y, x, c].
+      passes: [n, m, c] floating, probabilities of m stochastic passes or members; of images
+        [n, m, (z,) y, x, c].
+      images: [n, ...], what the network takes, where a score needs the network itself.
+      mask: [n, (z,) y, x], 1 where a pixel of an image counts, 0 where it doesn't.
       kernel: [d, c] floating, the linear head on the features.
       bias: [c] floating, the head's bias; zero where None.
       labels: [n] int32, -1 where unknown. Only what a selector documents is looked at: most use the
-        labels of labelled samples alone.
+        labels of labelled samples alone. A score of every pixel's error takes [n, (z,) y, x].
       labelled: [n] bool, samples that have been labelled; none where None.
       held_out: [n] bool, samples that must never be chosen (evaluation); none where None.
 
@@ -75,6 +83,8 @@ class Pool:
     logits: Any = None
     probabilities: Any = None
     passes: Any = None
+    images: Any = None
+    mask: Any = None
     kernel: Array | None = None
     bias: Array | None = None
     labels: Array | None = None
@@ -87,11 +97,16 @@ class Pool:
             raise ValueError("a pool needs features, logits, probabilities, passes or labels")
         if len(set(sizes.values())) > 1:
             raise ValueError(f"the arrays of a pool must have one length, found {sizes}")
-        ranks = {"features": 2, "logits": 2, "probabilities": 2, "passes": 3, "kernel": 2}
-        for name, rank in ranks.items():
+        for name, rank in {"features": 2, "kernel": 2}.items():
             array = getattr(self, name)
             if array is not None and len(array.shape) != rank:
                 raise ValueError(f"pool {name}: expected {rank} axes, found shape {array.shape}")
+        for name, rank in {"logits": 2, "probabilities": 2, "passes": 3}.items():
+            array = getattr(self, name)
+            if array is not None and len(array.shape) < rank:
+                raise ValueError(
+                    f"pool {name}: expected {rank} axes or more, found shape {array.shape}"
+                )
         self._check_head()
         if self.labelled is not None and self.held_out is not None:
             both = np.flatnonzero(np.asarray(self.labelled) & np.asarray(self.held_out))
@@ -101,7 +116,7 @@ class Pool:
                 )
 
     def _rows(self) -> dict[str, Any]:
-        names = ("features", "logits", "probabilities", "passes", "labels", "labelled", "held_out")
+        names = (*READABLE, "labelled", "held_out")
         return {name: a for name in names if (a := getattr(self, name)) is not None}
 
     def _check_head(self) -> None:
@@ -116,7 +131,7 @@ class Pool:
             raise ValueError(f"the head's bias must be [{c}], found {self.bias.shape}")
         for name in ("logits", "probabilities"):
             array = getattr(self, name)
-            if array is not None and array.shape[1] != c:
+            if array is not None and array.shape[-1] != c:
                 raise ValueError(f"pool {name} {tuple(array.shape)}, but the head has {c} classes")
 
     @property
@@ -214,7 +229,7 @@ def chunks(
 
     Args:
       pool: the pool.
-      needs: of ``features``, ``logits``, ``probabilities`` and ``passes``.
+      needs: of ``READABLE``.
       rows: [r] ascending rows to read; all where None.
       size: rows of a chunk; chosen by ``CHUNK_BYTES`` where None.
 
@@ -253,8 +268,7 @@ def _checked(
 
 def _arrays(pool: Pool, needs: Sequence[str]) -> dict[str, Any]:
     """The arrays to read."""
-    names = ("features", "logits", "probabilities", "passes", "kernel")
-    present = [name for name in names if getattr(pool, name) is not None]
+    present = [name for name in (*READABLE, "kernel") if getattr(pool, name) is not None]
     return {name: getattr(pool, name) for name in stored(present, needs)}
 
 
@@ -269,7 +283,8 @@ def _chunk_rows(pool: Pool, needs: Sequence[str], total: int, limit: int) -> int
     """Rows of a chunk whose arrays, stored and derived, are about ``limit`` bytes."""
     arrays = _arrays(pool, needs)
     floats = sum(int(np.prod(array.shape[1:])) for array in arrays.values())
-    floats += sum(pool.classes for name in needs if name not in arrays)
+    each = pool.classes if pool.logits is None else int(np.prod(pool.logits.shape[1:]))
+    floats += sum(each for name in needs if name not in arrays)
     rows = max(1, limit // max(4 * floats, 1))
     # Whole multiples of what matrix products are cut into.
     return min(total, rows if rows < 64 else rows // 64 * 64)
@@ -284,7 +299,8 @@ class Score:
       needs: the arrays of the pool that ``function`` takes, in its order.
       function: pure function of [s, ...] arrays, one argument each of ``needs``, to [s] float32
         (or [s, c] if ``classwise``: a value for every class). Compiled once: give the same function
-        again, not a new one of the same text.
+        again, not a new one of the same text; arrays that it needs besides, as a
+        ``jax.tree_util.Partial``.
       largest_first: whether the largest values are queried first, or the smallest.
       classwise: whether there is a value for every class.
     """
@@ -296,13 +312,9 @@ class Score:
     classwise: bool = False
 
 
-@partial(jax.jit, static_argnames=("function", "needs"))
+@partial(jax.jit, static_argnames="needs")
 def _score(
-    read: dict[str, jax.Array],
-    head: Head | None,
-    *,
-    function: Callable[..., jax.Array],
-    needs: tuple[str, ...],
+    read: dict[str, jax.Array], head: Head | None, function: Partial, *, needs: tuple[str, ...]
 ) -> tuple[jax.Array, jax.Array]:
     derived, finite = prepare(read, head, needs=needs)
     return function(*((read | derived)[name] for name in needs)), finite
@@ -313,55 +325,74 @@ def evaluate(
     pool: Pool,
     *,
     rows: Array | None = None,
+    size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> np.ndarray:
-    """A score of all samples, one pass over the pool.
+    """A score of all samples, one pass over the pool; arguments and errors as of ``scored``.
+
+    Returns:
+      [n] float32 ([n, c] if classwise), or [r] and [r, c].
+    """
+    parts = [values for _, values in scored(score, pool, rows=rows, devices=devices)]
+    if not parts:
+        return np.zeros((0, pool.classes) if score.classwise else (0,), np.float32)
+    return np.concatenate(parts)
+
+
+def scored(
+    score: Score,
+    pool: Pool,
+    *,
+    rows: Array | None = None,
+    size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A score of all samples, a chunk at a time: what ``evaluate`` puts together.
 
     Args:
       score: what to compute.
       pool: the pool; ``score.needs`` must be there.
       rows: [r] ascending rows to score; all n where None.
+      size: rows of a chunk; what the cache of a CPU holds, or ``CHUNK_BYTES``, where None.
       devices: which share the chunks in turn. Where None: all accelerators; or one device of the
         CPU, whose programs use all cores; arrays that are on an accelerator stay there. The
         values do not depend on it.
 
-    Returns:
-      [n] float32 ([n, c] if classwise), or [r] and [r, c].
+    Yields:
+      ([s] int64 rows, [s] float32 or [s, c]), rows ascending.
 
     Raises:
       ValueError: an array is missing or not finite.
     """
     needs = tuple(score.needs)
     arrays = _arrays(pool, needs)
-    head = _head(pool, arrays, needs)
     total = pool.size if rows is None else len(rows)
     if not total:
-        return np.zeros((0, pool.classes) if score.classwise else (0,), np.float32)
+        return
     devices = _sharing(arrays, devices)
     limit = CACHE_BYTES if devices[0].platform == "cpu" else CHUNK_BYTES
     size = _chunk_rows(pool, needs, total, limit)
-    heads = [jax.device_put(head, device) for device in devices]
-    parts: list[np.ndarray] = []
+    function = score.function if isinstance(score.function, Partial) else Partial(score.function)
+    fixed = _head(pool, arrays, needs), function
+    placed = [jax.device_put(fixed, device) for device in devices]
     waiting: deque[tuple[Any, ...]] = deque()
 
-    def collect() -> None:
+    def collect() -> tuple[np.ndarray, np.ndarray]:
         ids, read, values, finite = waiting.popleft()
         if not bool(finite):
             refuse(ids, read | {score.name: values})
-        parts.append(np.asarray(values)[: len(ids)])
+        return ids, np.asarray(values)[: len(ids)]
 
     for number, (ids, host) in enumerate(
         read_chunks(arrays, total, size, rows=rows, buffers=len(devices) + 3)
     ):
         place = number % len(devices)
         read = {name: jax.device_put(part, devices[place]) for name, part in host.items()}
-        values, finite = _score(read, heads[place], function=score.function, needs=needs)
-        waiting.append((ids, read, values, finite))
+        waiting.append((ids, read, *_score(read, *placed[place], needs=needs)))
         if len(waiting) > len(devices):
-            collect()
+            yield collect()
     while waiting:
-        collect()
-    return np.concatenate(parts)
+        yield collect()
 
 
 def _sharing(arrays: dict[str, Any], devices: Sequence[jax.Device] | None) -> Sequence[jax.Device]:
