@@ -49,7 +49,7 @@ def cluster(
     """
     features = jnp.asarray(features, jnp.float32)
     _check(features, k, iterations)
-    n, d = features.shape
+    n = features.shape[0]
     if weights is None:
         weights = jnp.ones(n, jnp.float32)
     weights = jnp.asarray(weights, jnp.float32)
