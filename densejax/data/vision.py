@@ -41,31 +41,11 @@ SVHN_FILES = {
     "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
     "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
 }
-DIGITS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
-FASHION_CLASSES = (
-    "t-shirt/top",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
+DIGITS = tuple("0123456789")
+FASHION_CLASSES = tuple(
+    "t-shirt/top trouser pullover dress coat sandal shirt sneaker bag ankle-boot".split()
 )
-CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
+CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 
 # All that a batch of CIFAR-10 is made of; anything else in a pickle could run a program. NumPy has
 # renamed its core, and files of either age must load.
@@ -89,7 +69,7 @@ class LabelledImages:
         name: what messages call the set.
 
     Raises:
-        ValueError: another shape or dtype, as many labels as images are not there, or a label is
+        ValueError: another shape or dtype, there are not as many labels as images, or a label is
             outside the classes.
     """
 
