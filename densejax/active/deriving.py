@@ -17,9 +17,8 @@ def stored(present: Collection[str], needs: Sequence[str]) -> tuple[str, ...]:
     """The arrays from which ``needs`` are read or computed, each once.
 
     Args:
-      present: what is there, of ``features``, ``logits``, ``probabilities``, ``passes`` and
-        ``kernel``.
-      needs: of the first four.
+      present: names of the pool's arrays that are there.
+      needs: names of what is wanted.
 
     Raises:
       ValueError: one of ``needs`` is neither there nor can be computed.

@@ -222,6 +222,24 @@ def known_labels(pool: Pool) -> np.ndarray:
     return labels
 
 
+def _check_truth(pool: Pool) -> None:
+    """Refuse true labels that are missing or outside the classes (of pixels, -1 is allowed)."""
+    if pool.labels is None:
+        raise ValueError("this selector needs the true labels of all samples (pool labels)")
+    labels = np.asarray(pool.labels)
+    if labels.ndim == 1 and (missing := np.flatnonzero(pool.available & (labels < 0))).size:
+        raise ValueError(
+            f"this selector needs the true labels of all samples: {missing.size} that may be "
+            f"chosen have none, the first is {missing[0]}"
+        )
+    if labels.max(initial=-1) >= pool.classes:
+        sample = int(np.argwhere(labels >= pool.classes)[0][0])
+        raise ValueError(
+            f"label {labels.max()}: expected fewer than {pool.classes}, the classes; the first "
+            f"outside them is in sample {sample}"
+        )
+
+
 def chunks(
     pool: Pool, needs: Sequence[str], *, rows: Array | None = None, size: int | None = None
 ) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
@@ -283,8 +301,9 @@ def _chunk_rows(pool: Pool, needs: Sequence[str], total: int, limit: int) -> int
     """Rows of a chunk whose arrays, stored and derived, are about ``limit`` bytes."""
     arrays = _arrays(pool, needs)
     floats = sum(int(np.prod(array.shape[1:])) for array in arrays.values())
-    each = pool.classes if pool.logits is None else int(np.prod(pool.logits.shape[1:]))
-    floats += sum(each for name in needs if name not in arrays)
+    if derived := sum(name not in arrays for name in needs):
+        logits = (pool.classes,) if pool.logits is None else pool.logits.shape[1:]
+        floats += derived * int(np.prod(logits))
     rows = max(1, limit // max(4 * floats, 1))
     # Whole multiples of what matrix products are cut into.
     return min(total, rows if rows < 64 else rows // 64 * 64)
@@ -333,7 +352,7 @@ def evaluate(
     Returns:
       [n] float32 ([n, c] if classwise), or [r] and [r, c].
     """
-    parts = [values for _, values in scored(score, pool, rows=rows, devices=devices)]
+    parts = [values for _, values in scored(score, pool, rows=rows, size=size, devices=devices)]
     if not parts:
         return np.zeros((0, pool.classes) if score.classwise else (0,), np.float32)
     return np.concatenate(parts)
@@ -362,16 +381,19 @@ def scored(
       ([s] int64 rows, [s] float32 or [s, c]), rows ascending.
 
     Raises:
-      ValueError: an array is missing or not finite.
+      ValueError: an array is missing or not finite, or the score needs labels and a sample that
+        may be chosen has none, or one outside the classes.
     """
     needs = tuple(score.needs)
+    if "labels" in needs:
+        _check_truth(pool)
     arrays = _arrays(pool, needs)
     total = pool.size if rows is None else len(rows)
     if not total:
         return
     devices = _sharing(arrays, devices)
     limit = CACHE_BYTES if devices[0].platform == "cpu" else CHUNK_BYTES
-    size = _chunk_rows(pool, needs, total, limit)
+    size = _chunk_rows(pool, needs, total, limit) if size is None else max(1, min(size, total))
     function = score.function if isinstance(score.function, Partial) else Partial(score.function)
     fixed = _head(pool, arrays, needs), function
     placed = [jax.device_put(fixed, device) for device in devices]

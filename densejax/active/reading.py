@@ -138,3 +138,23 @@ def _give_back(part: np.memmap) -> None:
     base = np.frombuffer(memory, np.uint8).ctypes.data
     first = (part.ctypes.data - base) // mmap.PAGESIZE * mmap.PAGESIZE
     memory.madvise(mmap.MADV_DONTNEED, first, part.ctypes.data - base + part.nbytes - first)
+
+
+def take_rows(array: Any, rows: np.ndarray) -> Array:
+    """Some rows of an array in memory or on disk, read into memory in the array's own dtype.
+
+    Args:
+      array: [n, ...] of any kind that ``read_chunks`` reads.
+      rows: [r] integers, ascending.
+
+    Returns:
+      [r, ...], where the array is: of NumPy, or of JAX.
+    """
+    if isinstance(array, jax.Array):
+        return jnp.take(array, rows, axis=0)
+    part = array[rows]
+    if hasattr(part, "read"):
+        part = part.read().result()
+    if isinstance(array, np.memmap):
+        _give_back(array)
+    return np.array(part, copy=None)
