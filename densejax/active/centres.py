@@ -1,6 +1,6 @@
 """Selectors that spread a query in a feature space: core-set (greedy k-centre) and BADGE."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densejax.active.greedy import Law, Rows, Shards, State, pick_greedily
-from densejax.active.pool import Pool, Selection, check_budget, chunks
+from densejax.active.pool import Pool, Selection, check_budget
 from densejax.typing import Key
 
 # Squared distances below this share of the norms they are the difference of are rounding.
@@ -33,9 +33,9 @@ def core_set(
 
     The running minimum of squared distances is all that is kept a sample; a pass over the pool
     serves many picks (``greedy``). Which pick is nearest to a sample comes from a matrix product of
-    features about their mean, the distance to it from their difference; so a distance is that of
-    the exact nearest, unless two picks are closer to each other than about 1e-3 of the sample's
-    norm about the mean, when it may be that of the second.
+    features about the picks' mean, the distance to it from their difference; so a distance is that
+    of the exact nearest, unless two picks are closer to each other than about 1e-3 of the norms
+    about that mean, when it may be that of the second.
 
     Work is O(n (l + b) d); memory the features where they fit (2 GiB on a CPU, 60 % of an
     accelerator), else a few chunks, and the pool is read anew at each pass. Exact k-centre of a
@@ -67,16 +67,187 @@ def core_set(
         raise ValueError(f"start {start!r}: expected one of {', '.join(STARTS)}")
     if budget == 0:
         return _nothing()
-    offset = next(c["features"] for _, c in chunks(pool, ("features",))).mean(axis=0)
-    shards = Shards(pool, ("features",), partial(_centred, offset=offset), devices=devices)
+    shards = Shards(pool, ("features",), _points, devices=devices)
     labelled = np.flatnonzero(pool.is_labelled)
     if labelled.size:
-        return _selection(
-            *pick_greedily(_FURTHEST, shards, budget, references=labelled, front=front)
-        )
-    first = _START[start](key, shards, offset)
+        picks = pick_greedily(_FURTHEST, shards, budget, references=labelled, front=front)
+        return _selection(*picks)
+    first = _start(start, key, shards)
     rest = pick_greedily(_FURTHEST, shards, budget - 1, references=np.array([first]), front=front)
     return _selection(*rest, first=first, score=np.inf)
+
+
+def badge(
+    key: Key,
+    pool: Pool,
+    budget: int,
+    *,
+    relative_to_labelled: bool = False,
+    first: str = "largest_norm",
+    pooled: bool = False,
+    front: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Selection:
+    """BADGE: k-means++ draws among the gradients of the head at the predicted class.
+
+    The embedding of a sample is the outer product of g, the softmax less the indicator of its
+    largest entry, and the features h; it is never formed. With A and B the squared distances of two
+    samples in g and in h, P and Q the sums and p and q the differences of their squared norms, the
+    squared distance is (A Q + B P - A B + p q) / 2, in which nearly equal samples lose no digits to
+    the norms. Each pick is drawn with probability in proportion to the squared distance from the
+    nearest pick (or labelled sample).
+
+    The draws are a race of clocks, one exponential variable a sample for the whole query: a sample
+    is due when the integral of its rate, its squared distance, reaches its variable. By the lack of
+    memory of the exponential, which clock is due first, whatever was due before, has exactly the
+    probability wanted; and as rates only fall, a pass over the pool serves many picks (``greedy``).
+    Samples without any distance left are never due and come last, by lowest index. A and B below
+    1e-6 of the norms count as 0.
+
+    Args:
+      key: a jax key; the draws.
+      pool: features, and logits (or a head, or probabilities) are needed; labels are not looked at.
+      budget: number of samples.
+      relative_to_labelled: whether distances count from the labelled samples too, as in the
+        released code of the thesis; otherwise from picks alone, as Ash et al.
+      first: the first pick, where there are no labelled samples to be relative to:
+        ``"largest_norm"`` (Ash et al.'s code) or ``"random"`` (k-means++).
+      pooled: whether the embedding is averaged to min(c, 16) by 512 // min(c, 16) bins, as the
+        released code of the thesis does when partitioned. Pooling is separable, so g and h are
+        pooled alone.
+      front: samples that compete between two passes; chosen by n where None. Speed alone.
+      devices: share the pool among these; the default device where None.
+
+    Returns:
+      the query in order of the picks; scores are Euclidean distances of embeddings from the nearest
+      pick (or labelled sample) when drawn, of a largest first pick its norm, of a random one inf.
+
+    Raises:
+      ValueError: an array is missing or not finite, the budget cannot be served, unknown ``first``.
+
+    Source: Ash et al. 2020. Unlike the released code the embedding does not depend on the batch in
+    which its gradient was taken, and no sample is drawn twice.
+    """
+    budget = check_budget(pool, budget)
+    if first not in ("largest_norm", "random"):
+        raise ValueError(f"first {first!r}: expected largest_norm or random")
+    if budget == 0:
+        return _nothing()
+    shards = Shards(pool, ("features", _output(pool)), _embedding(pool, pooled), devices=devices)
+    key_first, key_draws = jax.random.split(key)
+    draws = np.asarray(_exponential(key_draws, pool.size))
+    labelled = np.flatnonzero(pool.is_labelled)
+    if relative_to_labelled and labelled.size:
+        picks = pick_greedily(_DRAWN, shards, budget, references=labelled, draws=draws, front=front)
+        return _selection(*picks)
+    if first == "random":
+        start, score = _start_random(key_first, shards), np.inf
+    else:
+        squares = shards.measure(_embedding_square)
+        start = _available(shards, -squares)
+        score = float(np.sqrt(squares[start]))
+    references = np.array([start])
+    picks = pick_greedily(
+        _DRAWN, shards, budget - 1, references=references, draws=draws, front=front
+    )
+    return _selection(*picks, first=start, score=score)
+
+
+def _output(pool: Pool) -> str:
+    return "logits" if pool.logits is not None or pool.kernel is not None else "probabilities"
+
+
+def _embedding(pool: Pool, pooled: bool) -> Callable[[dict[str, jax.Array]], Rows]:
+    """The function of a chunk's arrays to the factors of its embeddings."""
+    output = _output(pool)
+    if not pooled:
+        return partial(_factors, bins=None, output=output)
+    if pool.features is None:
+        raise ValueError("this selector needs the pool's features")
+    classes = min(pool.classes, POOLED_CLASSES)
+    bins = _bins(pool.classes, classes), _bins(pool.features.shape[1], POOLED_SIZE // classes)
+    return partial(_factors, bins=bins, output=output)
+
+
+def _bins(size: int, bins: int) -> jax.Array:
+    """Adaptive average pooling as a matrix [size, bins]: bin i averages what it overlaps."""
+    at = np.arange(bins)
+    start, end = at * size // bins, -(-(at + 1) * size // bins)
+    inside = (np.arange(size)[:, None] >= start) & (np.arange(size)[:, None] < end)
+    return jnp.asarray(inside / (end - start), jnp.float32)
+
+
+@partial(jax.jit, static_argnames="output")
+def _factors(
+    arrays: dict[str, jax.Array],
+    *,
+    bins: tuple[jax.Array, jax.Array] | None,
+    output: str,
+) -> Rows:
+    """g [s, c], h [s, d] and their squared norms gg and hh [s]."""
+    values, h = arrays[output], arrays["features"]
+    p = jax.nn.softmax(values, axis=1) if output == "logits" else values
+    predicted = jnp.argmax(values, axis=1)[:, None] == jnp.arange(p.shape[1])
+    others = jnp.where(predicted, 0, p)
+    # The sum of the others, not 1 less the largest, which would round to 0 when it is certain.
+    g = jnp.where(predicted, -others.sum(axis=1, keepdims=True), others)
+    if bins is not None:
+        g, h = _dot(g, bins[0].T), _dot(h, bins[1].T)
+    return {"g": g, "h": h, "gg": jnp.sum(g**2, axis=1), "hh": jnp.sum(h**2, axis=1)}
+
+
+def _gap(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Squared distances of rows, [s, q]; 0 where it is rounding."""
+    norms = jnp.sum(a**2, axis=1)[:, None] + jnp.sum(b**2, axis=1)
+    squares = norms - 2 * _dot(a, b)
+    return jnp.where(squares > RESOLUTION * norms, squares, 0)
+
+
+def _embedding_gap(rows: Rows, picks: Rows) -> jax.Array:
+    """Squared distances of embeddings, [s, q]."""
+    about, offset = _about(picks["h"])
+    a = _gap(rows["g"], picks["g"])
+    b = _gap(rows["h"] - offset, about)
+    gi, gj, hi, hj = rows["gg"][:, None], picks["gg"], rows["hh"][:, None], picks["hh"]
+    square = a * (hi + hj) + b * (gi + gj) - a * b + (gi - gj) * (hi - hj)
+    return jnp.where((a == 0) & (b == 0), 0, jnp.maximum(square / 2, 0))
+
+
+def _drawn_apply(rows: Rows, state: State, picks: Rows, times: jax.Array, live: jax.Array) -> State:
+    def one(state: State, pick: tuple[jax.Array, ...]) -> tuple[State, None]:
+        square, time, is_live = pick
+        closer = is_live & (square < state.near)
+        # What is left of the wait stretches as the rate falls.
+        stretch = state.near / jnp.where(square > 0, square, 1)
+        due = jnp.where(square > 0, time + (state.due - time) * stretch, jnp.inf)
+        due = jnp.where(closer & jnp.isfinite(state.due), due, state.due)
+        return State(jnp.where(closer, square, state.near), due), None
+
+    return jax.lax.scan(one, state, (_embedding_gap(rows, picks).T, times, live))[0]
+
+
+def _drawn_rank(state: State) -> jax.Array:
+    return state.due
+
+
+_DRAWN = Law(_drawn_rank, _drawn_apply)
+
+
+@jax.jit
+def _embedding_square(rows: Rows) -> jax.Array:
+    return rows["gg"] * rows["hh"]
+
+
+@partial(jax.jit, static_argnums=1)
+def _exponential(key: jax.Array, n: int) -> jax.Array:
+    """[n] exponential draws whose smallest are as fine as their size, not as 1.
+
+    A uniform float32 is a multiple of 2^-23; the smallest of a million draws would tie.
+    """
+    coarse, fine = jax.random.split(key)
+    whole = jax.random.randint(coarse, (n,), 0, 2**23).astype(jnp.float32)
+    uniform = (whole + jax.random.uniform(fine, (n,))) * 2.0**-23
+    return -jnp.log1p(-jnp.clip(uniform, 2.0**-60, 1 - 2.0**-24))
 
 
 def _nothing() -> Selection:
@@ -96,9 +267,8 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
 
 
-@jax.jit
-def _centred(arrays: dict[str, jax.Array], *, offset: jax.Array) -> Rows:
-    return {"x": arrays["features"] - offset}
+def _points(arrays: dict[str, jax.Array]) -> Rows:
+    return {"x": arrays["features"]}
 
 
 def _furthest_apply(
@@ -108,10 +278,18 @@ def _furthest_apply(
     if centres.shape[0] == 1:
         nearest = centres
     else:
-        # A constant of the row does not change which is nearest.
-        products = jnp.sum(centres**2, axis=1) - 2 * _dot(x, centres)
+        # About the centres' mean, so that the expanded square loses no digits to a common offset;
+        # the square of x does not change which is nearest.
+        about, offset = _about(centres)
+        products = jnp.sum(about**2, axis=1) - 2 * _dot(x - offset, about)
         nearest = centres[jnp.argmin(jnp.where(live, products, jnp.inf), axis=1)]
     return state._replace(near=jnp.minimum(state.near, jnp.sum((x - nearest) ** 2, axis=1)))
+
+
+def _about(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rows about their mean, and the mean."""
+    mean = x.mean(axis=0)
+    return x - mean, mean
 
 
 def _furthest_rank(state: State) -> jax.Array:
@@ -126,46 +304,41 @@ def _available(shards: Shards, values: np.ndarray) -> int:
     return int(np.argmin(np.where(shards.pool.available, values, np.inf)))
 
 
-def _start_random(key: jax.Array, shards: Shards, offset: jax.Array) -> int:
-    ids = np.flatnonzero(shards.pool.available)
-    return int(ids[int(jax.random.randint(key, (), 0, ids.size))])
-
-
-def _start_largest(key: jax.Array, shards: Shards, offset: jax.Array) -> int:
-    values = shards.measure(lambda rows: _square_to(rows["x"], -offset))
-    return _available(shards, -values)
-
-
-def _start_mean(key: jax.Array, shards: Shards, offset: jax.Array) -> int:
+def _start(start: str, key: jax.Array, shards: Shards) -> int:
+    """The first pick of a core-set without labels."""
+    if start == "random":
+        return _start_random(key, shards)
+    if start == "one_centre":
+        return _start_centre(shards)
+    if start == "largest_norm":
+        return _available(shards, -shards.measure(lambda rows: jnp.sum(rows["x"] ** 2, axis=1)))
     free = shards.pool.available
-    total = np.zeros(offset.shape, np.float64)
+    total = np.float64(0)
     for ids, rows in shards.passes():
-        total += np.asarray(rows["x"])[: len(ids)][free[ids]].sum(axis=0, dtype=np.float64)
+        x = np.asarray(rows["x"])[: len(ids)][free[ids]]
+        total = total + x.sum(axis=0, dtype=np.float64)
     mean = jnp.asarray(total / free.sum(), jnp.float32)
     return _available(shards, shards.measure(lambda rows: _square_to(rows["x"], mean)))
 
 
-def _start_centre(key: jax.Array, shards: Shards, offset: jax.Array) -> int:
+def _start_random(key: jax.Array, shards: Shards) -> int:
+    ids = np.flatnonzero(shards.pool.available)
+    return int(ids[int(jax.random.randint(key, (), 0, ids.size))])
+
+
+def _start_centre(shards: Shards) -> int:
     free = shards.pool.available
     ids = np.flatnonzero(free)
     size = min(512, ids.size)
     radii = []
     for block in shards.rows(ids, size=size):
-        radius = np.zeros(size, np.float32)
+        radius = np.full(size, -np.inf, np.float32)
         for part, rows in shards.passes():
             here = np.zeros(rows["x"].shape[0], bool)
             here[: len(part)] = free[part]
             radius = np.maximum(radius, _radius(block["x"], rows["x"], here))
         radii.append(radius)
     return int(ids[np.argmin(np.concatenate(radii)[: ids.size])])
-
-
-_START = {
-    "nearest_mean": _start_mean,
-    "one_centre": _start_centre,
-    "largest_norm": _start_largest,
-    "random": _start_random,
-}
 
 
 @jax.jit

@@ -27,6 +27,8 @@ RESIDENT_BYTES = 2 * 2**30
 RESIDENT_SHARE = 0.6
 # Picks that are applied to the pool together: one of these shapes, so few programs are compiled.
 BATCHES = (8, 32, 128, 512)
+# Rows of a chunk at most, so that its distances to a batch are no more than a chunk is.
+CHUNK_ROWS = 2**15
 # Reference samples whose distances are taken together.
 REFERENCES = 256
 
@@ -89,12 +91,11 @@ class Shards:
         return len(devices) * RESIDENT_SHARE * stats.get("bytes_limit", RESIDENT_BYTES)
 
     def _read(self) -> Iterator[tuple[np.ndarray, Rows]]:
-        size = None
-        if self.devices:
-            # Every device has a share, also of a pool that would be one chunk.
-            width = sum(a.shape[1] for n in self.needs if (a := getattr(self.pool, n)) is not None)
-            share = -(-self.pool.size // len(self.devices))
-            size = min(share, max(1, CHUNK_BYTES // (4 * max(width, 1))))
+        present = [a for name in self.needs if (a := getattr(self.pool, name)) is not None]
+        width = sum(int(np.prod(a.shape[1:])) for a in present)
+        # Every device has a share, also of a pool that would be one chunk.
+        share = -(-self.pool.size // max(1, len(self.devices)))
+        size = max(1, min(share, CHUNK_ROWS, CHUNK_BYTES // (4 * max(width, 1))))
         for i, (ids, arrays) in enumerate(chunks(self.pool, self.needs, size=size)):
             if self.devices:
                 arrays = jax.device_put(arrays, self.devices[i % len(self.devices)])
@@ -152,19 +153,19 @@ def pick_greedily(
     n = shards.pool.size
     free = shards.pool.available.copy()
     free[references] = False
-    front = min(n, max(256, min(n // 32, 4096)) if front is None else front)
+    front = min(n, max(256, min(n // 32, 2048)) if front is None else front)
     states = _states(law, shards, references, draws)
     picked: list[np.ndarray] = []
     scores: list[np.ndarray] = []
     left = budget
     while left:
         near, due = (_whole(shards, [s[i] for s in states]) for i in range(2))
-        ranks = np.asarray(law.rank(State(near, due)))
+        ranks = np.asarray(law.rank(State(jnp.asarray(near), jnp.asarray(due))))
         ids, bound = _front(ranks, free, front)
         rows = next(shards.rows(ids, size=front))
         state = State(jnp.asarray(near[ids]), jnp.asarray(due[ids]))
         race = _race(law, rows, state, free[ids], ids.astype(np.int32), *bound, left)
-        count = int(race.count)
+        count = int(race.picks_made)
         picked.append(ids[np.asarray(race.places)[:count]])
         scores.append(np.asarray(race.near)[:count])
         free[picked[-1]] = False
@@ -242,7 +243,7 @@ def _front(
 class _Race(NamedTuple):
     """The picks of one race: their places in the front, when, at what distance, and their rows."""
 
-    count: jax.Array
+    picks_made: jax.Array
     places: jax.Array
     times: jax.Array
     near: jax.Array
