@@ -29,8 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from densejax.active.clusters import margins
 from densejax.active.distances import in_blocks, padded, resident, squared_distances
-from densejax.active.pool import Pool, Selection, check_budget, chunks
+from densejax.active.pool import Pool, Selection, check_budget
 from densejax.typing import Array, Key
 
 # The integer that stands for a similarity of one. A block's sum must stay below 2^31.
@@ -148,7 +149,7 @@ def uncertainty_herding(
     """
     if radius is not None and not radius > 0:
         raise ValueError(f"radius {radius}: expected a positive number")
-    u = _margin_uncertainty(pool) if weights is None else np.asarray(weights, np.float32)
+    u = 1 - margins(pool, _kept(pool)) if weights is None else np.asarray(weights, np.float32)
     if u.shape != (pool.size,):
         raise ValueError(f"weights: expected [{pool.size}], found shape {u.shape}")
     wrong = np.flatnonzero(~(np.isfinite(u) & (u >= 0)))
@@ -258,22 +259,6 @@ def _targets(key: Key, rows: int, targets: int | None) -> np.ndarray:
 def _relative(weight: np.ndarray) -> tuple[np.ndarray, float]:
     largest = float(weight.max(initial=0))
     return (weight / largest if largest > 0 else weight).astype(np.float32), largest
-
-
-def _margin_uncertainty(pool: Pool) -> np.ndarray:
-    out = np.zeros(pool.size, np.float32)
-    for ids, arrays in chunks(pool, ("probabilities",), rows=_kept(pool)):
-        out[ids] = np.asarray(_margin(arrays["probabilities"]))[: len(ids)]
-    return out
-
-
-@jax.jit
-def _margin(p: jax.Array) -> jax.Array:
-    if p.shape[1] < 2:
-        return jnp.zeros(p.shape[0])
-    best = jnp.argmax(p, axis=1)
-    others = jnp.where(jnp.arange(p.shape[1]) == best[:, None], -jnp.inf, p)
-    return jnp.clip(1 - (p.max(axis=1) - others.max(axis=1)), 0, 1)
 
 
 def _split(ids: np.ndarray) -> Iterator[np.ndarray]:
