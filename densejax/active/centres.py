@@ -331,7 +331,7 @@ def _start_centre(shards: Shards) -> int:
     ids = np.flatnonzero(free)
     size = min(512, ids.size)
     radii = []
-    for block in shards.rows(ids, size=size):
+    for _, block in shards.rows(ids, size=size):
         radius = np.full(size, -np.inf, np.float32)
         for part, rows in shards.passes():
             here = np.zeros(rows["x"].shape[0], bool)

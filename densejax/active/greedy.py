@@ -29,8 +29,6 @@ RESIDENT_SHARE = 0.6
 BATCHES = (8, 32, 128, 512)
 # Rows of a chunk at most, so that its distances to a batch are no more than a chunk is.
 CHUNK_ROWS = 2**15
-# Reference samples whose distances are taken together.
-REFERENCES = 256
 
 Rows = dict[str, jax.Array]
 
@@ -117,10 +115,10 @@ class Shards:
         if used <= limit:
             self._kept = kept
 
-    def rows(self, ids: np.ndarray, *, size: int) -> Iterator[Rows]:
-        """Given ascending rows of the pool, ``size`` at once, padded by repeats of the last."""
-        for _, arrays in chunks(self.pool, self.needs, rows=ids, size=size):
-            yield self.prepare(arrays)
+    def rows(self, ids: np.ndarray, *, size: int) -> Iterator[tuple[np.ndarray, Rows]]:
+        """Given ascending rows of the pool, at most ``size`` at once, padded as ``chunks`` does."""
+        for part, arrays in chunks(self.pool, self.needs, rows=ids, size=size):
+            yield part, self.prepare(arrays)
 
     def measure(self, value: Callable[[Rows], jax.Array]) -> np.ndarray:
         """A number of each row: [n]."""
@@ -162,7 +160,7 @@ def pick_greedily(
         near, due = (_whole(shards, [s[i] for s in states]) for i in range(2))
         ranks = np.asarray(law.rank(State(jnp.asarray(near), jnp.asarray(due))))
         ids, bound = _front(ranks, free, front)
-        rows = next(shards.rows(ids, size=front))
+        _, rows = next(shards.rows(ids, size=front))
         state = State(jnp.asarray(near[ids]), jnp.asarray(due[ids]))
         race = _race(law, rows, state, free[ids], ids.astype(np.int32), *bound, left)
         count = int(race.picks_made)
@@ -181,21 +179,28 @@ def _states(
     law: Law, shards: Shards, references: np.ndarray, draws: np.ndarray | None
 ) -> list[State]:
     """The state of each chunk after the references."""
-    size = min(REFERENCES, len(references))
-    blocks = list(shards.rows(references, size=size))
-    times, live = jnp.zeros(size), jnp.ones(size, bool)
+    batch = next((b for b in BATCHES if b >= len(references)), BATCHES[-1])
+    blocks = []
+    for ids, rows in shards.rows(references, size=batch):
+        block = jax.tree.map(lambda a: _padded(a, batch), rows)
+        blocks.append((block, jnp.zeros(batch), jnp.arange(batch) < len(ids)))
     states = []
     for ids, rows in shards.passes():
         length = next(iter(rows.values())).shape[0]
         state = State(jnp.full(length, jnp.inf), jnp.full(length, jnp.inf))
         for block in blocks:
-            state = _apply(law, rows, *_beside(rows, (state, block, times, live)))
+            state = _apply(law, rows, *_beside(rows, (state, *block)))
         if draws is not None:
             padded = np.ones(length, np.float32)
             padded[: len(ids)] = draws[ids]
             state = State(state.near, _due(_beside(rows, jnp.asarray(padded)), state.near))
         states.append(state)
     return states
+
+
+def _padded(a: jax.Array, size: int) -> jax.Array:
+    """Repeats of the last row up to a size for which a program is there."""
+    return jnp.concatenate([a, jnp.repeat(a[-1:], size - a.shape[0], axis=0)])
 
 
 def _update(
