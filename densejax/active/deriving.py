@@ -115,6 +115,14 @@ def _logits(
     return _derive("logits", read, head)
 
 
+class NotFiniteError(ValueError):
+    """An array of the pool holds values that are not finite; ``array`` is its name."""
+
+    def __init__(self, message: str, array: str) -> None:
+        super().__init__(message)
+        self.array = array
+
+
 def refuse(ids: np.ndarray, read: dict[str, Array]) -> None:
     """Say which values are not finite, if any are.
 
@@ -123,13 +131,14 @@ def refuse(ids: np.ndarray, read: dict[str, Array]) -> None:
       read: [>= s, ...] arrays by name.
 
     Raises:
-      ValueError: count and first row.
+      NotFiniteError: count and first row.
     """
     for name, array in read.items():
         bad = ~np.isfinite(np.asarray(array)[: len(ids)])
         bad = bad.any(axis=tuple(range(1, bad.ndim)))
         if bad.any():
-            raise ValueError(
+            raise NotFiniteError(
                 f"pool {name}: {int(bad.sum())} rows of {ids[0]} to {ids[-1]} hold values that are "
-                f"not finite, the first is row {ids[np.flatnonzero(bad)[0]]}"
+                f"not finite, the first is row {ids[np.flatnonzero(bad)[0]]}",
+                name,
             )
