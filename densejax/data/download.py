@@ -68,7 +68,7 @@ def fetch_zip(
             raise ValueError(f"{target}: {'; '.join(wrong)}. Move the folder away to fetch it anew")
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    archive = _fetch(folder, url, md5)
+    archive = fetch_file(folder, url, md5)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as scratch:
         made = Path(scratch) / name
         made.mkdir()
@@ -98,7 +98,15 @@ def md5_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-def _fetch(folder: Path, url: str, md5: str) -> Path:
+def fetch_file(folder: Path, url: str, md5: str) -> Path:
+    """Fetch one file into an existing folder under the name it has in the URL; return its path.
+
+    A file that is already there is checked and used, and no network is needed.
+
+    Raises:
+        ConnectionError: no answer from the URL; the message says where to put the file.
+        ValueError: the checksum is wrong. A file that exists is not changed.
+    """
     archive = folder / PurePosixPath(url.split("?")[0]).name
     # Checked here because the fetching library would replace a file with another checksum.
     if archive.exists():

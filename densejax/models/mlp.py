@@ -53,15 +53,15 @@ class MLP(nn.Module):
         if x.ndim < 2:
             raise ValueError(f"MLP: expected an input [b, ...], found shape {x.shape}")
         check_dropout("MLP", self.dropout)
-        x = jnp.asarray(x, self.dtype).reshape(x.shape[0], math.prod(x.shape[1:]))
+        y = jnp.asarray(x, self.dtype).reshape(x.shape[0], math.prod(x.shape[1:]))
         out: dict[str, jax.Array] = {}
         for i, width in enumerate(self.widths):
-            x = nn.relu(Linear(width, dtype=self.dtype, name=f"linear{i}")(x))
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
-            out[f"hidden{i}"] = x
-        out["features"] = x
+            y = nn.relu(Linear(width, dtype=self.dtype, name=f"linear{i}")(y))
+            y = nn.Dropout(self.dropout, deterministic=not train)(y)
+            out[f"hidden{i}"] = y
+        out["features"] = y
         head = Linear(self.classes, std=self.head_std, dtype=self.dtype, name="head")
-        return head(x).astype(jnp.float32), out
+        return head(y).astype(jnp.float32), out
 
 
 def check_dropout(network: str, dropout: float) -> None:

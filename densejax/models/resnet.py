@@ -67,15 +67,15 @@ class ResNet(nn.Module):
         """
         self._check(x)
         stride, kernel = (2, 7) if self.stem == "imagenet" else (1, 3)
-        x = self._conv("conv1", self.widths[0], kernel, stride)(jnp.asarray(x, self.dtype))
-        x = nn.relu(_norm(self, "norm1", x, train))
+        y = self._conv("conv1", self.widths[0], kernel, stride)(x)
+        y = nn.relu(_norm(self, "norm1", y, train))
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            y = nn.max_pool(y, (3, 3), (2, 2), ((1, 1), (1, 1)))
         out: dict[str, jax.Array] = {}
         for stage, (count, width) in enumerate(zip(self.blocks, self.widths, strict=True), 1):
             for i in range(count):
                 stride = 2 if stage > 1 and i == 0 else 1
-                x = Block(
+                y = Block(
                     width,
                     stride,
                     self.bottleneck,
@@ -84,9 +84,9 @@ class ResNet(nn.Module):
                     self.shortcut,
                     self.dtype,
                     name=f"layer{stage}_{i}",
-                )(x, train=train)
-            out[f"layer{stage}"] = x
-        out["features"] = x.astype(jnp.float32).mean((1, 2)).astype(self.dtype)
+                )(y, train=train)
+            out[f"layer{stage}"] = y
+        out["features"] = y.astype(jnp.float32).mean((1, 2)).astype(self.dtype)
         kept = nn.Dropout(self.dropout, deterministic=not train)(out["features"])
         head = Linear(self.classes, std=self.head_std, dtype=self.dtype, name="head")
         return head(kept).astype(jnp.float32), out
@@ -163,7 +163,8 @@ def resnet18(classes: int, **options: Any) -> ResNet:
 
 def resnet50(classes: int, **options: Any) -> ResNet:
     """ResNet-50: 25.6 million parameters with 1000 classes. ``options`` as ``ResNet``."""
-    return ResNet(classes, **({"blocks": (3, 4, 6, 3), "bottleneck": True} | options))
+    deep: dict[str, Any] = {"blocks": (3, 4, 6, 3), "bottleneck": True}
+    return ResNet(classes, **(deep | options))
 
 
 def resnet20(classes: int, **options: Any) -> ResNet:
@@ -172,5 +173,6 @@ def resnet20(classes: int, **options: Any) -> ResNet:
     Source: He et al. 2016, section 4.2: three stages of 16, 32, 64 channels, shortcuts without
     parameters.
     """
-    cifar = {"blocks": (3, 3, 3), "widths": (16, 32, 64), "stem": "cifar", "shortcut": "pad"}
+    cifar: dict[str, Any] = {"blocks": (3, 3, 3), "widths": (16, 32, 64)}
+    cifar |= {"stem": "cifar", "shortcut": "pad"}
     return ResNet(classes, **(cifar | options))

@@ -140,14 +140,8 @@ def test_discriminator_matches_pytorch():
     model = Discriminator()
     codes = np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)
     variables = model.init(jax.random.key(0), codes)
-    net = nn.Sequential(
-        nn.Linear(32, 512),
-        nn.ReLU(),
-        nn.Linear(512, 512),
-        nn.ReLU(),
-        nn.Linear(512, 1),
-        nn.Sigmoid(),
-    )
+    layers = [nn.Linear(32, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 1)]
+    net = nn.Sequential(*layers, nn.Sigmoid())
     for i, name in enumerate(("linear0", "linear1", "head")):
         p = variables["params"][name]
         put(torch, net[2 * i], {"kernel": np.asarray(p["kernel"]).T, "bias": p["bias"]})
