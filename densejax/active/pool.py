@@ -14,17 +14,23 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
 from densejax.active.deriving import Head, linear_head, prepare, refuse, stored
-from densejax.active.reading import read_chunks
+from densejax.active.reading import read_chunks, sharing
+from densejax.active.rows import check_truth
+from densejax.active.rows import first as first
+from densejax.active.rows import members as members
 from densejax.typing import UNLABELLED, Array, Key
 
 # Bytes of one chunk of rows: large enough for full speed of a matrix product, small enough that a
 # few of them (read ahead, on the device, results) are nothing beside any machine's memory.
 CHUNK_BYTES = 64 * 2**20
+
+# Bytes of a chunk on a CPU: memory of this size is used again, where more of it would be returned
+# to the system and cleared for each chunk anew, which takes longer than to read it.
+HOST_BYTES = 16 * 2**20
 
 # Bytes of a chunk of which each sample's score is computed on a CPU: what stays in its cache
 # between the matrix product and what follows.
@@ -165,26 +171,6 @@ class Pool:
         return free if self.held_out is None else free & ~np.asarray(self.held_out, bool)
 
 
-def members(indices: Array, size: int, *, name: str = "indices") -> np.ndarray:
-    """The mask of a set of rows: [l] integers in [0, size) -> [size] bool.
-
-    Raises:
-      ValueError: an index is out of range, or twice the same; ``name`` is named.
-    """
-    indices = np.asarray(indices)
-    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-        raise ValueError(f"{name}: expected [l] integers, found {indices.dtype} {indices.shape}")
-    outside = indices[(indices < 0) | (indices >= size)]
-    if outside.size:
-        raise ValueError(f"{name}: {outside[0]} is not a row of a pool of {size}")
-    mask = np.zeros(size, bool)
-    mask[indices] = True
-    if mask.sum() < indices.size:
-        values, counts = np.unique(indices, return_counts=True)
-        raise ValueError(f"{name}: {values[counts > 1][0]} occurs more than once")
-    return mask
-
-
 def check_budget(pool: Pool, budget: int) -> int:
     """The budget, if the pool can serve it.
 
@@ -222,24 +208,6 @@ def known_labels(pool: Pool) -> np.ndarray:
     return labels
 
 
-def _check_truth(pool: Pool) -> None:
-    """Refuse true labels that are missing or outside the classes (of pixels, -1 is allowed)."""
-    if pool.labels is None:
-        raise ValueError("this selector needs the true labels of all samples (pool labels)")
-    labels = np.asarray(pool.labels)
-    if labels.ndim == 1 and (missing := np.flatnonzero(pool.available & (labels < 0))).size:
-        raise ValueError(
-            f"this selector needs the true labels of all samples: {missing.size} that may be "
-            f"chosen have none, the first is {missing[0]}"
-        )
-    if labels.max(initial=-1) >= pool.classes:
-        sample = int(np.argwhere(labels >= pool.classes)[0][0])
-        raise ValueError(
-            f"label {labels.max()}: expected fewer than {pool.classes}, the classes; the first "
-            f"outside them is in sample {sample}"
-        )
-
-
 def chunks(
     pool: Pool, needs: Sequence[str], *, rows: Array | None = None, size: int | None = None
 ) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
@@ -249,7 +217,8 @@ def chunks(
       pool: the pool.
       needs: of ``READABLE``.
       rows: [r] ascending rows to read; all where None.
-      size: rows of a chunk; chosen by ``CHUNK_BYTES`` where None.
+      size: rows of a chunk; chosen by ``CHUNK_BYTES`` (of a CPU, ``HOST_BYTES``) where
+        None.
 
     Yields:
       ([s] int64 rows, {name: [size, ...] float32 on the device}); the last chunk is padded by
@@ -261,11 +230,12 @@ def chunks(
     arrays = _arrays(pool, needs)
     head = _head(pool, arrays, needs)
     total = pool.size if rows is None else len(rows)
-    size = _chunk_rows(pool, needs, total, CHUNK_BYTES) if size is None else max(1, size)
+    if size is None:
+        size = _chunk_rows(pool, needs, total, _limit(jax.local_devices()[0], HOST_BYTES))
     size = max(1, min(size, total))
     waiting: tuple[np.ndarray, dict, dict, jax.Array] | None = None
     for ids, host in read_chunks(arrays, total, size, rows=rows):
-        read = {name: jnp.asarray(part) for name, part in host.items()}
+        read = {name: jax.device_put(part) for name, part in host.items()}
         # The values of this chunk are on their way while the caller works with the one before.
         derived, finite = prepare(read, head, needs=tuple(needs))
         if waiting is not None:
@@ -295,6 +265,10 @@ def _head(pool: Pool, arrays: dict[str, Any], needs: Sequence[str]) -> Head | No
     if pool.kernel is None or "features" not in arrays or not set(needs) - set(arrays):
         return None
     return linear_head(pool.kernel, pool.bias)
+
+
+def _limit(device: jax.Device, on_host: int) -> int:
+    return min(CHUNK_BYTES, on_host) if device.platform == "cpu" else CHUNK_BYTES
 
 
 def _chunk_rows(pool: Pool, needs: Sequence[str], total: int, limit: int) -> int:
@@ -386,13 +360,13 @@ def scored(
     """
     needs = tuple(score.needs)
     if "labels" in needs:
-        _check_truth(pool)
+        check_truth(pool.labels, pool.available, pool.classes)
     arrays = _arrays(pool, needs)
     total = pool.size if rows is None else len(rows)
     if not total:
         return
-    devices = _sharing(arrays, devices)
-    limit = CACHE_BYTES if devices[0].platform == "cpu" else CHUNK_BYTES
+    devices = sharing(arrays, devices)
+    limit = _limit(devices[0], CACHE_BYTES)
     size = _chunk_rows(pool, needs, total, limit) if size is None else max(1, min(size, total))
     function = score.function if isinstance(score.function, Partial) else Partial(score.function)
     fixed = _head(pool, arrays, needs), function
@@ -415,38 +389,3 @@ def scored(
             yield collect()
     while waiting:
         yield collect()
-
-
-def _sharing(arrays: dict[str, Any], devices: Sequence[jax.Device] | None) -> Sequence[jax.Device]:
-    if devices is not None:
-        return devices
-    for array in arrays.values():
-        if isinstance(array, jax.Array) and len(array.devices()) == 1:
-            return tuple(array.devices())
-    local = jax.local_devices()
-    return local[:1] if local[0].platform == "cpu" else local
-
-
-def first(
-    values: Array, available: Array, budget: int, *, largest_first: bool = True
-) -> np.ndarray:
-    """The ``budget`` best available samples, best first, ties by the lowest index.
-
-    Args:
-      values: [n] floating.
-      available: [n] bool.
-      budget: 0 to the number of available samples.
-      largest_first: whether large is good.
-
-    Returns:
-      [budget] int64.
-    """
-    candidates = np.flatnonzero(np.asarray(available))
-    ranked = np.asarray(values)[candidates]
-    ranked = -ranked if largest_first else ranked
-    if 0 < budget < candidates.size:
-        # Only what is as good as the last of the budget need be sorted.
-        edge = np.partition(ranked, budget - 1)[budget - 1]
-        keep = ranked <= edge
-        candidates, ranked = candidates[keep], ranked[keep]
-    return candidates[np.argsort(ranked, kind="stable")[:budget]]

@@ -118,7 +118,7 @@ def _read(array: Any, ids: np.ndarray, size: int, buffer: np.ndarray | None) -> 
     if buffer is None:
         if mapped is None and not short:
             return np.ascontiguousarray(part, np.float32)
-        buffer = np.empty((size, *part.shape[1:]), np.float32)
+        buffer = aligned((size, *part.shape[1:]))
     buffer[: len(ids)] = part
     buffer[len(ids) :] = buffer[len(ids) - 1]
     if mapped is not None:
@@ -158,3 +158,22 @@ def take_rows(array: Any, rows: np.ndarray) -> Array:
     if isinstance(array, np.memmap):
         _give_back(array)
     return np.array(part, copy=None)
+
+
+def sharing(
+    arrays: Mapping[str, Any], devices: Sequence[jax.Device] | None
+) -> Sequence[jax.Device]:
+    """The devices that take chunks in turn.
+
+    Args:
+      arrays: what is read; what is on an accelerator is used there.
+      devices: those asked for; where None, all accelerators, or one device of the CPU: its programs
+        use all cores, and two devices of one CPU would only wait for each other.
+    """
+    if devices is not None:
+        return devices
+    for array in arrays.values():
+        if isinstance(array, jax.Array) and len(array.devices()) == 1:
+            return tuple(array.devices())
+    local = jax.local_devices()
+    return local[:1] if local[0].platform == "cpu" else local
