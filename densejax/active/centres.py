@@ -37,9 +37,9 @@ def core_set(
     of the exact nearest, unless two picks are closer to each other than about 1e-3 of the norms
     about that mean, when it may be that of the second.
 
-    Work is O(n (l + b) d); memory the features where they fit (2 GiB on a CPU, 60 % of an
-    accelerator), else a few chunks, and the pool is read anew at each pass. Exact k-centre of a
-    pool far beyond memory takes many reads: ``partitioned`` is the cheap approximation.
+    Work is O(n (l + b) d), as matrix products; memory the features where they fit (2 GiB on a CPU,
+    60 % of an accelerator), else a few chunks, and the pool is read anew at each pass: one for up
+    to 512 picks, more often where picks lie so close that they soon change the order.
 
     Args:
       key: a jax key; used by ``start="random"`` alone.
