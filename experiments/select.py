@@ -27,11 +27,14 @@ from absl import flags
 
 from densejax.active import (
     balanced,
+    balancing,
     boundary,
     centres,
     clusters,
     coverage,
     files,
+    fisher,
+    information,
     kmeans,
     scores,
     wrappers,
@@ -141,6 +144,9 @@ STRATEGIES: dict[str, Strategy] = {
     "uncertainty_herding": Strategy(_herding(coverage.uncertainty_herding), BOTH),
     "dropquery": Strategy(_plain(clusters.dropquery), (("features", "weights"),)),
     "cluster_margin": Strategy(_plain(clusters.cluster_margin), BOTH),
+    "batch_bald": Strategy(_plain(information.batch_bald), PASSES),
+    "bait": Strategy(_plain(fisher.bait), BOTH),
+    "balancing": Strategy(_plain(balancing.balancing), (("features", "labels"),)),
 }
 
 
@@ -252,7 +258,7 @@ def memory_estimate(pool: Pool, config: Config) -> int:
     arrays = [getattr(pool, name) for name in AXES if getattr(pool, name) is not None]
     stored = sum(4 * int(np.prod(array.shape, dtype=np.int64)) for array in arrays)
     part = stored // config.partitions if config.partitions > 1 else 0
-    return min(6 * CHUNK_BYTES, 2 * stored) + part + 32 * pool.size
+    return min(8 * CHUNK_BYTES, 2 * stored) + part + 32 * pool.size
 
 
 def run(config: Config, *, fast: bool = False) -> Selection:
