@@ -127,7 +127,8 @@ def balanced(
 
     Any other score or selector chooses among the samples of each predicted class apart, with
     shares by ``water_fill``; a selector is called once for each class, with the others held out.
-    The prediction is the largest of the pool's logits, else probabilities, else mean of passes.
+    The prediction is the largest of the pool's logits, else its probabilities, else the logits that
+    its head gives, else the mean of its passes.
 
     Args:
       inner: a score, or a selector ``(key, pool, budget) -> Selection``.
@@ -205,10 +206,14 @@ def _largest(values: jax.Array) -> jax.Array:
 
 
 def _prediction(pool: Pool) -> Score:
-    for name in ("logits", "probabilities", "passes"):
-        if getattr(pool, name) is not None:
-            return Score("prediction", (name,), _largest)
-    return Score("prediction", ("logits",), _largest)
+    head = pool.features is not None and pool.kernel is not None
+    there = {
+        "logits": pool.logits is not None or (head and pool.probabilities is None),
+        "probabilities": pool.probabilities is not None,
+        "passes": pool.passes is not None,
+    }
+    name = next((name for name, present in there.items() if present), "logits")
+    return Score("prediction", (name,), _largest)
 
 
 def _merge(chosen: Sequence[Selection], order: Order) -> Selection:

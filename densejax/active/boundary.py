@@ -130,7 +130,8 @@ def dcsdb(
       kernel: [d, c] floating, the weights of the head.
       bias: [c] floating; zero where None.
       boundary: ``pairwise``, as the released code: the distance to the plane between c and the
-        predicted class, a lower bound; or ``exact``: the projection on the whole region of c.
+        predicted class, a lower bound; or ``exact``: the projection on the whole region of c, in
+        O(c^2 d) operations for each class and O(n c^2) for each of some hundred steps.
 
     Returns:
       [n, c] float32, at least 0; inf where there is no boundary.
@@ -245,6 +246,7 @@ def base(
       budget: b, how many to select.
       order: ``round_robin`` (the thesis) or ``block`` (the released code).
       boundary: ``pairwise`` (the released code) or ``exact`` (equation 5.3), as of ``dcsdb``.
+        The exact one is computed for those samples alone that, by the other, may be picked.
       class_order: in which order classes pick: by ``index`` (both sources; favours low indices
         where c does not divide b), or ``random``.
 

@@ -111,10 +111,13 @@ def _read(array: Any, ids: np.ndarray, size: int, buffer: np.ndarray | None) -> 
     if isinstance(array, jax.Array):
         return _take(array, np.pad(ids, (0, short), mode="edge"))
     contiguous = ids[-1] - ids[0] + 1 == len(ids)
-    part = array[int(ids[0]) : int(ids[-1]) + 1] if contiguous else array[ids]
+    # Rows of a memory map are taken of the slice that spans them, whose pages can be given back.
+    sliced = contiguous or isinstance(array, np.memmap)
+    part = array[int(ids[0]) : int(ids[-1]) + 1] if sliced else array[ids]
     if hasattr(part, "read"):  # a TensorStore's slice is read when asked to
         part = part.read().result()
-    mapped = part if contiguous and isinstance(part, np.memmap) else None
+    mapped = part if isinstance(part, np.memmap) else None
+    part = part if contiguous or not sliced else part[ids - ids[0]]
     if buffer is None:
         if mapped is None and not short:
             return np.ascontiguousarray(part, np.float32)
