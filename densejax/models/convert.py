@@ -8,7 +8,9 @@ errors.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -190,7 +192,8 @@ def resnet_from_torch(
 
     Args:
       state: PyTorch name to array, as from ``read_torch``.
-      variables: ``params`` and ``batch_stats`` of the network, arrays or their shapes.
+      variables: ``params`` and ``batch_stats`` of the network; shapes do where ``state`` has a
+        head.
       name: what messages call the state.
 
     Returns:
@@ -209,7 +212,7 @@ def vit_from_torch(
 
     Args:
       state: PyTorch name to array, as from ``read_torch``.
-      variables: ``params`` of the network, arrays or their shapes.
+      variables: ``params`` of the network; shapes do where ``state`` has the head.
       name: what messages call the state.
 
     Returns:
@@ -228,7 +231,7 @@ def _fill(
     name: str,
 ) -> Params:
     wanted = traverse_util.flatten_dict(variables)
-    filled: dict[Place, np.ndarray] = {}
+    filled: dict[Place, Any] = {}
     faults = []
     for key, value in state.items():
         if key.endswith("num_batches_tracked"):
@@ -245,13 +248,16 @@ def _fill(
             filled[found[0]] = np.ascontiguousarray(found[1], np.float32)
     placed = {p for key in state if (p := (place(key, np.asarray(state[key])) or (None,))[0])}
     head = {path for path in wanted if path[:2] == ("params", "head")}
-    kept = head if not head & placed else set()
+    # Shapes without numbers may stand for places that are filled, not for a head that is kept.
+    real = all(hasattr(wanted[path], "__array__") for path in head)
+    kept = head if real and not head & placed else set()
     missing = [path for path in wanted if path not in placed and path not in kept]
     faults += [f"nothing gives {'/'.join(path)}" for path in missing]
     if faults:
         more = f"; and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise ValueError(f"{name} does not fit the network: {'; '.join(faults[:20])}{more}")
-    return traverse_util.unflatten_dict(wanted | filled)
+    full = {path: jnp.asarray(leaf) for path, leaf in (wanted | filled).items()}
+    return traverse_util.unflatten_dict(full)
 
 
 def _kernel(value: np.ndarray) -> np.ndarray:

@@ -136,7 +136,11 @@ def torch_resnet(stem="cifar", bottleneck=False):
 
 
 def variables_of(model, size):
-    return model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    """Numbers from NumPy in the shapes of ``init``: compiling that takes far longer."""
+    rng = np.random.default_rng(2)
+    x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    tree = jax.eval_shape(model.init, jax.random.key(0), x)
+    return jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(np.float32), tree)
 
 
 def same(model, variables, net, size):
@@ -259,6 +263,18 @@ def test_names_that_do_not_fit_are_listed():
             {"blocks.0.what.weight": np.zeros(2)},
             variables_of(ViT(classes=5, size=4, patch=4, width=2, depth=1, heads=1), 4),
         )
+
+
+def test_shapes_are_enough_where_the_file_has_a_head():
+    model = ResNet(**NARROW, stem="cifar")
+    x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    state = {k: v.numpy() for k, v in torch_resnet().state_dict().items()}
+    found = resnet_from_torch(state, shapes)
+    assert jax.tree.map(lambda a: a.shape, found) == jax.tree.map(lambda a: a.shape, shapes)
+    without = {k: v for k, v in state.items() if not k.startswith("fc.")}
+    with pytest.raises(ValueError, match=r"nothing gives params/head/(kernel|bias)"):
+        resnet_from_torch(without, shapes)
 
 
 def test_selecting_nothing_is_an_error():
