@@ -10,7 +10,8 @@ from sklearn.cluster import AgglomerativeClustering
 
 from densejax.active.distances import resident
 from densejax.active.kmeans import cluster, k_means
-from densejax.active.pool import Pool, Selection, check_budget, chunks, first
+from densejax.active.pool import Pool, Selection, check_budget, chunks, evaluate, first
+from densejax.active.scores import margin
 from densejax.typing import UNLABELLED, Array, Key
 
 # Agglomerative clustering holds the distances of all pairs: 400 MB at so many samples.
@@ -159,8 +160,10 @@ def cluster_margin(
         return Selection(np.zeros(0, np.int64), np.zeros(0, np.float32))
     order, clustering = jax.random.split(key)
     groups = agglomerate(clustering, pool, clusters) if groups is None else np.asarray(groups)
-    gap = margins(pool, np.flatnonzero(pool.available))
-    few = min(int(np.ceil(ratio * budget)), int(pool.available.sum()))
+    free = np.flatnonzero(pool.available)
+    gap = np.ones(pool.size, np.float32)
+    gap[free] = evaluate(margin(), pool, rows=free)
+    few = min(int(np.ceil(ratio * budget)), free.size)
     candidates = first(gap, pool.available, few, largest_first=False)
     if within == "random":
         candidates = candidates[np.asarray(jax.random.permutation(order, few))]
@@ -214,30 +217,3 @@ def agglomerate(
         model = AgglomerativeClustering(clusters, linkage="average")
         groups[rows] = model.fit_predict(np.asarray(x, np.float64))
     return groups
-
-
-def margins(pool: Pool, rows: np.ndarray) -> np.ndarray:
-    """The difference of the two largest probabilities, of some rows.
-
-    Args:
-      pool: with probabilities, or what they are computed from.
-      rows: [r] ascending rows.
-
-    Returns:
-      [n] float32 in [0, 1]; 1 for every other row, and where there is but one class.
-
-    Raises:
-      ValueError: no or non-finite probabilities.
-    """
-    out = np.ones(pool.size, np.float32)
-    for ids, arrays in chunks(pool, ("probabilities",), rows=rows):
-        out[ids] = np.asarray(_margin(arrays["probabilities"]))[: len(ids)]
-    return out
-
-
-@jax.jit
-def _margin(p: jax.Array) -> jax.Array:
-    if p.shape[1] < 2:
-        return jnp.ones(p.shape[0])
-    others = jnp.where(jnp.arange(p.shape[1]) == jnp.argmax(p, axis=1)[:, None], -jnp.inf, p)
-    return jnp.clip(p.max(axis=1) - others.max(axis=1), 0, 1)

@@ -29,9 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densejax.active.clusters import margins
 from densejax.active.distances import in_blocks, padded, resident, squared_distances
-from densejax.active.pool import Pool, Selection, check_budget
+from densejax.active.pool import Pool, Selection, check_budget, evaluate
+from densejax.active.scores import margin
 from densejax.typing import Array, Key
 
 # The integer that stands for a similarity of one. A block's sum must stay below 2^31.
@@ -149,7 +149,7 @@ def uncertainty_herding(
     """
     if radius is not None and not radius > 0:
         raise ValueError(f"radius {radius}: expected a positive number")
-    u = 1 - margins(pool, _kept(pool)) if weights is None else np.asarray(weights, np.float32)
+    u = _doubts(pool) if weights is None else np.asarray(weights, np.float32)
     if u.shape != (pool.size,):
         raise ValueError(f"weights: expected [{pool.size}], found shape {u.shape}")
     wrong = np.flatnonzero(~(np.isfinite(u) & (u >= 0)))
@@ -214,6 +214,8 @@ def _cover(
 ) -> Selection:
     """Greedy maximisation of (1)."""
     budget = check_budget(pool, budget)
+    if budget == 0:
+        return Selection(np.zeros(0, np.int64), np.zeros(0, np.float32))
     rows = _kept(pool)
     weight = np.ones(len(rows), np.float32) if weights is None else weights[rows]
     weight, largest = _relative(weight * _targets(key, len(rows), targets))
@@ -243,6 +245,14 @@ def _cover(
 def _kept(pool: Pool) -> np.ndarray:
     """[r] rows that count: all but those held out."""
     return np.flatnonzero(pool.available | pool.is_labelled)
+
+
+def _doubts(pool: Pool) -> np.ndarray:
+    """[n] float32, one minus the margin of probabilities; zero for what is held out."""
+    out, rows = np.zeros(pool.size, np.float32), _kept(pool)
+    # Probabilities that sum to a little more than one must not become a negative weight.
+    out[rows] = np.clip(1 - evaluate(margin(), pool, rows=rows), 0, 1)
+    return out
 
 
 def _targets(key: Key, rows: int, targets: int | None) -> np.ndarray:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from densejax.active import pool as pool_module
-from densejax.active.clusters import agglomerate, cluster_margin, dropquery, margins
+from densejax.active.clusters import agglomerate, cluster_margin, dropquery
 from densejax.active.kmeans import k_means
-from densejax.active.pool import Pool
+from densejax.active.pool import Pool, evaluate
+from densejax.active.scores import margin as margin_score
 
 KEY = jax.random.key(1)
 
@@ -139,7 +140,7 @@ def test_cluster_margin_with_given_groups(pool, share, ratio):
     expected = reference_margins(pool)
     np.testing.assert_allclose(found.scores, expected[found.indices], atol=1e-5)
     # The order of equal margins is that of float32, so that duplicates agree.
-    margin = margins(pool, np.arange(pool.size)).astype(np.float64)
+    margin = evaluate(margin_score(), pool)
     np.testing.assert_allclose(margin, expected, atol=1e-5)
     free = np.flatnonzero(pool.available)
     few = free[np.argsort(margin[free], kind="stable")][: int(np.ceil(ratio * budget))]

@@ -1,5 +1,7 @@
 """ProbCover, MaxHerding and UHerding against the objective written out in float64."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from densejax.active.coverage import (
     uncertainty_herding,
 )
 from densejax.active.pool import Pool
+from densejax.active.wrappers import partitioned
 
 KEY = jax.random.key(0)
 
@@ -234,3 +237,10 @@ def test_bad_input():
         uncertainty_herding(KEY, pool, 1, weights=np.ones(3))
     with pytest.raises(ValueError, match="negative"):
         uncertainty_herding(KEY, pool, 1, weights=-np.ones(20))
+
+
+def test_a_partitioned_cover():
+    pool = random_pool()
+    found = partitioned(partial(probcover, radius=0.6), partitions=4)(KEY, pool, 18)
+    assert len(set(found.indices.tolist())) == 18
+    assert pool.available[found.indices].all()
