@@ -122,6 +122,7 @@ def cifar(folder, *, as_bytes=False, files=2, rows=4, protocol=2):
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_cifar10_of_any_size(tmp_path, as_bytes, protocol):
     written = cifar(tmp_path, as_bytes=as_bytes, files=11, protocol=protocol)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1.old").write_bytes(b"a copy")
     train, test = load_cifar10(tmp_path, verify=False)
     assert train.images.shape == (44, 32, 32, 3) and test.images.shape == (4, 32, 32, 3)
     # data_batch_10 comes after data_batch_9.

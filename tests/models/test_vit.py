@@ -17,6 +17,13 @@ def shapes(model, shape):
     return jax.eval_shape(lambda a: model.init_with_output(jax.random.key(0), a), x)
 
 
+def drawn(model):
+    """Variables from NumPy: compiling ``init`` takes far longer."""
+    rng = np.random.default_rng(0)
+    _, tree = shapes(model, (1, 8, 8, 3))
+    return jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(np.float32), tree)
+
+
 @pytest.mark.parametrize(
     ("model", "count"),
     [
@@ -36,7 +43,7 @@ def test_published_parameter_counts(model, count):
 def test_head_is_linear_on_the_features():
     model = ViT(**SMALL, head_std=0.1)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    variables = model.init(jax.random.key(1), x)
+    variables = drawn(model)
     logits, out = model.apply(variables, x)
     head = variables["params"]["head"]
     np.testing.assert_allclose(
@@ -47,7 +54,7 @@ def test_head_is_linear_on_the_features():
 def test_patches_may_be_permuted_with_their_positions():
     model = ViT(**SMALL)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    variables = model.init(jax.random.key(1), x)
+    variables = drawn(model)
     turned = jnp.concatenate([x[:, 4:], x[:, :4]], 1)
     positions = variables["params"]["pos_embed"][:, jnp.array([0, 3, 4, 1, 2])]
     moved = {"params": variables["params"] | {"pos_embed": positions}}
@@ -59,7 +66,7 @@ def test_patches_may_be_permuted_with_their_positions():
 def test_modes(assert_modes_agree):
     model = ViT(**SMALL)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    variables = model.init(jax.random.key(1), x)
+    variables = drawn(model)
     assert_modes_agree(model.apply, variables, x, rtol=1e-4, atol=1e-5)
 
 
