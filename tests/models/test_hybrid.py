@@ -6,28 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawing import drawn, shapes
 
 from densejax.models.hybrid import Hybrid2D3D, parameter_group
 from densejax.models.layers import Conv, UpConv
 
 SMALL = {"classes": 3, "width": 2}
-
-
-def shapes(model, window, batch=1):
-    x = jax.ShapeDtypeStruct((batch, *window, 1), jnp.float32)
-    return jax.eval_shape(lambda a: model.init_with_output(jax.random.key(0), a), x)
-
-
-def drawn(model, x):
-    """Parameters of unit gain from numpy: compiling an initialisation takes far longer."""
-    rng = np.random.default_rng(0)
-    tree = jax.eval_shape(model.init, jax.random.key(0), x)
-
-    def draw(p):
-        gain = math.sqrt(2 / math.prod(p.shape[:-1])) if len(p.shape) > 1 else 0.1
-        return (gain * rng.standard_normal(p.shape)).astype(np.float32)
-
-    return jax.tree.map(draw, tree)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +25,7 @@ def drawn(model, x):
     ],
 )
 def test_published_parameter_counts(options, count):
-    (logits, out), variables = shapes(Hybrid2D3D(**options), (5, 300, 300))
+    (logits, out), variables = shapes(Hybrid2D3D(**options), (5, 300, 300), batch=1)
     assert sum(math.prod(p.shape) for p in jax.tree.leaves(variables)) == count
     assert logits.shape == out["logits_2d"].shape == (1, 5, 296, 296, 7)
 
@@ -170,7 +154,7 @@ def test_logit_relu_only_clips_the_last_logits_without_a_pyramid():
 
 
 def test_parameter_groups_split_the_published_counts():
-    _, variables = shapes(Hybrid2D3D(), (5, 64, 64))
+    _, variables = shapes(Hybrid2D3D(), (5, 64, 64), batch=1)
     counts = {"2d": 0, "3d": 0, "head": 0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         counts[parameter_group(path)] += math.prod(leaf.shape)

@@ -1,13 +1,9 @@
 """The sweep: what a seed promises, what trouble costs, and that nothing compiles twice."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from toy import Line, line_data
 
 from densejax.training.checkpoint import restore_tree
