@@ -1,0 +1,1 @@
+"""Learning from pictures: the tasks of supervised and contrastive classification."""
