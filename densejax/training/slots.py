@@ -39,11 +39,11 @@ def empty_slot(key: jax.Array, task: Task, settings: Tree) -> dict[str, Tree]:
 class Programs:
     """The three programs, mapped over one population and compiled once each."""
 
-    def __init__(self, task: Task, population: Population) -> None:
+    def __init__(self, task: Task, population: Population, *, later_wins: bool = False) -> None:
         self.fill: Mapped = population.map(_fill(task), donate=(0,), name="fill")
         self.advance: Mapped = population.map(_advance(task), shared=(2,), donate=(0,), name="step")
         self.judge: Mapped = population.map(
-            _judge(task), shared=(2,), donate=(0,), name="evaluation"
+            _judge(task, later_wins), shared=(2,), donate=(0,), name="evaluation"
         )
 
 
@@ -76,12 +76,13 @@ def _advance(task: Task) -> Callable[..., Any]:
     return advance
 
 
-def _judge(task: Task) -> Callable[..., Any]:
+def _judge(task: Task, later_wins: bool) -> Callable[..., Any]:
     def judge(slot: Tree, due: jax.Array, data: Batch) -> tuple[Tree, Tree]:
         def evaluate() -> tuple[Tree, Tree]:
             measures = task.evaluate(slot["state"], data)
             score = jnp.asarray(measures[task.score], jnp.float32)
-            better = score > slot["best_score"]
+            best_score = slot["best_score"]
+            better = score >= best_score if later_wins else score > best_score
             best = jax.tree.map(
                 lambda new, old: jnp.where(better, new, old),
                 task.parameters(slot["state"]),

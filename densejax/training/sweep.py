@@ -24,17 +24,30 @@ from densejax.typing import Batch, Measures, Tree
 
 @dataclass(frozen=True)
 class Schedule:
-    """Lengths of a run and of its intervals, in steps of one instance."""
+    """Lengths of a run and of its intervals, in steps of one instance.
+
+    Attributes:
+      steps: of an instance that is not stopped.
+      log_every: interval of rows of metrics.
+      evaluate_every: interval of evaluations.
+      checkpoint_every: interval of checkpoints.
+      patience: an instance ends at an evaluation more than so many steps after its best; 0 never.
+      later_wins: whether an evaluation as good as the best takes its place.
+    """
 
     steps: int
     log_every: int
     evaluate_every: int
     checkpoint_every: int
+    patience: int = 0
+    later_wins: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.patience < 0:
+            raise ValueError(f"patience must not be negative, found {self.patience}")
         for name in ("evaluate_every", "checkpoint_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(
@@ -50,7 +63,13 @@ class Occupant:
     folder: MemberFolder
     step: int
     best_score: float = SCORE_OF_NOTHING
+    best_step: int = 0
     measures: Measures | None = None
+
+    def judged(self, score: float, *, later_wins: bool) -> None:
+        """Follow what the device keeps as the best."""
+        if score > self.best_score or (later_wins and score == self.best_score):
+            self.best_score, self.best_step = score, self.step
 
 
 class Sweep:
@@ -129,7 +148,8 @@ class Sweep:
         while True:
             cache = self.workdir / "strategies.json"
             population = Population(self._slots, strategy=self._strategy, cache=cache)
-            programs = Programs(self.task, population)
+            later_wins = self.schedule.later_wins
+            programs = Programs(self.task, population, later_wins=later_wins)
             if self._strategy == "auto":
                 return population, programs  # the probe needs real arrays
             steps = population.placed_shapes(jax.ShapeDtypeStruct((), np.int32))
@@ -167,6 +187,7 @@ class Sweep:
             else:
                 restored[slot] = row
                 occupant.step, occupant.best_score = int(row["step"]), float(row["best_score"])
+                occupant.best_step = int(row["best_step"])
             self._occupants[slot] = occupant
         if restored:
             self._install(restored)
@@ -232,7 +253,7 @@ class Sweep:
             row |= {n: float(v[slot]) for n, v in means.items() if n != "finite"}
             if due[slot]:
                 row |= {name: value[slot].tolist() for name, value in measures.items()}
-                occupant.best_score = max(occupant.best_score, row[self.task.score])
+                occupant.judged(row[self.task.score], later_wins=self.schedule.later_wins)
                 occupant.measures = row
             if not means["finite"][slot]:
                 endings[slot] = ("FAILED", "loss or parameters are not finite")
@@ -241,6 +262,8 @@ class Sweep:
                 endings[slot] = ("DONE", "all steps made")
             elif due[slot] and self.task.stop(occupant.step, row):
                 endings[slot] = ("DONE", "stopped early")
+            elif due[slot] and 0 < self.schedule.patience < occupant.step - occupant.best_step:
+                endings[slot] = ("DONE", f"no better since step {occupant.best_step}")
             occupant.folder.log(row)
             self.reporter.row(occupant, row, evaluated=bool(due[slot]))
         return endings

@@ -87,6 +87,48 @@ def test_best_parameters_are_those_of_the_best_evaluation(tmp_path):
     np.testing.assert_allclose(fit, max(scores), rtol=1e-4)
 
 
+def plateau(tmp_path, workdir, **options):
+    """A score that rises to step 20 and stays: what the schedule makes of it."""
+    schedule = Schedule(steps=100, log_every=5, evaluate_every=10, checkpoint_every=10, **options)
+    outcomes, _ = run(tmp_path / workdir, [0, 1], task=Plateau(), schedule=schedule, slots=1)
+    return outcomes
+
+
+class Plateau(Line):
+    def evaluate(self, state, data):
+        del data
+        return {"fit": np.float32(1) * (state["step"] >= 20)}
+
+
+def test_patience_ends_a_member_that_gets_no_better(tmp_path):
+    for outcome in plateau(tmp_path, "first", patience=30):
+        assert (outcome.step, outcome.best_step) == (60, 20)
+        assert (outcome.status, outcome.reason) == ("DONE", "no better since step 20")
+    assert [outcome.step for outcome in plateau(tmp_path, "none")] == [100, 100]
+
+
+def test_of_equal_scores_the_later_may_win_and_renews_the_patience(tmp_path):
+    for outcome in plateau(tmp_path, "later", patience=30, later_wins=True):
+        assert (outcome.step, outcome.best_step) == (100, 100)
+
+
+def test_a_resumed_member_keeps_its_patience(tmp_path, monkeypatch):
+    schedule = Schedule(100, 5, 10, 10, patience=30)
+    sweep = Sweep(Plateau(), line_data(), members_of([0], {}), workdir=tmp_path, schedule=schedule)
+    keep = Sweep._keep
+
+    def stop_at_forty(endings):
+        keep(sweep, endings)
+        if sweep._occupants[0].step == 40:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "_keep", stop_at_forty)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run()
+    outcomes, _ = run(tmp_path, [0], task=Plateau(), schedule=schedule)
+    assert (outcomes[0].step, outcomes[0].best_step) == (60, 20)
+
+
 @pytest.mark.parametrize("interrupted_at", [1, 2, 3, 4, 5])
 def test_an_interrupted_sweep_goes_on_to_the_same_bits(tmp_path, interrupted_at, monkeypatch):
     whole, _ = run(tmp_path / "whole", [0, 1, 2], slots=2)
