@@ -1,4 +1,4 @@
-"""Losses: weighted cross-entropy that never counts unlabelled voxels, and the L2 penalty."""
+"""Losses: cross-entropy that never counts unlabelled voxels, the L2 penalty, contrastive losses."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -66,3 +66,78 @@ def grouped_l2(
         if group is not None and factors[group] != 0.0:
             total = total + factors[group] * jnp.sum(jnp.square(leaf))
     return total
+
+
+def nt_xent(first: Array, second: Array, *, temperature: Array | float = 0.5) -> jax.Array:
+    """Normalised temperature-scaled cross-entropy of pairs of views.
+
+    Source: Chen, Kornblith, Norouzi and Hinton 2020 (SimCLR), equation 1: row i of one view has to
+    find row i of the other among the 2 b - 1 other rows, by cosine similarity.
+
+    Args:
+      first: [b, d] floating, projections of the first views; of any length.
+      second: [b, d] floating, of the second views of the same pictures.
+      temperature: what similarities are divided by, above 0; a scalar.
+
+    Returns:
+      The mean over all 2 b rows, float32.
+
+    Raises:
+      ValueError: the shapes are not one [b, d].
+    """
+    if first.ndim != 2 or first.shape != second.shape:
+        raise ValueError(
+            f"nt_xent: expected two arrays of one shape [b, d], found {first.shape} and "
+            f"{second.shape}"
+        )
+    b = first.shape[0]
+    rows = unit_rows(jnp.concatenate([first, second]))
+    itself = jnp.eye(2 * b, dtype=bool)
+    logits = jnp.where(itself, -jnp.inf, rows @ rows.T / temperature)
+    partners = jnp.sum(rows[:b] * rows[b:], axis=1) / temperature
+    return jnp.mean(jax.nn.logsumexp(logits, axis=1)) - jnp.mean(partners)
+
+
+def info_nce(
+    queries: Array, keys: Array, queue: Array, *, temperature: Array | float = 0.2
+) -> jax.Array:
+    """Cross-entropy of finding a query's own key among it and a queue of others' keys.
+
+    Source: He et al. 2020 (MoCo), equation 1; temperature of Chen, Fan et al. 2020 (v2). The other
+    keys of the batch are no negatives, as released. No gradient goes into keys or queue.
+
+    Args:
+      queries: [b, d] floating, of any length.
+      keys: [b, d] floating, of any length; row i belongs to query i.
+      queue: [n, d] floating, keys of earlier batches, rows of length 1.
+      temperature: what similarities are divided by, above 0; a scalar.
+
+    Returns:
+      The mean over queries, float32.
+
+    Raises:
+      ValueError: the shapes do not go together.
+    """
+    shapes = (queries.shape, keys.shape, queue.shape)
+    if [len(shape) for shape in shapes] != [2, 2, 2] or (
+        queries.shape != keys.shape or queue.shape[1] != queries.shape[1]
+    ):
+        raise ValueError(f"info_nce: expected [b, d], [b, d] and [n, d], found {shapes}")
+    queries = unit_rows(queries)
+    keys, queue = jax.lax.stop_gradient((unit_rows(keys), jnp.asarray(queue, jnp.float32)))
+    own = jnp.sum(queries * keys, axis=1, keepdims=True)
+    logits = jnp.concatenate([own, queries @ queue.T], axis=1) / temperature
+    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0])
+
+
+def unit_rows(x: Array, *, epsilon: float = 1e-12) -> jax.Array:
+    """Rows of ``x`` [..., d] divided by their length, float32; a row of zeros stays zeros.
+
+    Lengths below ``epsilon`` count as ``epsilon``, as in PyTorch's ``normalize``; the gradient of a
+    row of zeros is zero.
+    """
+    x = jnp.asarray(x, jnp.float32)
+    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    # The root's gradient is infinite at zero, and infinity times zero is no number.
+    short = squares <= epsilon**2
+    return x / jnp.where(short, epsilon, jnp.sqrt(jnp.where(short, 1.0, squares)))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.losses import grouped_l2, weighted_cross_entropy
+from densejax.losses import grouped_l2, info_nce, nt_xent, unit_rows, weighted_cross_entropy
 
 
 def case(seed, shape=(2, 3, 4, 5), classes=4, scale=3.0):
@@ -134,3 +134,91 @@ def test_grouped_l2_sees_the_whole_path():
 def test_a_group_without_a_factor_is_refused():
     with pytest.raises(KeyError, match="head"):
         grouped_l2(PARAMS, {"first": 0.1}, group)
+
+
+def rows(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def nt_xent_by_hand(first, second, temperature):
+    """Equation 1 of SimCLR, pair after pair."""
+    z = np.concatenate([first, second]).astype(np.float64)
+    b, total = len(first), 0.0
+    for i in range(2 * b):
+        similar = [z[i] @ z[k] / np.linalg.norm(z[i]) / np.linalg.norm(z[k]) for k in range(2 * b)]
+        own = similar[(i + b) % (2 * b)] / temperature
+        others = [np.exp(s / temperature) for k, s in enumerate(similar) if k != i]
+        total -= np.log(np.exp(own) / sum(others))
+    return total / (2 * b)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
+def test_nt_xent_is_the_formula(temperature):
+    first, second = rows(0, 5, 3), 7 * rows(1, 5, 3)
+    found = nt_xent(first, second, temperature=temperature)
+    np.testing.assert_allclose(found, nt_xent_by_hand(first, second, temperature), rtol=1e-5)
+    assert found.shape == () and found.dtype == jnp.float32
+
+
+def test_nt_xent_and_its_gradient_agree_with_torch():
+    torch = pytest.importorskip("torch")
+    first, second = rows(2, 6, 8), rows(3, 6, 8)
+    theirs = [torch.tensor(x, requires_grad=True) for x in (first, second)]
+    z = torch.nn.functional.normalize(torch.cat(theirs), dim=1)
+    logits = (z @ z.T / 0.5).masked_fill(torch.eye(12, dtype=torch.bool), float("-inf"))
+    partners = torch.cat([torch.arange(6, 12), torch.arange(6)])
+    loss = torch.nn.functional.cross_entropy(logits, partners)
+    loss.backward()
+    ours, gradients = jax.value_and_grad(nt_xent, argnums=(0, 1))(first, second)
+    np.testing.assert_allclose(ours, loss.item(), rtol=1e-5)
+    for mine, other in zip(gradients, theirs, strict=True):
+        np.testing.assert_allclose(mine, other.grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_info_nce_agrees_with_torch_and_keys_get_no_gradient():
+    torch = pytest.importorskip("torch")
+    normalise = torch.nn.functional.normalize
+    queries, keys, queue = rows(4, 6, 8), rows(5, 6, 8), np.asarray(unit_rows(rows(6, 20, 8)))
+    theirs = torch.tensor(queries, requires_grad=True)
+    q, k = normalise(theirs, dim=1), normalise(torch.tensor(keys), dim=1)
+    positive = torch.einsum("nc,nc->n", q, k).unsqueeze(-1)
+    logits = torch.cat([positive, q @ torch.tensor(queue).T], dim=1) / 0.2
+    loss = torch.nn.functional.cross_entropy(logits, torch.zeros(6, dtype=torch.long))
+    loss.backward()
+    ours, gradients = jax.value_and_grad(info_nce, argnums=(0, 1, 2))(queries, keys, queue)
+    np.testing.assert_allclose(ours, loss.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradients[0], theirs.grad.numpy(), rtol=1e-4, atol=1e-6)
+    assert not np.any(gradients[1]) and not np.any(gradients[2])
+
+
+def test_contrastive_losses_ignore_lengths_and_the_order_of_pairs():
+    first, second, order = rows(7, 6, 4), rows(8, 6, 4), np.array([3, 1, 5, 0, 4, 2])
+    np.testing.assert_allclose(
+        nt_xent(first, second), nt_xent(3 * second[order], first[order]), rtol=1e-6
+    )
+    queue = np.asarray(unit_rows(rows(9, 10, 4)))
+    np.testing.assert_allclose(
+        info_nce(first, second, queue), info_nce(2 * first, 5 * second, queue[::-1]), rtol=1e-6
+    )
+
+
+def test_rows_of_zeros_have_finite_gradients():
+    zeros = np.zeros((3, 4), np.float32)
+    assert not np.any(unit_rows(zeros))
+    for loss in (lambda x: nt_xent(x, x), lambda x: info_nce(x, x, rows(0, 2, 4))):
+        value, gradient = jax.value_and_grad(loss)(jnp.asarray(zeros))
+        assert np.isfinite(value) and np.all(np.isfinite(gradient))
+
+
+def test_contrastive_losses_compile_and_map(assert_modes_agree):
+    first, second, temperature = rows(1, 4, 3), rows(2, 4, 3), np.float32(0.4)
+    assert_modes_agree(lambda a, b, t: nt_xent(a, b, temperature=t), first, second, temperature)
+    queue = np.asarray(unit_rows(rows(3, 8, 3)))
+    assert_modes_agree(lambda a, b, q: info_nce(a, b, q), first, second, queue)
+
+
+def test_contrastive_shapes_are_checked():
+    with pytest.raises(ValueError, match=r"\(4, 3\).*\(5, 3\)"):
+        nt_xent(rows(0, 4, 3), rows(0, 5, 3))
+    with pytest.raises(ValueError, match=r"\(8, 2\)"):
+        info_nce(rows(0, 4, 3), rows(0, 4, 3), rows(0, 8, 2))

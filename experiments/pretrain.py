@@ -1,0 +1,299 @@
+"""What do pictures teach an encoder without their labels?
+
+Trains a population of encoders on 32-pixel pictures by SimCLR or MoCo v2, all seeds in one compiled
+program; ranks them while they train by their nearest neighbours (a tenth of the training pictures
+against the others; the labels teach nothing); reports the neighbours' accuracy on the test set,
+which neither training nor ranking has seen; and leaves each seed's encoder for the rounds of active
+learning.
+
+Data: CIFAR-10, its exponentially imbalanced part, or SVHN, in their official files.
+
+    python -m experiments.pretrain --data=cifar10 --data_folder=data --method=simclr --width=16 \\
+        --epochs=50 --seeds=0:2 --workdir=runs/simclr
+    python -m experiments.active --pretrained=runs/simclr/seeds/0000 ...
+
+Result: ``seeds/<seed>/encoder/`` and ``encoder.json``, ``summary/scores.csv``, curves of the loss
+and of the neighbours' accuracy. The same command again continues; more ``--seeds`` extend it.
+Published setting: ``--width=64 --batch=512 --epochs=500``. Expected runtime: on two CPU cores about
+{minutes} an epoch of 4000 pictures for one seed of width 16; hours on one GPU for the published
+setting.
+"""
+
+import csv
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from densejax.classification.contrastive import ContrastiveTask, MoCoTask, SimCLRTask
+from densejax.classification.neighbours import knn_accuracy
+from densejax.classification.pretrained import Encoder, save_encoder
+from densejax.data.vision import (
+    LabelledImages,
+    exponentially_imbalanced,
+    load_cifar10,
+    load_svhn,
+)
+from densejax.plots.curves import learning_curves
+from densejax.training.checkpoint import restore_tree
+from densejax.training.config import option, parse_grid, parse_seeds, start_folder
+from densejax.training.entry import main
+from densejax.training.folders import Outcome, members_of, read_metrics
+from densejax.training.logs import Reporter
+from densejax.training.sweep import Schedule, Sweep
+from densejax.typing import Batch
+
+# Settings that change no trained number: a run may go on with others.
+VARYING = ("seeds", "slots", "strategy", "grid", "data_folder")
+IMBALANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a result."""
+
+    data: Literal["cifar10", "imbalanced_cifar10", "svhn"] = option("cifar10", "what to learn from")
+    data_folder: str = option("data", "folder of the set's official files")
+    verify: bool = option(False, "compare the files with their official checksums first")
+    method: Literal["simclr", "moco"] = option("simclr", "SimCLR, or MoCo v2")
+    architecture: Literal["resnet18", "resnet50", "resnet20"] = option("resnet18", "of the encoder")
+    width: int = option(16, "channels of the first stage (published: 64)")
+    epochs: int = option(50, "times through the pictures; the rate falls over all of them")
+    pictures: int = option(0, "take the first so many of either set only; 0 takes all")
+    batch: int = option(128, "pictures a step, each seen twice")
+    optimiser: Literal["sgd", "adam"] = option("sgd", "SGD with momentum 0.9, or Adam")
+    learning_rate: float | None = option(
+        None, "highest rate; none is batch / 512 x 0.4 (simclr) or 0.06 (moco), with adam 1e-3"
+    )
+    weight_decay: float = option(1e-4, "factor on half the squares of the parameters")
+    warmup_epochs: float = option(0.0, "over which the rate rises", unit="epochs")
+    temperature: float | None = option(None, "of the loss; none is 0.5 (simclr) or 0.2 (moco)")
+    projection: int = option(128, "numbers a projection has")
+    momentum: float = option(0.99, "moco: share of the key encoder that stays a step")
+    queue: int = option(4096, "moco: keys remembered, a multiple of the batch")
+    norm_groups: int = option(8, "moco: parts of a batch normed apart, a divisor of the batch")
+    grid: str = option("", "settings x seeds, such as learning_rate=0.1,0.3;temperature=0.2,0.5")
+    evaluation_share: float = option(0.1, "of the training pictures, judged by the others")
+    neighbours: int = option(200, "that vote on a picture's class, at most")
+    evaluate_every: int = option(5, "interval of evaluations", unit="epochs")
+    checkpoint_every: int = option(5, "interval of checkpoints", unit="epochs")
+    keep: Literal["last", "best"] = option(
+        "last", "which encoder is left; best is chosen by labels of the training pictures"
+    )
+    dtype: Literal["float32", "bfloat16"] = option("float32", "of the encoder's computation")
+    seeds: tuple[int, ...] = option(
+        (0,), "seeds, such as 0:4; more of them extend a sweep", parse=parse_seeds
+    )
+    slots: int = option(0, "instances in training at once; 0 is as many as fit")
+    strategy: Literal["map", "vmap", "auto"] = option(
+        "map", "instances of one device one after another, side by side, or the faster of the two"
+    )
+    base_seed: int = option(0, "from which all seeds' keys are folded")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a sweep came to.
+
+    Attributes:
+      outcomes: of all members.
+      test_knn: float [k], test accuracy of the neighbours by each left encoder; nan where a member
+        failed.
+      encoders: folders that ``--pretrained`` takes, of the members that ended well.
+      files: table and pictures.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    test_knn: np.ndarray
+    encoders: tuple[Path, ...]
+    files: tuple[Path, ...]
+
+    @property
+    def failed(self) -> int:
+        """Members that failed."""
+        return sum(outcome.status == "FAILED" for outcome in self.outcomes)
+
+
+def load(config: Config) -> tuple[LabelledImages, LabelledImages]:
+    """Training and test pictures."""
+    if config.data == "svhn":
+        train, test = load_svhn(config.data_folder, verify=config.verify)
+    else:
+        train, test = load_cifar10(config.data_folder, verify=config.verify)
+    if config.data == "imbalanced_cifar10":
+        train = exponentially_imbalanced(jax.random.key(98), train, ratio=IMBALANCE)
+    return _cut(train, config.pictures), _cut(test, config.pictures)
+
+
+def _cut(images: LabelledImages, first: int) -> LabelledImages:
+    if not first:
+        return images
+    return replace(images, images=images.images[:first], labels=images.labels[:first])
+
+
+def build(config: Config, train: LabelledImages) -> ContrastiveTask:
+    """The task of a configuration."""
+    origin = f"{config.method}, {config.epochs} epochs of {len(train.images)} {config.data} images"
+    encoder = Encoder(config.architecture, config.width, "cifar", origin=origin)
+    per_epoch = max(len(train.images) // config.batch, 1)
+    moco = config.method == "moco"
+    rate = 1e-3 if config.optimiser == "adam" else config.batch / 512 * (0.06 if moco else 0.4)
+    common: dict[str, Any] = {
+        "encoder": encoder,
+        "steps": config.epochs * per_epoch,
+        "batch": config.batch,
+        "learning_rate": rate if config.learning_rate is None else config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "warmup": round(config.warmup_epochs * per_epoch),
+        "optimiser": config.optimiser,
+        "projection": config.projection,
+        "neighbours": config.neighbours,
+        "classes": len(train.class_names),
+        "dtype": jnp.dtype(config.dtype),
+    }
+    if config.temperature is not None:
+        common["temperature"] = config.temperature
+    if not moco:
+        return SimCLRTask(**common)
+    more = {name: getattr(config, name) for name in ("momentum", "queue", "norm_groups")}
+    return MoCoTask(**common, **more)
+
+
+def split(config: Config, train: LabelledImages) -> Batch:
+    """What the instances share: all pictures, and which of them judge which others."""
+    n = len(train.images)
+    evaluation = max(round(config.evaluation_share * n), 1)
+    if not 0 < config.evaluation_share < 1 or evaluation >= n:
+        raise ValueError(
+            f"evaluation_share is {config.evaluation_share} of {n} pictures; expected some of them"
+        )
+    order = np.asarray(jax.random.permutation(jax.random.key(99), n), np.int32)
+    rows, bank = np.sort(order[:evaluation]), np.sort(order[evaluation:])
+    return {
+        "images": train.images,
+        "bank_rows": bank,
+        "bank_labels": train.labels[bank],
+        "evaluation_rows": rows,
+        "evaluation_labels": train.labels[rows],
+    }
+
+
+def run(config: Config, workdir: Path) -> Summary:
+    """Train, judge, leave the encoders; returns the summary."""
+    train, test = load(config)
+    task, data = build(config, train), split(config, train)
+    if config.batch > len(train.images):
+        raise ValueError(f"batch is {config.batch}; {train.name} has {len(train.images)} pictures")
+    per_epoch = len(train.images) // config.batch
+    members = members_of(config.seeds, parse_grid(config.grid))
+    schedule = Schedule(
+        task.steps,
+        per_epoch,
+        config.evaluate_every * per_epoch,
+        config.checkpoint_every * per_epoch,
+    )
+    start_folder(config, workdir, ignore=VARYING)
+    devices = jax.local_devices()
+    print(f"devices  {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
+    print(
+        f"{train.name}: {len(train.images)} pictures, {per_epoch} steps an epoch; {test.name}: "
+        f"{len(test.images)}"
+    )
+    print(f"{task.encoder.architecture} of width {config.width}, rate {task.learning_rate:g}")
+    reporter = Reporter(score=task.score, events=workdir / "tensorboard")
+    outcomes = Sweep(
+        task,
+        data,
+        members,
+        workdir=workdir,
+        schedule=schedule,
+        slots=config.slots,
+        strategy=config.strategy,
+        base_seed=config.base_seed,
+        reporter=reporter,
+    ).run()
+    reporter.close()
+    return summarise(config, workdir, task, outcomes, train, test)
+
+
+def summarise(
+    config: Config,
+    workdir: Path,
+    task: ContrastiveTask,
+    outcomes: list[Outcome],
+    train: LabelledImages,
+    test: LabelledImages,
+) -> Summary:
+    """Leave the encoders, judge them on the test set, write table and curves."""
+    template = task.parameters(jax.eval_shape(lambda: task.init(jax.random.key(0), {})))
+
+    @jax.jit
+    def judge(variables: Any, bank: Any, queries: Any) -> jax.Array:
+        features = [task.features(variables, images) for images in (queries, bank)]
+        labels = (test.labels, train.labels)
+        options = {"classes": task.classes, "neighbours": task.neighbours}
+        return knn_accuracy(features[0], labels[0], features[1], labels[1], **options)
+
+    scores, encoders = [], []
+    for outcome in outcomes:
+        if outcome.status != "DONE":
+            scores.append(float("nan"))
+            continue
+        variables = restore_tree(outcome.folder / config.keep, template)["encoder"]
+        save_encoder(outcome.folder, task.encoder, variables)
+        encoders.append(outcome.folder)
+        scores.append(float(judge(variables, train.images, test.images)))
+    folder = workdir / "summary"
+    folder.mkdir(exist_ok=True)
+    files = [write_table(folder / "scores.csv", outcomes, scores), *draw(folder, config, outcomes)]
+    for outcome, score in zip(outcomes, scores, strict=True):
+        print(
+            f"seed {outcome.member.name}  {outcome.status}  test kNN {score:.4f}  {outcome.folder}"
+        )
+    return Summary(tuple(outcomes), np.array(scores), tuple(encoders), tuple(files))
+
+
+def write_table(path: Path, outcomes: list[Outcome], scores: list[float]) -> Path:
+    """One row a member: accuracies of the neighbours, 0 to 1."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("member", "status", "steps", "best_knn", "best_step", "test_knn"))
+        for o, score in zip(outcomes, scores, strict=True):
+            row = (o.member.name, o.status, o.step, o.best_score, o.best_step, score)
+            writer.writerow(row)
+    return path
+
+
+def draw(folder: Path, config: Config, outcomes: list[Outcome]) -> list[Path]:
+    """Curves of all members: the loss, and the neighbours' accuracy where it was taken."""
+    tables = [read_metrics(outcome.folder / "metrics.jsonl") for outcome in outcomes]
+    steps = sorted({row["step"] for rows in tables for row in rows})
+    files = []
+    for name, label in (("loss", "contrastive loss"), ("knn", "nearest neighbours: accuracy")):
+        found = [{row["step"]: row.get(name) for row in rows} for rows in tables]
+        values = [[one.get(step) for step in steps] for one in found]
+        array = np.array(values, float)
+        if np.isfinite(array).any():
+            title = f"{config.method} on {config.data}"
+            path = folder / f"{name}.png"
+            files.append(learning_curves(steps, array, path, label=label, title=title))
+    return files
+
+
+def fast(config: Config) -> Config:
+    """The same set-up, two instances at most, one epoch of two batches."""
+    return replace(
+        config,
+        seeds=config.seeds[:2],
+        pictures=2 * config.batch,
+        epochs=1,
+        evaluate_every=1,
+        checkpoint_every=1,
+    )
+
+
+if __name__ == "__main__":
+    main(Config, run, fast=fast, description=__doc__)
