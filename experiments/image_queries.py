@@ -1,0 +1,148 @@
+"""Which pictures should be labelled next, and does the answer hold for narrow networks too?
+
+Chen 2020, chapter 3: a network with one hidden layer starts from a few random labels, asks for more
+by one of many queries, and learns anew from all labels so far; then again. Compared are random,
+margin, max-softmax, entropy and ODIN; strides through a ranking for diversity; ODIN's temperature
+and step; inverse, expert and oracle-error queries; and all that at widths from 512 down to 4. Every
+query runs with every seed, all of one width in one program.
+
+Data: the official files of Fashion-MNIST or MNIST in ``--data_folder``.
+
+    python -m experiments.image_queries --data_folder=data/fashion_mnist --workdir=runs/fashion
+    python -m experiments.image_queries --data=mnist --data_folder=data/mnist --workdir=runs/mnist
+    ... --part=strides --seeds=0:10
+
+The same command again continues; other parts and more seeds extend a run. Where the paper's sizes
+are not known to us (initial set, budget, cycles, batch), the defaults are ours, cut so that both
+sets take less than two hours on two CPU cores. ``summary/findings.md`` holds each published claim
+with what is seen; ``summary/queries.csv`` and the pictures the rest.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+
+from densejax.active import query_report as report
+from densejax.active.query_program import Query
+from densejax.active.query_study import Setting, Study
+from densejax.classification.task import ImageTask
+from densejax.data.vision import load_fashion_mnist, load_mnist
+from densejax.models.mlp import CHEN_WIDTHS, MLP
+from densejax.training.config import option, parse_seeds, start_folder
+from densejax.training.entry import main
+
+# Settings that change no trained number: a run may go on with others.
+VARYING = ("part", "seeds", "slots", "data_folder")
+PARTS = ("strategies", "strides", "widths", "temperatures", "oracles")
+
+STRATEGIES = (
+    Query("random"),
+    Query("margin"),
+    Query("max_softmax"),
+    Query("entropy"),
+    Query("odin", temperature=0.1),
+)
+STRIDES = tuple(2**i for i in range(9))
+TEMPERATURES = tuple(10.0**i for i in range(-4, 4))
+MOVES = (0.0, 0.0014)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a result."""
+
+    data: Literal["fashion_mnist", "mnist"] = option("fashion_mnist", "what to learn")
+    data_folder: str = option("", "folder of the four official .gz files")
+    part: Literal["strategies", "strides", "widths", "temperatures", "oracles", "all"] = option(
+        "all", "which queries to run; widths are the strategies at widths 32, 16, 8, 4"
+    )
+    seeds: tuple[int, ...] = option(
+        (0, 1, 2, 3, 4), "seeds, such as 0:8; more of them extend a run", parse=parse_seeds
+    )
+    initial: int = option(100, "random labels of the first cycle", unit="pictures")
+    budget: int = option(100, "labels that each query asks for", unit="pictures")
+    cycles: int = option(10, "trainings of each member; there is one query fewer")
+    epochs: int = option(20, "of each training")
+    batch: int = option(32, "pictures a step")
+    expert_batch: int = option(128, "pictures a step of the networks that learn from all labels")
+    learning_rate: float = option(1e-3, "of Adam")
+    pool: int = option(
+        0, "pictures to choose from, the first of the set; 0 is all", unit="pictures"
+    )
+    slots: int = option(32, "members in one run of the program; 0 is all of a width")
+    base_seed: int = option(0, "from which all seeds' keys are folded")
+
+
+def build(config: Config, width: int, *, largest: int, expert: bool) -> ImageTask:
+    """The network and its training; ``expert`` learns from all labels."""
+    model = MLP(10, widths=(width,))
+    return ImageTask(
+        init_variables=lambda key: model.init(key, jnp.zeros((1, 28, 28, 1))),
+        network=model.apply,
+        classes=10,
+        largest=largest,
+        batch=config.expert_batch if expert else config.batch,
+        epochs=config.epochs,
+        optimiser="adam",
+        learning_rate=config.learning_rate,
+        schedule="constant",
+    )
+
+
+def queries(part: str) -> dict[tuple[Query, int], None]:
+    """(query, width) of a part, in the order of its tables; each of ``all`` once."""
+    if part == "all":
+        return {pair: None for one in PARTS for pair in queries(one)}
+    if part == "widths":
+        return {(query, width): None for width in CHEN_WIDTHS[1:] for query in STRATEGIES}
+    random = STRATEGIES[0]
+    wanted = {
+        "strategies": STRATEGIES,
+        "strides": (random, *(Query("margin", stride=step) for step in STRIDES)),
+        "temperatures": (random, *(odin(t, move) for move in MOVES for t in TEMPERATURES)),
+        "oracles": (
+            random,
+            Query("entropy"),
+            Query("entropy", inverse=True),
+            Query("expert"),
+            Query("most_incorrect"),
+        ),
+    }
+    return {(query, CHEN_WIDTHS[0]): None for query in wanted[part]}
+
+
+def odin(temperature: float, move: float) -> Query:
+    """ODIN, or max-softmax where they are the same."""
+    plain = temperature == 1 and not move
+    return Query("max_softmax") if plain else Query("odin", temperature=temperature, move=move)
+
+
+def run(config: Config, workdir: Path) -> report.Summary:
+    """Train and query what is missing, then report on all that was asked for."""
+    load = load_mnist if config.data == "mnist" else load_fashion_mnist
+    train, test = load(config.data_folder)
+    size = config.pool or len(train.labels)
+    data = {
+        "images": train.images[:size],
+        "labels": train.labels[:size],
+        "evaluation_images": test.images,
+        "evaluation_labels": test.labels,
+    }
+    setting = Setting(config.initial, config.budget, config.cycles, config.base_seed, config.slots)
+    start_folder(config, workdir, ignore=VARYING)
+    study = Study(lambda width, **options: build(config, width, **options), data, setting, workdir)
+    pairs = queries(config.part)
+    found = study.run([(query, width, seed) for query, width in pairs for seed in config.seeds])
+    return report.summarise(found, study, name=train.name.split()[0], folder=workdir / "summary")
+
+
+def fast(config: Config) -> Config:
+    """The same set-up, two seeds, a small pool and two short cycles."""
+    seeds = config.seeds[:2]
+    return replace(config, seeds=seeds, initial=20, budget=20, cycles=2, epochs=1, pool=1000)
+
+
+if __name__ == "__main__":
+    main(Config, run, fast=fast, description=__doc__)
