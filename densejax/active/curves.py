@@ -231,9 +231,9 @@ def paired_tests(values: Mapping[str, ArrayLike], reference: ArrayLike) -> dict[
     base = np.asarray(reference, np.float64)
     found, ps = {}, []
     for name, one in values.items():
-        gaps = np.asarray(one, np.float64) - base
-        if gaps.shape != base.shape or gaps.ndim != 1:
+        if np.shape(one) != base.shape or base.ndim != 1:
             raise ValueError(f"{name}: {np.shape(one)} values; expected {base.shape}")
+        gaps = np.asarray(one, np.float64) - base
         gaps = gaps[np.isfinite(gaps)]
         found[name] = mean_interval(gaps)
         ps.append(_paired_p(gaps))

@@ -106,7 +106,7 @@ class Rounds:
                 folder.mkdir(parents=True, exist_ok=True)
                 trained = self._train(number, folder, done)
                 write_record(trained, folder / "trained.npz")
-            self._check(trained, number, folder)
+            self._check(trained, done, folder)
             self._tidy(folder)
             done.append(trained)
             self._tell(number, trained)
@@ -306,15 +306,19 @@ class Rounds:
         template = jax.eval_shape(self.task.init_variables, jax.random.key(0))
         return restore_tree(folder / "best", template)
 
-    def _check(self, trained: Trained, number: int, folder: Path) -> None:
-        rows = list(zip(trained.names.tolist(), trained.seeds.tolist(), strict=True))
-        size = self.plan.initial + self.plan.budget * number
-        if set(rows) - set(self._rows) or trained.sets.shape[1] != size:
+    def _check(self, trained: Trained, done: Sequence[Trained], folder: Path) -> None:
+        """Refuse a round that another run has left in the folder."""
+        found = _rows_of(trained)
+        expected = list(self._rows)
+        if done:
+            alive = np.isfinite(done[-1].accuracy).tolist()
+            expected = [row for row, there in zip(_rows_of(done[-1]), alive, strict=True) if there]
+        size = self.plan.initial + self.plan.budget * len(done)
+        if found != expected or trained.sets.shape[1] != size:
             raise ValueError(
-                f"{folder}: the round there is of {sorted(set(trained.names.tolist()))} with seeds "
-                f"{sorted(set(trained.seeds.tolist()))} and {trained.sets.shape[1]} labelled "
-                f"samples; expected {sorted(self.plan.strategies)}, {sorted(self.plan.seeds)} and "
-                f"{size}: it was begun with another configuration"
+                f"{folder}: found a round of {_text(found)} with {trained.sets.shape[1]} labelled "
+                f"samples; expected {_text(expected)} with {size}: it was begun with another "
+                "configuration"
             )
 
     def _tidy(self, folder: Path) -> None:
@@ -359,6 +363,15 @@ def _groups(places: Sequence[int], size: int) -> list[list[int]]:
 
 def _number(key: jax.Array) -> int:
     return int(jax.random.bits(key, (), np.uint32)) >> 1
+
+
+def _rows_of(trained: Trained) -> list[tuple[str, int]]:
+    return list(zip(trained.names.tolist(), trained.seeds.tolist(), strict=True))
+
+
+def _text(rows: Sequence[tuple[str, int]]) -> str:
+    names, seeds = dict.fromkeys(n for n, _ in rows), sorted({s for _, s in rows})
+    return f"{', '.join(names)} (seeds {', '.join(map(str, seeds))}; {len(rows)} in all)"
 
 
 def _check_selection(chosen: Selection, pool: Pool, budget: int, name: str) -> None:

@@ -1,0 +1,158 @@
+"""The experiment of active learning end to end on a tiny world, its settings and refusals."""
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from densejax.active.oracles import LabelsNeededError
+from densejax.classification.pretrained import Encoder, fresh, save_encoder
+from experiments import active
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = active.Config(
+    data="tiny",
+    limit=80,
+    test_limit=30,
+    model="mlp",
+    width=8,
+    strategies=("base", "random"),
+    seeds=(0, 1),
+    rounds=2,
+    initial=12,
+    budget=6,
+    epochs=2,
+    batch=8,
+    checkpoint_every=2,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Programs of one round serve the next, and the next test."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    jax.config.update(names[0], str(tmp_path_factory.mktemp("cache")))
+    jax.config.update(names[1], 0.1)
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+
+
+def test_a_run_leaves_tables_pictures_and_goes_on(tmp_path, capsys):
+    published = tmp_path / "paper.csv"
+    published.write_text("strategy,12,18\nBASE,0.3,0.5\nRandom Sampler,30,\nOther,1,2\n")
+    config = replace(SMALL, published=str(published))
+    results = active.run(config, tmp_path / "run")
+    assert results.failed == 0 and results.accuracy.shape == (2, 2, 2)
+    assert results.labelled.tolist() == [12, 18]
+    folder = tmp_path / "run" / "summary"
+    pictures = ("accuracy", "imbalance_ratio", "class_entropy", "classes")
+    assert {f"{name}.png" for name in pictures} <= {path.name for path in folder.iterdir()}
+    with (folder / "rounds.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    for row in rows:
+        counts = [float(v) for name, v in row.items() if name.startswith("labelled_")]
+        assert sum(counts) == float(row["labelled"])
+    numbers = json.loads((folder / "summary.json").read_text())
+    against = numbers["strategies"]["base"]["against_random"]["difference"]["value"]
+    area = results.accuracy.mean(axis=(1, 2))
+    np.testing.assert_allclose(against, area[0] - area[1], atol=1e-9)
+    assert "break-even" in capsys.readouterr().out
+    more = active.run(replace(config, rounds=3), tmp_path / "run")
+    np.testing.assert_array_equal(more.accuracy[..., :2], results.accuracy)
+    with pytest.raises(ValueError, match=r"budget was 6 and is 7"):
+        active.run(replace(config, budget=7), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"seeds was .* and is"):
+        active.run(replace(config, seeds=(0, 1, 2)), tmp_path / "run")
+
+
+@pytest.mark.parametrize("mode", ["linear", "end_to_end"])
+def test_a_checkpoint_decides_the_network(tmp_path, mode):
+    encoder = Encoder("resnet20", 2, "cifar", (0.5,) * 3, (0.25,) * 3)
+    save_encoder(tmp_path / "ssp", encoder, fresh(jax.random.key(0), encoder))
+    config = replace(SMALL, pretrained=str(tmp_path / "ssp"), mode=mode, model=None, width=None)
+    whole = active.filled(config)
+    assert whole.frozen_norm
+    source = active.load(whole)
+    task = active.build(whole, source, 18)
+    variables = task.init_variables(jax.random.key(1))
+    logits, _ = task.forward(variables, source.images[:2])
+    assert (
+        logits.shape == (2, 4) and task.mean == encoder.mean and task.linear == (mode == "linear")
+    )
+    again = task.init_variables(jax.random.key(2))
+    same = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), variables, again)["params"]
+    assert not same.pop("head")["kernel"] and all(jax.tree.leaves(same))
+    grey = replace(source, images=source.images[..., :1])
+    with pytest.raises(ValueError, match="pictures of 3 channels"):
+        active.build(whole, grey, 18)
+
+
+def test_settings_fill_in_what_is_not_said():
+    first = active.filled(active.Config(setting="A-I"))
+    assert (first.initial, first.budget, first.epochs, first.patience) == (1000, 1000, 200, 50)
+    assert (first.learning_rate, first.weight_decay, first.weighted) == (1e-3, 5e-4, False)
+    assert (first.validation, first.schedule, first.width) == (0.1, "cosine", 64)
+    assert active.filled(active.Config(values="thesis")).validation == 0.01
+    second = active.filled(active.Config(setting="B-I", budget=7))
+    assert (second.imbalance, second.weighted, second.budget) == (0.1, True, 7)
+    third = active.filled(active.Config(setting="C-II", values="thesis"))
+    assert (third.mode, third.learning_rate, third.decay_every) == ("linear", 15.0, 20)
+    assert active.filled(active.Config(setting="C-I")).decay_every == 10
+
+
+def test_linear_evaluation_on_features(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 60), ("test", 20)):
+        labels = np.arange(n) % 3
+        features = rng.normal(size=(n, 5)).astype(np.float32)
+        features[np.arange(n), labels] += 4
+        np.save(tmp_path / f"{part}_features.npy", features)
+        np.save(tmp_path / f"{part}_labels.npy", labels)
+    config = replace(
+        SMALL, setting="C-II", data="features", data_folder=str(tmp_path), model=None, width=None
+    )
+    config = replace(config, limit=0, test_limit=0, validation=0.2, learning_rate=0.5, epochs=5)
+    results = active.run(config, tmp_path / "run")
+    assert results.accuracy[:, :, -1].min() > 0.7
+
+
+def test_a_person_is_asked_by_file(tmp_path):
+    config = replace(SMALL, oracle="file")
+    with pytest.raises(LabelsNeededError, match=r"rounds/00/query\.csv"):
+        active.run(config, tmp_path)
+    assert (tmp_path / "config.json").exists()
+
+
+def test_bad_input_is_refused_before_training(tmp_path):
+    for options, message in (
+        ({"strategies": ("base", "best")}, "strategies base, best: expected each once"),
+        ({"strategies": ("base", "base")}, "expected each once"),
+        ({"budget": 100}, r"want 112; the pool has"),
+        ({"budget": -5}, "budget must be at least 1, found -5"),
+        ({"validation": 1.5}, "validation 1.5"),
+        ({"oracle": "file", "strategies": ("balancing",)}, "needs labels before"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            active.run(replace(SMALL, **options), tmp_path)
+    with pytest.raises(FileNotFoundError):
+        active.run(replace(SMALL, data="imagenet", data_folder=str(tmp_path)), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"encoder\.json"):
+        active.run(replace(SMALL, pretrained=str(tmp_path)), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_lists_strategies_and_flags():
+    command = [sys.executable, "-m", "experiments.active", "--help"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    for word in ("partitioned_badge", "--oracle", "--pretrained", "query.csv"):
+        assert word in said
