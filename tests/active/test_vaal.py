@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from densejax.active import adversary
 from densejax.active import vaal as module
+from densejax.active.adversary import Settings, start
 from densejax.active.pool import Pool
-from densejax.active.vaal import CIFAR, IMAGENET, Settings, start, vaal
+from densejax.active.vaal import CIFAR, IMAGENET, vaal
 from densejax.models.vae import VAE, Discriminator
 
 KEY = jax.random.key(0)
@@ -27,7 +29,7 @@ SMALL = Settings(
     vae_rate=1e-3,
     discriminator_rate=2e-3,
 )
-vae_step, discriminator_step = jax.jit(module.vae_step), jax.jit(module.discriminator_step)
+vae_step, discriminator_step = jax.jit(adversary.vae_step), jax.jit(adversary.discriminator_step)
 
 
 def world(seed, *, absent, n=200, side=8):
@@ -55,17 +57,17 @@ def test_losses_are_those_of_pytorch():
     q = normal(torch.tensor(mean), torch.tensor(log_variance / 2).exp())
     kl = torch.distributions.kl_divergence(q, normal(0.0, 1.0)).sum(1)
     error = nn.functional.mse_loss(torch.tensor(again), torch.tensor(x))
-    found = module.vae_loss(x, again, mean, log_variance)
+    found = adversary.vae_loss(x, again, mean, log_variance)
     np.testing.assert_allclose(found, error + kl.sum(), rtol=1e-5)
-    found = module.vae_loss(x, again, mean, log_variance, kl="mean", beta=0.3)
+    found = adversary.vae_loss(x, again, mean, log_variance, kl="mean", beta=0.3)
     np.testing.assert_allclose(found, error + 0.3 * kl.mean(), rtol=1e-5)
     labelled, unlabelled = numbers(4, 6), numbers(5, 3)
     p, q = torch.sigmoid(torch.tensor(labelled)), torch.sigmoid(torch.tensor(unlabelled))
     bce = nn.BCELoss()
     ones, zeros = torch.ones_like, torch.zeros_like
-    found = module.adversarial_loss(labelled, unlabelled)
+    found = adversary.adversarial_loss(labelled, unlabelled)
     np.testing.assert_allclose(found, bce(p, ones(p)) + bce(q, ones(q)), rtol=1e-5)
-    found = module.discriminator_loss(labelled, unlabelled)
+    found = adversary.discriminator_loss(labelled, unlabelled)
     np.testing.assert_allclose(found, bce(p, ones(p)) + bce(q, zeros(q)), rtol=1e-5)
 
 
@@ -117,7 +119,7 @@ def close(found, expected, *, name, atol=1e-5):
 
 def begin():
     labelled, unlabelled = numbers(0, 6, 8, 8, 2), numbers(1, 5, 8, 8, 2) + 1
-    return start(KEY, settings=SMALL), labelled, unlabelled
+    return jax.jit(start)(KEY, settings=SMALL), labelled, unlabelled
 
 
 def test_both_steps_are_those_of_the_released_loop_in_pytorch():
@@ -239,7 +241,7 @@ def test_the_same_key_gives_the_same_query_and_only_of_what_is_free(tmp_path):
 def test_later_rounds_of_a_pool_compile_nothing():
     known, _ = world(3, absent=False)
     found = vaal(KEY, Pool(**known), 5, **FAST)
-    before = module._train._cache_size()
+    before = adversary.train._cache_size()
     labelled = known["labelled"].copy()
     labelled[found.indices] = True
     later = vaal(
@@ -248,7 +250,7 @@ def test_later_rounds_of_a_pool_compile_nothing():
         5,
         **FAST | {"steps": 4, "adversary": 2.0},
     )
-    assert module._train._cache_size() == before
+    assert adversary.train._cache_size() == before
     assert not set(later.indices) & set(np.flatnonzero(labelled))
 
 
