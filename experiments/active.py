@@ -57,36 +57,26 @@ from densejax.training.entry import main
 # Settings that change no number of a round: a run may go on with others.
 VARYING = ("slots", "side", "rounds", "published", "data_folder")
 
-CIFAR: dict[str, Any] = {
-    "data": "cifar10",
-    "model": "resnet18",
-    "initial": 1000,
-    "budget": 1000,
-    "epochs": 200,
-}
-CIFAR |= {"patience": 50, "schedule": "cosine", "mode": "end_to_end"}
-IMAGENET: dict[str, Any] = {
-    "data": "imagenet",
-    "model": "resnet50",
-    "initial": 30000,
-    "budget": 10000,
-}
+Preset = dict[str, Any]
+CIFAR: Preset = {"data": "cifar10", "model": "resnet18", "initial": 1000, "budget": 1000}
+CIFAR |= {"epochs": 200, "patience": 50, "schedule": "cosine", "mode": "end_to_end"}
+IMAGENET: Preset = {"data": "imagenet", "model": "resnet50", "initial": 30000, "budget": 10000}
 IMAGENET |= {"epochs": 60, "patience": 30, "rounds": 8, "schedule": "step", "imbalance": 0.0}
 # Tables of the thesis stop at 20 (A-I) and 10 rounds (B-I); its jobs run 30.
-SETTINGS: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, Preset] = {
     "A-I": CIFAR | {"rounds": 20, "learning_rate": 1e-3, "weight_decay": 5e-4, "imbalance": 0.0},
     "B-I": CIFAR | {"rounds": 10, "learning_rate": 2e-3, "weight_decay": 0.0, "imbalance": 0.1},
     "C-I": IMAGENET | {"mode": "end_to_end", "learning_rate": 1e-3, "weight_decay": 0.0},
     "C-II": IMAGENET | {"mode": "linear", "learning_rate": 15.0, "weight_decay": 1e-4},
 }
 # Share of the training set that is held out, and epochs between tenfold falls of the rate.
-VALUES: dict[str, dict[str, dict[str, Any]]] = {
+VALUES: dict[str, dict[str, Preset]] = {
     "thesis": {"A": {"validation": 0.01}, "B": {"validation": 0.01}, "C": {"validation": 0.1}},
     "code": {"A": {"validation": 0.1}, "B": {"validation": 0.1}, "C": {"validation": 0.01}},
 }
 VALUES["thesis"]["C"]["decay_every"], VALUES["code"]["C"]["decay_every"] = 20, 10
 # Sets that are in none of the settings: networks and rounds of their size.
-SMALL = {
+SMALL: dict[str, Preset] = {
     "mnist": {"model": "mlp"},
     "fashion_mnist": {"model": "mlp"},
     "features": {"model": "head"},
@@ -202,7 +192,7 @@ class Config:
 
 def filled(config: Config) -> Config:
     """The configuration with what its setting says where nothing was said."""
-    common: dict[str, Any] = {
+    common: Preset = {
         "width": 64,
         "schedule": "cosine",
         "decay_every": 20,
