@@ -4,12 +4,14 @@ Everything that an instance needs is in its state, so that all seeds train in on
 running moments of the norms, and with MoCo the second encoder and the queue.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from densejax.classification.neighbours import knn_accuracy
@@ -98,7 +100,7 @@ class ContrastiveTask:
             raise ValueError(f"settings {sorted(unknown)} are none of {sorted(defaults)}")
         encoder_key, projection_key, data_key, own_key = jax.random.split(key, 4)
         encoder = fresh(encoder_key, self.encoder)
-        head = self._head().init(projection_key, jnp.zeros((1, self.encoder.features)))["params"]
+        head = self._fresh_projection(projection_key)
         learnt = {"encoder": encoder["params"], "projection": head}
         return {
             "learnt": learnt,
@@ -208,6 +210,18 @@ class ContrastiveTask:
 
     def _standard(self, images: jax.Array) -> jax.Array:
         return standardise(images, mean=self.encoder.mean, std=self.encoder.std)
+
+    def _fresh_projection(self, key: Key) -> Params:
+        """As ``MLP`` draws itself, in one draw: both layers see d numbers, so that all is uniform
+        in +-1 / sqrt(d)."""
+        d = self.encoder.features
+        shapes = jax.eval_shape(self._head().init, key, jnp.zeros((1, d)))["params"]
+        leaves, structure = jax.tree.flatten(shapes)
+        numbers = jax.random.uniform(key, (sum(leaf.size for leaf in leaves),), minval=-1)
+        ends = np.cumsum([leaf.size for leaf in leaves])[:-1].tolist()
+        parts = jnp.split(numbers / math.sqrt(d), ends)
+        drawn = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        return jax.tree.unflatten(structure, drawn)
 
     def _head(self) -> MLP:
         return MLP(self.projection, widths=(self.encoder.features,))

@@ -22,11 +22,11 @@ from densejax.models.vit import ViT
 from densejax.training.checkpoint import restore_tree, save_tree
 from densejax.typing import Array, Key, Params
 
-# Channels of the first stage as published, and stages with the width of the last relative to it.
+# How it is built, its stages, and channels put out relative to the width of the last stage.
 _RESNETS = {
-    "resnet18": (resnet18, 4, 8),
-    "resnet50": (resnet50, 4, 32),
-    "resnet20": (resnet20, 3, 4),
+    "resnet18": (resnet18, 4, 1),
+    "resnet50": (resnet50, 4, 4),
+    "resnet20": (resnet20, 3, 1),
 }
 ARCHITECTURES = (*_RESNETS, "vit")
 DESCRIPTION = "encoder.json"
@@ -43,8 +43,8 @@ class Encoder:
       stem: of a ResNet, 'cifar' (3x3, no pooling) or 'imagenet'.
       mean: of each channel, in the unit interval; pictures are standardised by it.
       std: of each channel.
-      options: further whole numbers of the network: ``size``, ``patch``, ``depth`` and ``heads``
-        of a vision transformer.
+      options: further attributes of the network, such as ``size``, ``patch``, ``depth`` and
+        ``heads`` of a vision transformer.
       origin: in words, how it was made.
 
     Raises:
@@ -57,7 +57,7 @@ class Encoder:
     stem: str = "cifar"
     mean: tuple[float, ...] = CIFAR10_MEAN
     std: tuple[float, ...] = CIFAR10_STD
-    options: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
 
     def __post_init__(self) -> None:
@@ -77,7 +77,15 @@ class Encoder:
         """Length d of the features."""
         if self.architecture == "vit":
             return self.width
-        return self.width * _RESNETS[self.architecture][2]
+        return attributes(self)["widths"][-1] * _RESNETS[self.architecture][2]
+
+
+def attributes(encoder: Encoder) -> dict[str, Any]:
+    """What the encoder's network is built with, the head aside."""
+    if encoder.architecture == "vit":
+        return {"width": encoder.width} | dict(encoder.options)
+    widths = tuple(encoder.width * 2**stage for stage in range(_RESNETS[encoder.architecture][1]))
+    return {"widths": widths, "stem": encoder.stem} | dict(encoder.options)
 
 
 def network(encoder: Encoder, classes: int, **options: Any) -> Any:
@@ -88,11 +96,8 @@ def network(encoder: Encoder, classes: int, **options: Any) -> Any:
       classes: number of classes, c.
       options: further attributes of the network, such as ``frozen_norm`` or ``head_std``.
     """
-    if encoder.architecture == "vit":
-        return ViT(classes, width=encoder.width, **(dict(encoder.options) | options))
-    build, stages, _ = _RESNETS[encoder.architecture]
-    widths = tuple(encoder.width * 2**stage for stage in range(stages))
-    return build(classes, widths=widths, stem=encoder.stem, **(dict(encoder.options) | options))
+    build = ViT if encoder.architecture == "vit" else _RESNETS[encoder.architecture][0]
+    return build(classes, **(attributes(encoder) | options))
 
 
 def without_head(variables: Params) -> Params:
