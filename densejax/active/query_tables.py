@@ -96,8 +96,11 @@ def tabulate(found: Iterable[Member], study: Study) -> list[Row]:
         areas = {query: _areas(list(members.values()), study) for query, members in same.items()}
         random = same.get(Query("random"), {})
         tests = _tests_against_random(same, study)
+        spreads = [_spread(member, study) for member in random.values()]
+        usual = float(np.mean(spreads)) if spreads else float("nan")
         for query, members in same.items():
-            rows.append(_row(width, query, members, areas[query], random, tests.get(query), study))
+            test = tests.get(query)
+            rows.append(_row(width, query, members, areas[query], random, test, usual, study))
     return rows
 
 
@@ -130,6 +133,7 @@ def _row(
     areas: np.ndarray,
     random: dict[int, Member],
     test: PairedTest | None,
+    usual: float,
     study: Study,
 ) -> Row:
     labelled, labels = study.setting.labelled, np.asarray(study.data["labels"])
@@ -150,7 +154,6 @@ def _row(
         [np.bincount(labels[member.labelled], minlength=classes) for member in members.values()]
     )
     spreads = [_spread(m, study) for m in members.values()]
-    usual = [_spread(m, study) for m in random.values()]
     return Row(
         query,
         width,
@@ -163,7 +166,7 @@ def _row(
         even,
         test,
         float(class_entropy(counts, relative=True).mean()),
-        float(np.mean(spreads) / np.mean(usual)) if usual else float("nan"),
+        float(np.mean(spreads)) / usual,
     )
 
 
