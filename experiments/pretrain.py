@@ -14,9 +14,9 @@ Data: CIFAR-10, its exponentially imbalanced part, or SVHN, in their official fi
 
 Result: ``seeds/<seed>/encoder/`` and ``encoder.json``, ``summary/scores.csv``, curves of the loss
 and of the neighbours' accuracy. The same command again continues; more ``--seeds`` extend it.
-Published setting: ``--width=64 --batch=512 --epochs=500``. Expected runtime: on two CPU cores about
-{minutes} an epoch of 4000 pictures for one seed of width 16; hours on one GPU for the published
-setting.
+Published setting: ``--width=64 --batch=512 --epochs=500``. Expected runtime: a seed of the command
+above takes about 1.9 s of one core for a batch of 128 (measured), from which 50 epochs of 4000
+pictures are estimated to take half an hour on two free cores.
 """
 
 import csv
