@@ -84,7 +84,9 @@ def test_every_form_of_the_weight_gradient_agree_with_lax(form, kernel, padding)
     close(jax.jit(lambda x, g: rule(x, g, pads))(x, y), back(y)[0])
 
 
-@pytest.mark.parametrize(("c_in", "c_out", "side"), [(3, 48, 6), (3, 48, 128), (3, 4, 16), (80, 4, 150), (1, 4, 128)])
+@pytest.mark.parametrize(
+    ("c_in", "c_out", "side"), [(3, 48, 6), (3, 48, 128), (3, 4, 16), (80, 4, 150), (1, 4, 128)]
+)
 def test_the_choice_of_the_weight_gradient_does_not_show(c_in, c_out, side):
     x, w = arrays((1, 3, 3), c_in=c_in, c_out=c_out, space=(1, side, side))
     (_, ours), (_, theirs) = (value_and_gradients(f)(x, w) for f in (folded, reference))
