@@ -43,6 +43,10 @@ class Config:
     runs: tuple[str, ...] = ()
     score: str = dataclasses.field(default="miou", metadata={"help": "name in metrics.jsonl"})
     peak: str = dataclasses.field(default="max", metadata={"help": "best of a seed: max or min"})
+    until: int = dataclasses.field(
+        default=0,
+        metadata={"help": "count rows up to this step alone: runs of other lengths at one; 0: all"},
+    )
     confidence: float = dataclasses.field(default=0.95, metadata={"help": "of intervals, in 0..1"})
     resamples: int = dataclasses.field(default=10_000, metadata={"help": "bootstrap populations"})
     seed: int = dataclasses.field(default=0, metadata={"help": "of the bootstrap and the fits"})
@@ -88,7 +92,7 @@ def read_sweep(folder: Path, config: Config, *, name: str) -> Sweep:
         if not (seed / "DONE").exists() and not config.unfinished:
             unfinished += 1
             continue
-        values = _scores(seed / "metrics.jsonl", config.score)
+        values = _scores(seed / "metrics.jsonl", config.score, until=config.until)
         finite = [v for v in values if math.isfinite(v)]
         if finite:
             peaks[seed.name] = better(finite)
@@ -102,11 +106,16 @@ def read_sweep(folder: Path, config: Config, *, name: str) -> Sweep:
     return Sweep(name, peaks, failed, unfinished)
 
 
-def _scores(file: Path, score: str) -> list[float]:
+def _scores(file: Path, score: str, *, until: int) -> list[float]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected one for each finished seed")
     rows = list(_rows(file))
-    values = [row[score] for row in rows if score in row]
+    scored = [row for row in rows if score in row]
+    values = [row[score] for row in scored if not until or row["step"] <= until]
+    if scored and not values:
+        raise ValueError(
+            f"{file}: no {score!r} up to step {until}; the first is at step {scored[0]['step']}"
+        )
     if not values:
         names = sorted({key for row in rows for key in row if _is_number(row[key])} - {"step"})
         raise ValueError(f"{file}: no row has the score {score!r}; it has {', '.join(names)}")

@@ -121,6 +121,15 @@ def test_few_seeds_are_noted(tmp_path, capsys):
     assert "fewer than 8" in capsys.readouterr().err
 
 
+def test_runs_of_other_lengths_are_compared_at_one(two_runs, tmp_path):
+    folders, (a, b) = two_runs
+    out = tmp_path / "out"
+    assert call(*folders, "--until=2", f"--workdir={out}", "--fast_dev_run") == 0
+    rows = list(csv.DictReader((out / "runs.csv").open()))
+    halves = [np.median(values) / 2 for values in (a, b)]  # at step 2 a seed is halfway to its peak
+    np.testing.assert_allclose([float(row["median"]) for row in rows], halves)
+
+
 def test_what_cannot_be_compared_says_why(two_runs, tmp_path, capsys):
     (good, other), _ = two_runs
     plain = tmp_path / "plain"
@@ -135,6 +144,7 @@ def test_what_cannot_be_compared_says_why(two_runs, tmp_path, capsys):
         ((good, dead), "no seed finished (3 failed, 2 unfinished)"),
         ((good, broken), "line 1: not JSON"),
         ((good, other, "--score=dice"), "no row has the score 'dice'; it has loss, miou"),
+        ((good, other, "--until=1"), "no 'miou' up to step 1; the first is at step 2"),
         ((good, other, "--peak=top"), "expected max or min"),
         ((good, other, "--confidence=2"), "confidence is 2"),
         ((good, other, "--nonsense=1"), "nonsense"),
