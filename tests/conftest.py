@@ -18,6 +18,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs of a whole run of the tests would fill several gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real data sets: ``DENSEJAX_DATA``, else ``../shared/data`` beside the code."""

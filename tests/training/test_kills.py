@@ -206,7 +206,8 @@ def test_three_kills_change_nothing(tmp_path):
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(tmp_path):
     landed = killed_and_resumed(
-        tmp_path / "cut", tmp_path / "cache", steps=600, kills=20, longest=1.5, seed=1
+        tmp_path / "cut", tmp_path / "cache", steps=1200, kills=20, longest=1.0, seed=1
     )
-    assert landed > 10
-    check_same(tmp_path / "cut", whole_run(tmp_path / "whole", 600))
+    # Long enough that twenty kills come before the end, also on a machine twice as fast.
+    assert landed == 20
+    check_same(tmp_path / "cut", whole_run(tmp_path / "whole", 1200))
