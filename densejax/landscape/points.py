@@ -1,0 +1,366 @@
+"""A loss at many points of a line or a plane: one compiled program, spread over the devices.
+
+A device runs over its share of the points in a loop whose length it is told with every call, so one
+program serves grids of any size and needs no filling up. A step of the loop is a *chunk*: one
+point, or several side by side (vmap), whichever a timed probe on the real points finds faster. What
+a point's value is depends neither on the number of devices of one kind nor on the other points of
+the call, except those of its chunk, and there to rounding.
+
+Arrays that the loss closes over (the data) are handed to the program as arguments, so the compiler
+does not have to chew them.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from densejax.instances import Mapped, Population, memory_limit
+from densejax.landscape.directions import Line, Plane
+from densejax.landscape.objective import LossFunction, measures_of, remembered
+from densejax.typing import Tree
+
+Frame = Line | Plane
+Values = dict[str, np.ndarray]
+
+# Points that one call can carry on one device.
+PLACES = 4096
+# A call lasts about so long: what an interruption costs, and how often progress is told.
+CALL_SECONDS = 1.0
+CANDIDATES = (1, 4, 16, 64)
+# A probe of a chunk size is worth its compilation and its lap only where the points take much
+# longer, and a larger chunk only where it is clearly faster.
+PROBE_SHARE = 0.05
+PROBE_GAIN = 0.9
+LAP_SECONDS = 0.05
+MEMORY_SHARE = 0.8
+
+
+class Programs:
+    """The compiled programs of one loss on frames of one shape, one for each chunk size tried.
+
+    Everything that is asked is answered by one program, unless chunk sizes are probed.
+    """
+
+    def __init__(
+        self, loss_fn: LossFunction, shapes: "Shapes", devices: tuple[jax.Device, ...]
+    ) -> None:
+        self.population = Population(len(devices), devices=devices)
+        self.probed = 0
+        frame = shapes.frame()
+        self.axes = 1 if isinstance(frame, Line) else 2
+        self.coordinate_dtype = _coordinate_dtype(frame)
+        point = jax.ShapeDtypeStruct((self.axes,), self.coordinate_dtype)
+        measures = measures_of(loss_fn)
+
+        def at_point(frame: Frame, point: jax.Array) -> dict[str, jax.Array]:
+            values = measures(frame.at(*(point[axis] for axis in range(self.axes))))
+            return {name: _at_least_float32(value) for name, value in values.items()}
+
+        # The loss is kept as well: a key of the store must not outlive what it names.
+        self._loss_fn = loss_fn
+        self._traced, self._results = jax.make_jaxpr(at_point, return_shape=True)(frame, point)
+        self._hoisted = [_can_be_placed(constant) for constant in self._traced.consts]
+        constants = zip(self._traced.consts, self._hoisted, strict=True)
+        self._constants = self.population.replicate([c for c, placed in constants if placed])
+        self._mapped: dict[int, Mapped] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """What the loss returns."""
+        return sorted(self._results)
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        return sum(mapped.compilations for mapped in self._mapped.values())
+
+    def compile_seconds(self, chunk: int) -> float:
+        """What compiling the program of a chunk size took, tracing apart."""
+        return self._mapped[chunk].compile_seconds if chunk in self._mapped else 0.0
+
+    def peak_bytes(self, chunk: int) -> int:
+        """The compiled program's own estimate of its memory on one device."""
+        return self._mapped[chunk].peak_bytes()
+
+    def prepare(self, frame: Tree, chunk: int) -> None:
+        """Compile for a chunk size, if that has not been done."""
+        if chunk not in self._mapped:
+            mapped = self.population.map(self._share(chunk), shared=(2, 3), name="points")
+            self._mapped[chunk] = mapped.compile(*self._arguments(frame, self._empty(), chunk))
+
+    def __call__(self, frame: Tree, coordinates: np.ndarray, chunk: int) -> Values:
+        """The values at points.
+
+        Args:
+          frame: as ``population.replicate`` places it.
+          coordinates: [p, 1 or 2], p at most ``capacity(chunk)``.
+          chunk: points side by side.
+
+        Returns:
+          Name to [p].
+        """
+        self.prepare(frame, chunk)
+        devices, count = len(self.population.devices), len(coordinates)
+        each = -(-count // (chunk * devices))
+        placed = self._mapped[chunk](*self._arguments(frame, coordinates, chunk))
+        fetched = self.population.fetch(placed)
+        return {
+            name: np.concatenate([part[:each].ravel() for part in value])[:count]
+            for name, value in fetched.items()
+        }
+
+    def capacity(self, chunk: int) -> int:
+        """Points that one call can carry."""
+        return len(self.population.devices) * max(1, PLACES // chunk) * chunk
+
+    def _empty(self) -> np.ndarray:
+        return np.zeros((0, self.axes))
+
+    def _arguments(self, frame: Tree, coordinates: np.ndarray, chunk: int) -> tuple[Any, ...]:
+        devices, places = len(self.population.devices), max(1, PLACES // chunk)
+        chunks = -(-len(coordinates) // chunk)
+        each = -(-chunks // devices)
+        counts = np.clip(chunks - each * np.arange(devices), 0, each).astype(np.int32)
+        padded = np.zeros((devices, places, chunk, self.axes), self.coordinate_dtype)
+        spare = devices * each * chunk - len(coordinates)
+        if len(coordinates):
+            rows = np.concatenate([coordinates, np.repeat(coordinates[-1:], spare, axis=0)])
+            padded[:, :each] = rows.reshape(devices, each, chunk, self.axes)
+        place = self.population.place
+        return place(counts), place(padded), frame, self._constants
+
+    def _share(self, chunk: int) -> Callable[..., Tree]:
+        """One device's share of the points, as the population maps it."""
+        structure = jax.tree.structure(self._results)
+
+        def share(
+            count: jax.Array, coordinates: jax.Array, frame: Frame, constants: list[jax.Array]
+        ) -> Tree:
+            placed = iter(constants)
+            consts = [
+                next(placed) if hoisted else kept
+                for kept, hoisted in zip(self._traced.consts, self._hoisted, strict=True)
+            ]
+            run = core.jaxpr_as_fun(core.ClosedJaxpr(self._traced.jaxpr, consts))
+            leaves = jax.tree.leaves(frame)
+
+            def one(point: jax.Array) -> Tree:
+                return jax.tree.unflatten(structure, run(*leaves, point))
+
+            def side_by_side(points: jax.Array) -> Tree:
+                if chunk > 1:
+                    return jax.vmap(one)(points)
+                return jax.tree.map(lambda value: value[None], one(points[0]))
+
+            def body(index: jax.Array, results: Tree) -> Tree:
+                points = jax.lax.dynamic_index_in_dim(coordinates, index, keepdims=False)
+                return jax.tree.map(
+                    lambda all_of, some: jax.lax.dynamic_update_index_in_dim(
+                        all_of, some, index, 0
+                    ),
+                    results,
+                    side_by_side(points),
+                )
+
+            places = coordinates.shape[0]
+            empty = jax.tree.map(
+                lambda result: jnp.full((places, chunk), jnp.nan, result.dtype), self._results
+            )
+            return jax.lax.fori_loop(0, count, body, empty)
+
+        return share
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """Structure, shapes and dtypes of a frame; hashable."""
+
+    structure: Any
+    leaves: tuple[tuple[tuple[int, ...], str], ...]
+
+    @classmethod
+    def of(cls, frame: Frame) -> "Shapes":
+        """The shapes of a frame.
+
+        Raises:
+          ValueError: the frame is neither a line nor a plane.
+        """
+        if not isinstance(frame, Line | Plane):
+            raise ValueError(f"expected a Line or a Plane, found {type(frame).__name__}")
+        leaves, structure = jax.tree.flatten(frame)
+        found = [(tuple(np.shape(leaf)), str(jnp.result_type(leaf))) for leaf in leaves]
+        return cls(structure, tuple(found))
+
+    def frame(self) -> Frame:
+        """A frame of ``jax.ShapeDtypeStruct``."""
+        leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in self.leaves]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+class Evaluator:
+    """A loss on one frame: compiles at the first call, probes, and runs over many points."""
+
+    def __init__(
+        self,
+        loss_fn: LossFunction,
+        frame: Frame,
+        *,
+        chunk: int = 0,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> None:
+        """Trace the loss on the frame.
+
+        Args:
+          loss_fn: parameters to a scalar, or to ``{name: scalar}`` with ``loss`` in it. It is
+            compiled once for all frames of the same shapes, as ``jax.jit`` would: what it closes
+            over must not change.
+          frame: the line or plane.
+          chunk: points side by side; 0 is found by a probe, where the points take long enough.
+          devices: devices to use, all local ones by default.
+
+        Raises:
+          ValueError: the loss is not scalar, ``chunk`` is negative, or the frame is none.
+        """
+        if chunk < 0:
+            raise ValueError(f"chunk is {chunk}: expected a number of points, or 0 for a probe")
+        used = tuple(devices if devices is not None else jax.local_devices())
+        self.programs = _programs(loss_fn, Shapes.of(frame), used)
+        self.chunk = chunk or self.programs.probed or 1
+        self._probe = not (chunk or self.programs.probed)
+        self._frame = self.programs.population.replicate(frame)
+        self._rate = 0.0
+
+    def __call__(self, coordinates: np.ndarray) -> Values:
+        """The values at [p, 1 or 2] coordinates, name to [p]."""
+        parts = [values for _, values in self.parts(coordinates)]
+        return {
+            name: np.concatenate([part[name] for part in parts]) for name in self.programs.names
+        }
+
+    def now(self, coordinates: np.ndarray) -> Values:
+        """The values at few points in one call; what it took is an estimate of the rate."""
+        self.programs.prepare(self._frame, self.chunk)
+        start = time.perf_counter()
+        values = self.programs(self._frame, coordinates, self.chunk)
+        self._note(len(coordinates), time.perf_counter() - start)
+        return values
+
+    def seconds(self, points: int) -> float:
+        """What so many points will take, by the calls so far (at first too much for few points)."""
+        return points / self._rate if self._rate else 0.0
+
+    def probe(self, coordinates: np.ndarray) -> None:
+        """Find the fastest chunk, where [p, 1 or 2] points take long enough to repay it."""
+        if not self._probe:
+            return
+        self._probe = False
+        devices, compiling = len(self.programs.population.devices), self._compile_seconds()
+        if not self._rate:
+            self.now(coordinates[:devices])
+        budget = PROBE_SHARE * self.seconds(len(coordinates))
+        # The estimate is too high where few points were timed, so this is cheap to get wrong.
+        if budget > compiling:
+            self.programs.probed = self.chunk = self._fastest(coordinates)
+
+    def _compile_seconds(self) -> float:
+        self.programs.prepare(self._frame, self.chunk)
+        return self.programs.compile_seconds(self.chunk)
+
+    def _fastest(self, coordinates: np.ndarray) -> int:
+        """The best of the chunks whose laps the points repay; larger ones while they gain."""
+        devices, compiling = len(self.programs.population.devices), self._compile_seconds()
+        best, chosen = self._lap(coordinates, self.chunk), self.chunk
+        budget = PROBE_SHARE * best * len(coordinates)
+        for chunk in CANDIDATES:
+            points = chunk * devices
+            if chunk <= chosen or points > len(coordinates):
+                continue
+            start = time.perf_counter()
+            if compiling + 2 * best * points > budget or not self._fits(chunk):
+                break
+            each = self._lap(coordinates, chunk)
+            budget -= time.perf_counter() - start
+            if each > PROBE_GAIN * best:
+                break
+            best, chosen = each, chunk
+        self._rate = 1 / best
+        return chosen
+
+    def parts(
+        self, coordinates: np.ndarray, *, stops: Sequence[int] = ()
+    ) -> Iterator[tuple[slice, Values]]:
+        """Values as they are computed, in calls of about a second and of whole chunks.
+
+        Args:
+          coordinates: [p, 1 or 2].
+          stops: numbers of points at which a call shall end.
+
+        Yields:
+          The rows, and name to values.
+        """
+        coordinates = np.asarray(coordinates, np.float64).reshape(-1, self.programs.axes)
+        done, total = 0, len(coordinates)
+        while done < total:
+            stop = min([s for s in stops if s > done] + [total])
+            if not self._rate:
+                wanted = len(self.programs.population.devices) * self.chunk
+            else:
+                wanted = int(CALL_SECONDS * self._rate)
+            wanted = max(1, wanted // self.chunk) * self.chunk
+            end = min(done + min(wanted, self.programs.capacity(self.chunk)), stop)
+            # Chunks are of the same points, whenever calls begin and end.
+            end = min(done + -(-(end - done) // self.chunk) * self.chunk, total)
+            yield slice(done, end), self.now(coordinates[done:end])
+            done = end
+
+    def _note(self, points: int, seconds: float) -> None:
+        """A call that carried more work tells more of the rate."""
+        rate = points / max(seconds, 1e-9)
+        self._rate = rate if seconds > LAP_SECONDS else max(rate, self._rate)
+
+    def _fits(self, chunk: int) -> bool:
+        """Whether a chunk size leaves room on the devices."""
+        self.programs.prepare(self._frame, chunk)
+        limit = memory_limit(self.programs.population.devices)
+        return self.programs.peak_bytes(chunk) < MEMORY_SHARE * limit
+
+    def _lap(self, coordinates: np.ndarray, chunk: int) -> float:
+        """Seconds a point with a chunk size, of so many points that the call itself is no matter."""
+        count = chunk * len(self.programs.population.devices)
+        most = min(len(coordinates), self.programs.capacity(chunk))
+        while True:
+            some = coordinates[: min(count, most)]
+            laps = []
+            for _ in range(2):
+                start = time.perf_counter()
+                self.programs(self._frame, some, chunk)
+                laps.append(time.perf_counter() - start)
+            if min(laps) > LAP_SECONDS or len(some) == most:
+                return min(laps) / len(some)
+            count *= 4
+
+
+@remembered
+def _programs(loss_fn: LossFunction, shapes: Shapes, devices: tuple[jax.Device, ...]) -> Programs:
+    return Programs(loss_fn, shapes, devices)
+
+
+def _coordinate_dtype(frame: Frame) -> Any:
+    """float32, or float64 where a parameter is."""
+    leaves = [leaf.dtype for leaf in jax.tree.leaves(frame.centre)]
+    floating = [dtype for dtype in leaves if jnp.issubdtype(dtype, jnp.floating)]
+    return jnp.promote_types(jnp.float32, jnp.result_type(*floating)) if floating else jnp.float32
+
+
+def _at_least_float32(value: Any) -> jax.Array:
+    return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
+
+
+def _can_be_placed(constant: Any) -> bool:
+    return not jnp.issubdtype(jnp.result_type(constant), jax.dtypes.extended)
