@@ -331,7 +331,7 @@ class Evaluator:
         return self.programs.peak_bytes(chunk) < MEMORY_SHARE * limit
 
     def _lap(self, coordinates: np.ndarray, chunk: int) -> float:
-        """Seconds a point with a chunk size, of so many points that the call itself is no matter."""
+        """Seconds a point with a chunk size, of enough points that the call is no matter."""
         count = chunk * len(self.programs.population.devices)
         most = min(len(coordinates), self.programs.capacity(chunk))
         while True:
