@@ -14,10 +14,14 @@ files, ImageNet folders, gratings made here (``--data=tiny``), or features on di
     python -m experiments.active --data=tiny --workdir=runs/tiny
 
 A setting fills in whatever no flag says; ``--values`` chooses between the thesis and its code where
-they differ (the validation set; the schedule of C). ``--oracle=file``: a person is the oracle; each
-round stops with ``rounds/<nn>/query.csv`` and goes on when ``labels.csv`` is beside it and the same
-command is given again. Results: ``summary/``. Runtime: the tiny world at its defaults in about ten
-minutes on two CPU cores; A-I as published in hours on one GPU.
+they differ (the validation set, the schedule of C, the rates of VAAL). bald, mean_entropy (which
+Roels & Saeys call BALD), vote_entropy and batch_bald need ``--dropout``; vaal learns at each query,
+as long as the classifier; expert asks networks that have learnt from all labels.
+
+``--oracle=file``: a person is the oracle; each round stops with ``rounds/<nn>/query.csv`` and goes
+on when ``labels.csv`` is beside it and the same command is given again. Results: ``summary/``.
+Runtime: the tiny world at its defaults in about ten minutes on two CPU cores; A-I as published in
+hours on one GPU.
 """
 
 from dataclasses import dataclass, replace
@@ -26,109 +30,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
-from densejax.active import (
-    balanced,
-    balancing,
-    boundary,
-    centres,
-    clusters,
-    coverage,
-    fisher,
-    kmeans,
-    report,
-    scores,
-    typiclust,
-    wrappers,
-)
+from densejax.active import report, settings
 from densejax.active.features import open_features
 from densejax.active.oracles import KnownLabels, LabelFile
 from densejax.active.records import Plan, Samples, Strategy
 from densejax.active.rounds import Rounds
-from densejax.classification.pretrained import Encoder, fresh, load_encoder, network
+from densejax.active.strategies import IN_ROUNDS, Options, check_names, in_rounds
+from densejax.classification.networks import perceptron, with_head
+from densejax.classification.pretrained import Encoder, load_encoder
 from densejax.classification.sources import Source, held_out_rows, load_source
-from densejax.classification.task import HEAD, ImageTask
+from densejax.classification.task import ImageTask
 from densejax.data.images import augment
-from densejax.models.mlp import MLP
 from densejax.training.config import option, parse_seeds, start_folder
 from densejax.training.entry import main
 
 # Settings that change no number of a round: a run may go on with others.
-VARYING = ("slots", "side", "rounds", "published", "data_folder")
-
-Preset = dict[str, Any]
-CIFAR: Preset = {"data": "cifar10", "model": "resnet18", "initial": 1000, "budget": 1000}
-CIFAR |= {"epochs": 200, "patience": 50, "schedule": "cosine", "mode": "end_to_end"}
-IMAGENET: Preset = {"data": "imagenet", "model": "resnet50", "initial": 30000, "budget": 10000}
-IMAGENET |= {"epochs": 60, "patience": 30, "rounds": 8, "schedule": "step", "imbalance": 0.0}
-# Tables of the thesis stop at 20 (A-I) and 10 rounds (B-I); its jobs run 30.
-SETTINGS: dict[str, Preset] = {
-    "A-I": CIFAR | {"rounds": 20, "learning_rate": 1e-3, "weight_decay": 5e-4, "imbalance": 0.0},
-    "B-I": CIFAR | {"rounds": 10, "learning_rate": 2e-3, "weight_decay": 0.0, "imbalance": 0.1},
-    "C-I": IMAGENET | {"mode": "end_to_end", "learning_rate": 1e-3, "weight_decay": 0.0},
-    "C-II": IMAGENET | {"mode": "linear", "learning_rate": 15.0, "weight_decay": 1e-4},
-}
-# Share of the training set that is held out, and epochs between tenfold falls of the rate.
-VALUES: dict[str, dict[str, Preset]] = {
-    "thesis": {"A": {"validation": 0.01}, "B": {"validation": 0.01}, "C": {"validation": 0.1}},
-    "code": {"A": {"validation": 0.1}, "B": {"validation": 0.1}, "C": {"validation": 0.01}},
-}
-VALUES["thesis"]["C"]["decay_every"], VALUES["code"]["C"]["decay_every"] = 20, 10
-# Sets that are in none of the settings: networks and rounds of their size.
-SMALL: dict[str, Preset] = {
-    "mnist": {"model": "mlp"},
-    "fashion_mnist": {"model": "mlp"},
-    "features": {"model": "head"},
-}
-SMALL["tiny"] = {"initial": 20, "budget": 20, "rounds": 5, "epochs": 30, "patience": 0}
-SMALL["tiny"] |= {"width": 8, "learning_rate": 0.05, "validation": 0.2}
-
-
-def _partitioned(selector: Any, config: "Config") -> Any:
-    sample = wrappers.PUBLISHED_SUBSAMPLE if filled(config).data == "imagenet" else {}
-    return wrappers.partitioned(selector, partitions=config.partitions, **sample)
-
-
-def strategies(config: "Config") -> dict[str, Strategy]:
-    """Every strategy that ``--strategies`` may name."""
-    base = partial(boundary.base, order=config.order, boundary=config.boundary)
-    found = {
-        "random": Strategy(balanced.random, network=False),
-        "balanced_random": Strategy(
-            balanced.balanced_random,
-            network=True,
-            truth=True,
-            balanced_start=config.start == "released",
-        ),
-        "balancing": Strategy(balancing.balancing, sequential=True),
-        "most_incorrect": Strategy(scores.ranked(scores.most_incorrect()), truth=True),
-        "partitioned_core_set": Strategy(_partitioned(centres.core_set, config)),
-        "partitioned_badge": Strategy(_partitioned(partial(centres.badge, pooled=True), config)),
-    }
-    selectors: dict[str, Any] = {
-        "mase": boundary.mase,
-        "base": base,
-        "core_set": centres.core_set,
-        "badge": centres.badge,
-        "k_means": kmeans.k_means,
-        "typiclust": typiclust.typiclust,
-        "max_herding": coverage.max_herding,
-        "uncertainty_herding": coverage.uncertainty_herding,
-        "dropquery": clusters.dropquery,
-        "cluster_margin": clusters.cluster_margin,
-        "bait": fisher.bait,
-    }
-    ranked = {
-        "confidence": scores.confidence(),
-        "margin": scores.margin(),
-        "margin_logit": scores.margin(of="logits"),
-        "entropy": scores.entropy(),
-        "inverse_entropy": scores.inverse(scores.entropy()),
-    }
-    selectors |= {name: scores.ranked(score) for name, score in ranked.items()}
-    selectors["balanced_margin"] = balanced.balanced(scores.margin())
-    return found | {name: Strategy(selector) for name, selector in selectors.items()}
+VARYING = ("slots", "side", "rounds", "published", "data_folder", "verify")
 
 
 @dataclass(frozen=True)
@@ -145,6 +63,7 @@ class Config:
         Literal["cifar10", "svhn", "mnist", "fashion_mnist", "imagenet", "tiny", "features"] | None
     ) = option(None, "what to learn")
     data_folder: str = option("data", "folder of its files")
+    verify: bool = option(False, "compare the files with their official checksums first")
     limit: int = option(0, "training samples drawn from the set; 0 is all")
     test_limit: int = option(0, "test samples drawn from the set; 0 is all")
     size: int = option(224, "of ImageNet's pictures", unit="pixels")
@@ -157,6 +76,7 @@ class Config:
     frozen_norm: bool | None = option(
         None, "keep the norm's moments; none: where there is a checkpoint, as released"
     )
+    dropout: float = option(0.0, "chance that a value in front of the head is dropped in training")
     augmentation: Literal["none", "cifar", "imagenet"] | None = option(None, "of training pictures")
     rounds: int | None = option(None, "trainings; more of them extend a run")
     initial: int | None = option(None, "samples labelled at the start")
@@ -178,6 +98,12 @@ class Config:
     )
     boundary: Literal["pairwise", "exact"] = option("pairwise", "base: to a plane or a region")
     partitions: int = option(10, "of partitioned_core_set and partitioned_badge")
+    radius: float | None = option(None, "probcover (needed), max_herding, uncertainty_herding")
+    passes: int = option(10, "bald, mean_entropy, vote_entropy, batch_bald: of the dropout")
+    odin_temperature: float = option(0.1, "odin: of the softmax")
+    odin_step: float = option(0.0014, "odin: of pictures in [0, 1], or features, to certainty")
+    vaal_steps: int | None = option(None, "vaal: of a training; none is the classifier's, whole")
+    vaal_width: int = option(128, "vaal: channels of the autoencoder's first level")
     oracle: Literal["known", "file"] = option("known", "the set's labels, or a person with a file")
     evaluate_every: int = option(1, "interval of evaluations", unit="epochs")
     checkpoint_every: int = option(20, "interval of checkpoints", unit="epochs")
@@ -192,134 +118,104 @@ class Config:
 
 def filled(config: Config) -> Config:
     """The configuration with what its setting says where nothing was said."""
-    common: Preset = {
-        "width": 64,
-        "schedule": "cosine",
-        "decay_every": 20,
-        "augmentation": None,
-    }
-    preset = common | VALUES[config.values][config.setting[0]] | SETTINGS[config.setting]
-    preset |= SMALL.get(config.data or preset["data"], {})
-    if (config.model or preset["model"]) == "mlp":
-        preset["width"] = 512
-    given = {name: value for name, value in vars(config).items() if value is not None}
-    whole: dict[str, Any] = preset | given
-    imbalanced = whole["imbalance"] > 0
-    whole["weighted"] = imbalanced if config.weighted is None else config.weighted
-    if config.frozen_norm is None:
-        whole["frozen_norm"] = bool(config.pretrained)
-    return Config(**whole)
+    return Config(**settings.fill(vars(config)))
 
 
 def load(config: Config) -> Source:
     """The data set of a filled configuration."""
-    limits: dict[str, Any] = {"limit": config.limit, "test_limit": config.test_limit}
-    limits["seed"] = config.base_seed
+    limits = {"limit": config.limit, "test_limit": config.test_limit, "seed": config.base_seed}
     if config.data == "features":
         return open_features(config.data_folder, **limits)
-    imbalance = config.imbalance or 0.0
-    folder = config.data_folder
-    return load_source(config.data or "", folder, imbalance=imbalance, size=config.size, **limits)
+    more: dict[str, Any] = limits | {n: getattr(config, n) for n in ("imbalance", "size", "verify")}
+    return load_source(config.data or "", config.data_folder, **more)
 
 
 def build(config: Config, source: Source, largest: int) -> ImageTask:
-    """The network and the task of a filled configuration."""
-    classes, mean, std = len(source.class_names), source.mean, source.std
-    std_of_head = 1e-3  # thesis, 5.5: N(0, 1e-3), read as the deviation
+    """The network and the task of a filled configuration, for so many labelled samples."""
+    classes, width, dropout = len(source.class_names), config.width or 1, config.dropout
+    moments: dict[str, Any] = {"mean": source.mean, "std": source.std}
     if config.model in ("mlp", "head") and not config.pretrained:
-        widths = (config.width or 1,) if config.model == "mlp" else ()
-        model: Any = MLP(classes, widths=widths, head_std=std_of_head if not widths else None)
-        shape = (1, *source.images.shape[1:])
-
-        def init(key: jax.Array) -> Any:
-            return model.init(key, jnp.zeros(shape))
-
+        widths = (width,) if config.model == "mlp" else ()
+        shape = source.images.shape[1:]
+        network = perceptron(classes, shape, widths=widths, dropout=dropout, **moments)
     else:
-        stored = None
+        stem, stored = "imagenet" if config.data == "imagenet" else "cifar", None
         if config.pretrained:
             encoder, stored = load_encoder(config.pretrained)
-            mean, std = encoder.mean, encoder.std
         else:
-            stem = "imagenet" if config.data == "imagenet" else "cifar"
-            encoder = Encoder(config.model or "", config.width or 0, stem, mean, std)
-        if len(mean) != source.images.shape[-1]:
+            encoder = Encoder(config.model or "", width, stem, **moments)
+        if len(encoder.mean) != source.images.shape[-1]:
             raise ValueError(
-                f"{config.pretrained or config.model}: for pictures of {len(mean)} channels; "
-                f"{source.name} has {source.images.shape[1:]}"
+                f"{config.pretrained or config.model}: for pictures of {len(encoder.mean)} "
+                f"channels; {source.name} has {source.images.shape[1:]}"
             )
-        model = network(encoder, classes, frozen_norm=config.frozen_norm)
-
-        def init(key: jax.Array) -> Any:
-            body_key, head_key = jax.random.split(key)
-            body = fresh(body_key, encoder) if stored is None else stored
-            kernel = std_of_head * jax.random.normal(head_key, (encoder.features, classes))
-            head = {"kernel": kernel, "bias": jnp.zeros(classes)}
-            return jax.tree.map(
-                jnp.asarray, dict(body, params=dict(body["params"], **{HEAD: head}))
-            )
-
+        frozen = bool(config.frozen_norm)
+        network = with_head(encoder, classes, stored=stored, frozen_norm=frozen, dropout=dropout)
     recipe: Any = config.augmentation or source.recipe
+    same = ("batch", "epochs", "optimiser", "learning_rate", "weight_decay", "schedule")
     return ImageTask(
-        init,
-        model.apply,
+        network.init,
+        network.apply,
         classes,
         largest,
-        batch=config.batch,
-        epochs=config.epochs or 1,
-        optimiser=config.optimiser,
-        learning_rate=config.learning_rate or 0.0,
-        weight_decay=config.weight_decay or 0.0,
-        schedule=config.schedule or "cosine",
-        decay_every=config.decay_every or 1,
+        **{name: getattr(config, name) for name in (*same, "decay_every")},
         augment=None if recipe == "none" else partial(augment, recipe=recipe),
-        mean=mean,
-        std=std,
+        mean=network.mean,
+        std=network.std,
         linear=config.mode == "linear",
     )
+
+
+def ask(config: Config, source: Source, task: ImageTask) -> dict[str, Strategy]:
+    """The strategies of a filled configuration."""
+    recipe = config.augmentation or source.recipe
+    vaal = settings.vaal_of(config.values, config.data, schedule=config.schedule, recipe=recipe)
+    same = ("order", "boundary", "radius", "partitions", "dropout", "passes")
+    options = Options(
+        **{name: getattr(config, name) for name in (*same, "odin_temperature", "odin_step")},
+        subsample=settings.subsample_of(config.data),
+        task=task,
+        images=source.images,
+        vaal=vaal | {"steps": config.vaal_steps, "width": config.vaal_width},
+    )
+    return in_rounds(config.strategies, options, released_start=config.start == "released")
 
 
 def run(config: Config, workdir: Path) -> report.Results:
     """All rounds, and what they came to."""
     given, config = config, filled(config)
-    known = strategies(config)
-    unknown = [name for name in config.strategies if name not in known]
-    if unknown or len(set(config.strategies)) != len(config.strategies):
-        raise ValueError(
-            f"strategies {', '.join(config.strategies)}: expected each once, of {', '.join(known)}"
-        )
+    check_names(config.strategies)
     source = load(config)
+    task = build(config, source, 1)
+    same = ("initial", "budget", "rounds", "patience", "weighted", "evaluate_every", "keep")
     plan = Plan(
-        {name: known[name] for name in config.strategies},
+        ask(config, source, task),
         config.seeds,
-        **{n: getattr(config, n) for n in ("initial", "budget", "rounds", "patience", "weighted")},
         start="balanced" if config.start == "balanced" else "random",
-        **{n: getattr(config, n) for n in ("evaluate_every", "checkpoint_every", "keep")},
-        base_seed=config.base_seed,
+        **{name: getattr(config, name) for name in (*same, "checkpoint_every", "base_seed")},
     )
-    held_out = held_out_rows(
-        jax.random.key(config.base_seed),
-        source.labels,
-        config.validation or 0.0,
-        balanced=config.values == "code",
-    )
-    samples = Samples(
-        source.images,
-        source.labels,
-        held_out,
-        source.test_images,
-        source.test_labels,
-        source.class_names,
-    )
-    oracle: Any = KnownLabels(source.labels, classes=len(source.class_names))
+    key, share = jax.random.key(config.base_seed), config.validation or 0.0
+    held_out = held_out_rows(key, source.labels, share, balanced=config.values == "code")
+    names, test = source.class_names, (source.test_images, source.test_labels)
+    samples = Samples(source.images, source.labels, held_out, *test, names)
+    oracle: Any = KnownLabels(source.labels, classes=len(names))
     if config.oracle == "file":
-        oracle = LabelFile(class_names=source.class_names, files=source.files)
-    published = report.published_curves(given.published, list(known)) if given.published else None
-    task = build(config, source, plan.largest)
-    slots, side = config.slots, config.side
-    rounds = Rounds(task, samples, oracle, plan, workdir=workdir, slots=slots, side=side)
-    start_folder(given, workdir, ignore=VARYING)
+        oracle = LabelFile(class_names=names, files=source.files)
+    published = (
+        report.published_curves(given.published, list(IN_ROUNDS)) if given.published else None
+    )
+    rounds = Rounds(
+        replace(task, largest=plan.largest),
+        samples,
+        oracle,
+        plan,
+        workdir=workdir,
+        slots=config.slots,
+        side=config.side,
+    )
+    start_folder(given, workdir, ignore=(*VARYING, *settings.unsaid_then(given, workdir)))
     print(f"{source.name}: {len(source.labels):,} samples, {int(held_out.sum()):,} held out")
-    results = report.collect(rounds.run(), source.class_names)
+    results = report.collect(rounds.run(), names)
     title = f"{source.name}, {len(source.labels):,} training samples, {len(config.seeds)} seeds"
     report.summarise_rounds(results, workdir / "summary", title=title, published=published)
     return results
@@ -336,8 +232,9 @@ def fast(config: Config) -> Config:
         "epochs": 1,
         "validation": 0.2,
     }
-    width = None if config.pretrained else min(whole.width or 4, 4)
-    return replace(config, seeds=config.seeds[:2], width=width, **(limits | small))
+    small["width"] = None if config.pretrained else min(whole.width or 4, 4)
+    small |= {"vaal_steps": 2, "vaal_width": min(config.vaal_width, 8)}
+    return replace(config, seeds=config.seeds[:2], **(limits | small))
 
 
 if __name__ == "__main__":
@@ -345,5 +242,5 @@ if __name__ == "__main__":
         Config,
         run,
         fast=fast,
-        description=f"{__doc__}\nStrategies: {', '.join(strategies(Config()))}.",
+        description=f"{__doc__}\nStrategies: {', '.join(IN_ROUNDS)}.",
     )

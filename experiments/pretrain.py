@@ -19,32 +19,27 @@ above takes about 1.9 s of one core for a batch of 128 (measured), from which 50
 pictures are estimated to take half an hour on two free cores.
 """
 
-import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from densejax.classification.contrastive import ContrastiveTask, MoCoTask, SimCLRTask
-from densejax.classification.neighbours import knn_accuracy
-from densejax.classification.pretrained import Encoder, save_encoder
+from densejax.classification.encoder_report import Summary, contrastive_data, summarise_encoders
+from densejax.classification.pretrained import Encoder
 from densejax.data.vision import (
     LabelledImages,
     exponentially_imbalanced,
     load_cifar10,
     load_svhn,
 )
-from densejax.plots.curves import learning_curves
-from densejax.training.checkpoint import restore_tree
 from densejax.training.config import option, parse_grid, parse_seeds, start_folder
 from densejax.training.entry import main
-from densejax.training.folders import Outcome, members_of, read_metrics
+from densejax.training.folders import members_of
 from densejax.training.logs import Reporter
 from densejax.training.sweep import Schedule, Sweep
-from densejax.typing import Batch
 
 # Settings that change no trained number: a run may go on with others.
 VARYING = ("seeds", "slots", "strategy", "grid", "data_folder")
@@ -94,44 +89,17 @@ class Config:
     base_seed: int = option(0, "from which all seeds' keys are folded")
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a sweep came to.
-
-    Attributes:
-      outcomes: of all members.
-      test_knn: float [k], test accuracy of the neighbours by each left encoder; nan where a member
-        failed.
-      encoders: folders that ``--pretrained`` takes, of the members that ended well.
-      files: table and pictures.
-    """
-
-    outcomes: tuple[Outcome, ...]
-    test_knn: np.ndarray
-    encoders: tuple[Path, ...]
-    files: tuple[Path, ...]
-
-    @property
-    def failed(self) -> int:
-        """Members that failed."""
-        return sum(outcome.status == "FAILED" for outcome in self.outcomes)
-
-
 def load(config: Config) -> tuple[LabelledImages, LabelledImages]:
     """Training and test pictures."""
-    if config.data == "svhn":
-        train, test = load_svhn(config.data_folder, verify=config.verify)
-    else:
-        train, test = load_cifar10(config.data_folder, verify=config.verify)
+    official = load_svhn if config.data == "svhn" else load_cifar10
+    train, test = official(config.data_folder, verify=config.verify)
     if config.data == "imbalanced_cifar10":
         train = exponentially_imbalanced(jax.random.key(98), train, ratio=IMBALANCE)
-    return _cut(train, config.pictures), _cut(test, config.pictures)
+    return _first(train, config.pictures), _first(test, config.pictures)
 
 
-def _cut(images: LabelledImages, first: int) -> LabelledImages:
-    if not first:
-        return images
-    return replace(images, images=images.images[:first], labels=images.labels[:first])
+def _first(part: LabelledImages, n: int) -> LabelledImages:
+    return replace(part, images=part.images[:n], labels=part.labels[:n]) if n else part
 
 
 def build(config: Config, train: LabelledImages) -> ContrastiveTask:
@@ -162,44 +130,22 @@ def build(config: Config, train: LabelledImages) -> ContrastiveTask:
     return MoCoTask(**common, **more)
 
 
-def split(config: Config, train: LabelledImages) -> Batch:
-    """What the instances share: all pictures, and which of them judge which others."""
-    n = len(train.images)
-    evaluation = max(round(config.evaluation_share * n), 1)
-    if not 0 < config.evaluation_share < 1 or evaluation >= n:
-        raise ValueError(
-            f"evaluation_share is {config.evaluation_share} of {n} pictures; expected some of them"
-        )
-    order = np.asarray(jax.random.permutation(jax.random.key(99), n), np.int32)
-    rows, bank = np.sort(order[:evaluation]), np.sort(order[evaluation:])
-    return {
-        "images": train.images,
-        "bank_rows": bank,
-        "bank_labels": train.labels[bank],
-        "evaluation_rows": rows,
-        "evaluation_labels": train.labels[rows],
-    }
-
-
 def run(config: Config, workdir: Path) -> Summary:
     """Train, judge, leave the encoders; returns the summary."""
     train, test = load(config)
-    task, data = build(config, train), split(config, train)
+    task, share = build(config, train), config.evaluation_share
+    data = contrastive_data(train.images, train.labels, evaluation_share=share)
     if config.batch > len(train.images):
         raise ValueError(f"batch is {config.batch}; {train.name} has {len(train.images)} pictures")
-    per_epoch = len(train.images) // config.batch
+    epoch = len(train.images) // config.batch
+    intervals = (epoch, config.evaluate_every * epoch, config.checkpoint_every * epoch)
     members = members_of(config.seeds, parse_grid(config.grid))
-    schedule = Schedule(
-        task.steps,
-        per_epoch,
-        config.evaluate_every * per_epoch,
-        config.checkpoint_every * per_epoch,
-    )
+    schedule = Schedule(task.steps, *intervals)
     start_folder(config, workdir, ignore=VARYING)
     devices = jax.local_devices()
     print(f"devices  {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
     print(
-        f"{train.name}: {len(train.images)} pictures, {per_epoch} steps an epoch; {test.name}: "
+        f"{train.name}: {len(train.images)} pictures, {epoch} steps an epoch; {test.name}: "
         f"{len(test.images)}"
     )
     print(f"{task.encoder.architecture} of width {config.width}, rate {task.learning_rate:g}")
@@ -216,71 +162,15 @@ def run(config: Config, workdir: Path) -> Summary:
         reporter=reporter,
     ).run()
     reporter.close()
-    return summarise(config, workdir, task, outcomes, train, test)
-
-
-def summarise(
-    config: Config,
-    workdir: Path,
-    task: ContrastiveTask,
-    outcomes: list[Outcome],
-    train: LabelledImages,
-    test: LabelledImages,
-) -> Summary:
-    """Leave the encoders, judge them on the test set, write table and curves."""
-    template = task.parameters(jax.eval_shape(lambda: task.init(jax.random.key(0), {})))
-
-    @jax.jit
-    def judge(variables: Any, bank: Any, queries: Any) -> jax.Array:
-        features = [task.features(variables, images) for images in (queries, bank)]
-        labels = (test.labels, train.labels)
-        options = {"classes": task.classes, "neighbours": task.neighbours}
-        return knn_accuracy(features[0], labels[0], features[1], labels[1], **options)
-
-    scores, encoders = [], []
-    for outcome in outcomes:
-        if outcome.status != "DONE":
-            scores.append(float("nan"))
-            continue
-        variables = restore_tree(outcome.folder / config.keep, template)["encoder"]
-        save_encoder(outcome.folder, task.encoder, variables)
-        encoders.append(outcome.folder)
-        scores.append(float(judge(variables, train.images, test.images)))
-    folder = workdir / "summary"
-    folder.mkdir(exist_ok=True)
-    files = [write_table(folder / "scores.csv", outcomes, scores), *draw(folder, config, outcomes)]
-    for outcome, score in zip(outcomes, scores, strict=True):
-        print(
-            f"seed {outcome.member.name}  {outcome.status}  test kNN {score:.4f}  {outcome.folder}"
-        )
-    return Summary(tuple(outcomes), np.array(scores), tuple(encoders), tuple(files))
-
-
-def write_table(path: Path, outcomes: list[Outcome], scores: list[float]) -> Path:
-    """One row a member: accuracies of the neighbours, 0 to 1."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("member", "status", "steps", "best_knn", "best_step", "test_knn"))
-        for o, score in zip(outcomes, scores, strict=True):
-            row = (o.member.name, o.status, o.step, o.best_score, o.best_step, score)
-            writer.writerow(row)
-    return path
-
-
-def draw(folder: Path, config: Config, outcomes: list[Outcome]) -> list[Path]:
-    """Curves of all members: the loss, and the neighbours' accuracy where it was taken."""
-    tables = [read_metrics(outcome.folder / "metrics.jsonl") for outcome in outcomes]
-    steps = sorted({row["step"] for rows in tables for row in rows})
-    files = []
-    for name, label in (("loss", "contrastive loss"), ("knn", "nearest neighbours: accuracy")):
-        found = [{row["step"]: row.get(name) for row in rows} for rows in tables]
-        values = [[one.get(step) for step in steps] for one in found]
-        array = np.array(values, float)
-        if np.isfinite(array).any():
-            title = f"{config.method} on {config.data}"
-            path = folder / f"{name}.png"
-            files.append(learning_curves(steps, array, path, label=label, title=title))
-    return files
+    return summarise_encoders(
+        outcomes,
+        task,
+        train,
+        test,
+        keep=config.keep,
+        folder=workdir / "summary",
+        title=f"{config.method} on {config.data}",
+    )
 
 
 def fast(config: Config) -> Config:

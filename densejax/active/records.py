@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from densejax.active.pool import Selection
+from densejax.active.pool import Pool, Selection
 from densejax.typing import Array
 
 Record = TypeVar("Record")
@@ -26,6 +26,10 @@ class Strategy:
       sequential: whether it is given ``reveal``, a label at a time, as a keyword: it is ahead of
         those that choose a batch.
       balanced_start: whether its initial set is balanced over the classes, whatever the others'.
+      images: whether the pool has the images too.
+      variables: whether it is given the network's ``variables`` as a keyword.
+      expert: whether the network that it looks at is not the one trained last but one that has
+        learnt from all labels (``experts``): it cheats.
     """
 
     select: Callable[..., Selection]
@@ -33,6 +37,9 @@ class Strategy:
     truth: bool = False
     sequential: bool = False
     balanced_start: bool = False
+    images: bool = False
+    variables: bool = False
+    expert: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,3 +194,24 @@ def read_record(kind: type[Record], path: Path) -> Record | None:
         return None
     with np.load(path) as arrays:
         return kind(**{name: arrays[name] for name in arrays.files})
+
+
+def check_selection(chosen: Selection, pool: Pool, budget: int, name: str) -> None:
+    """Refuse what a strategy from outside must not ask for.
+
+    Args:
+      chosen: by the strategy.
+      pool: from which.
+      budget: how many it was to choose.
+      name: of the strategy.
+
+    Raises:
+      ValueError: too few or too many, one twice, or one that is not available.
+    """
+    indices = np.asarray(chosen.indices)
+    whole = len(indices) == budget == len(np.unique(indices))
+    if not whole or not pool.available[indices].all():
+        raise ValueError(
+            f"strategy {name} chose {len(indices)} samples, {len(np.unique(indices))} different, "
+            f"{int(pool.available[indices].sum())} available; expected {budget}"
+        )

@@ -20,9 +20,18 @@ import jax
 import numpy as np
 
 from densejax.active import balanced
+from densejax.active.experts import train_experts
 from densejax.active.oracles import Oracle
 from densejax.active.pool import Pool, Selection
-from densejax.active.records import Plan, Query, Samples, Trained, read_record, write_record
+from densejax.active.records import (
+    Plan,
+    Query,
+    Samples,
+    Trained,
+    check_selection,
+    read_record,
+    write_record,
+)
 from densejax.classification.predict import Predictor, head_of
 from densejax.classification.task import ImageTask, image_data
 from densejax.instances import Strategy as Side
@@ -77,12 +86,14 @@ class Rounds:
                 f"the task is of {task.largest} samples and {task.classes} classes; expected "
                 f"{plan.largest} and {len(samples.class_names)}"
             )
-        cheats = [n for n, s in plan.strategies.items() if s.truth or s.sequential]
+        strategies = plan.strategies.items()
+        cheats = [n for n, s in strategies if s.truth or s.sequential or s.expert]
         starts = plan.start == "balanced" or any(s.balanced_start for s in plan.strategies.values())
         if not hasattr(oracle, "labels") and (cheats or starts):
             what = ", ".join(cheats) or "a balanced start"
             raise ValueError(f"{what} needs labels before they are asked for: a known oracle")
         looks = any(s.network for s in plan.strategies.values())
+        self._experts: dict[int, Params] = {}
         rows = len(plan.strategies) * len(plan.seeds)
         size = min(rows, len(jax.local_devices()))
         self._predictor = Predictor(task, size, features=looks)
@@ -240,14 +251,14 @@ class Rounds:
         for place in sorted(set(kept.tolist()) - set(looks)):
             found[place] = self._choose(number, trained, place, {}, None)
         for group in _groups(looks, self._predictor.size):
-            members = [self._best(self._folder_of(folder, trained, place)) for place in group]
+            members = [self._looked_at(folder, trained, place) for place in group]
             parts = list(self._predictor(members, self.samples.images))
             for at, place in enumerate(group):
                 logits = np.concatenate([part[1][at] for part in parts])
                 features = np.concatenate([part[2][at] for part in parts if part[2] is not None])
                 kernel, bias = head_of(members[at])
                 arrays = {"features": features, "kernel": kernel, "bias": bias}
-                found[place] = self._choose(number, trained, place, arrays, logits)
+                found[place] = self._choose(number, trained, place, arrays, logits, members[at])
         rows = [found[place] for place in kept.tolist()]
         query = Query(
             trained.names[kept],
@@ -267,6 +278,7 @@ class Rounds:
         place: int,
         arrays: dict[str, Any],
         logits: np.ndarray | None,
+        variables: Params | None = None,
     ) -> tuple[Selection, np.ndarray]:
         name, seed = str(trained.names[place]), int(trained.seeds[place])
         strategy, own = self.plan.strategies[name], trained.sets[place]
@@ -278,20 +290,47 @@ class Rounds:
         pool = Pool(
             **arrays,
             logits=logits,
+            images=self.samples.images if strategy.images else None,
             labels=known if strategy.truth else labels,
             labelled=labelled,
             held_out=self.samples.held_out,
         )
-        options = {}
+        options: dict[str, Any] = {"variables": variables} if strategy.variables else {}
         if strategy.sequential and known is not None:
             options["reveal"] = lambda row: int(known[row])
         key = jax.random.fold_in(self._key("query", seed, number), zlib.crc32(name.encode()))
         chosen = strategy.select(key, pool, self.plan.budget, **options)
-        _check_selection(chosen, pool, self.plan.budget, name)
+        check_selection(chosen, pool, self.plan.budget, name)
         guess = np.full(self.plan.budget, -1, np.int32)
         if logits is not None:
             guess = np.argmax(logits[chosen.indices], axis=-1).astype(np.int32)
         return chosen, guess
+
+    def _looked_at(self, folder: Path, trained: Trained, place: int) -> Params:
+        """Variables of the network that a row's strategy looks at."""
+        if not self.plan.strategies[str(trained.names[place])].expert:
+            return self._best(self._folder_of(folder, trained, place))
+        if not self._experts:
+            self._experts = self._train_experts()
+        return self._experts[int(trained.seeds[place])]
+
+    def _train_experts(self) -> dict[int, Params]:
+        reporter = _Quiet(score=self.task.score)
+        found = train_experts(
+            self.task,
+            self.samples,
+            self.oracle.labels,  # type: ignore[attr-defined]  # checked at the start
+            self.plan,
+            schedule=self._schedule,
+            workdir=self._workdir / "experts",
+            base_seed=_number(self._key("expert")),
+            slots=self._slots,
+            side=self._side,
+            reporter=reporter,
+            say=self._say,
+        )
+        reporter.close()
+        return found
 
     def _folder_of(self, folder: Path, trained: Trained, place: int) -> Path:
         """The published folder of the network of a row: that of the first with the same set."""
@@ -372,14 +411,3 @@ def _rows_of(trained: Trained) -> list[tuple[str, int]]:
 def _text(rows: Sequence[tuple[str, int]]) -> str:
     names, seeds = dict.fromkeys(n for n, _ in rows), sorted({s for _, s in rows})
     return f"{', '.join(names)} (seeds {', '.join(map(str, seeds))}; {len(rows)} in all)"
-
-
-def _check_selection(chosen: Selection, pool: Pool, budget: int, name: str) -> None:
-    """A strategy from outside may be wrong; what it asks for must not be."""
-    indices = np.asarray(chosen.indices)
-    whole = len(indices) == budget == len(np.unique(indices))
-    if not whole or not pool.available[indices].all():
-        raise ValueError(
-            f"strategy {name} chose {len(indices)} samples, {len(np.unique(indices))} different, "
-            f"{int(pool.available[indices].sum())} available; expected {budget}"
-        )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -68,6 +69,7 @@ def load_source(
     imbalance: float = 0.0,
     size: int = 224,
     seed: int = 0,
+    verify: bool = False,
 ) -> Source:
     """Read a set into memory.
 
@@ -81,6 +83,8 @@ def load_source(
         training set as it is.
       size: of pictures of ``imagenet``, y and x, pixels.
       seed: of what the limits draw.
+      verify: compare the files with their official checksums first, where a set has them
+        (``tiny`` and ``imagenet`` have none); a part of a set has others.
 
     Raises:
       FileNotFoundError: the files are not there.
@@ -96,7 +100,7 @@ def load_source(
     elif name == "tiny":
         train, test = gratings(keys[0], limit or 600), gratings(keys[1], test_limit or 200)
     else:
-        train, test = _official(name, folder)
+        train, test = _official(name, folder, verify)
         train, test = _drawn(keys[0], train, limit), _drawn(keys[1], test, test_limit)
     if imbalance and files:
         raise ValueError(f"{train.name}: an imbalanced part is made of sets in one file only")
@@ -118,15 +122,16 @@ def load_source(
     )
 
 
-def _official(name: str, folder: str | Path) -> tuple[vision.LabelledImages, vision.LabelledImages]:
-    if name == "cifar10":
-        return vision.load_cifar10(folder, verify=False)
-    readers = {
+def _official(
+    name: str, folder: str | Path, verify: bool
+) -> tuple[vision.LabelledImages, vision.LabelledImages]:
+    readers: dict[str, Any] = {
+        "cifar10": vision.load_cifar10,
         "mnist": vision.load_mnist,
         "fashion_mnist": vision.load_fashion_mnist,
         "svhn": vision.load_svhn,
     }
-    return readers[name](folder)
+    return readers[name](folder, verify=verify)
 
 
 def _drawn(key: Key, data: vision.LabelledImages, limit: int) -> vision.LabelledImages:

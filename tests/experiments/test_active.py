@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -110,6 +111,36 @@ def test_settings_fill_in_what_is_not_said():
     assert active.filled(active.Config(setting="C-I")).decay_every == 10
 
 
+def test_queries_of_passes_networks_and_experts_run_to_the_end(tmp_path):
+    names = ("bald", "mean_entropy", "vote_entropy", "batch_bald", "odin", "vaal", "expert")
+    config = replace(SMALL, strategies=names, seeds=(0,), dropout=0.5, passes=4)
+    config = replace(config, vaal_steps=1, vaal_width=2)
+    results = active.run(config, tmp_path)
+    assert results.failed == 0 and results.accuracy.shape == (7, 1, 2)
+    with np.load(tmp_path / "rounds/00/query.npz") as query:
+        scores = dict(zip(query["names"].tolist(), query["scores"], strict=True))
+        predicted = dict(zip(query["names"].tolist(), query["predicted"], strict=True))
+    for name in ("bald", "mean_entropy", "vote_entropy", "odin", "expert"):
+        assert (np.diff(scores[name]) <= 0).all() and scores[name][0] > 0
+    # VAAL asks no classifier; the others say what theirs takes the pictures for.
+    assert (predicted["vaal"] == -1).all() and (predicted["bald"] >= 0).all()
+    assert (tmp_path / "experts/seeds/0000/DONE").exists()
+
+
+def test_a_run_of_before_the_newer_flags_goes_on(tmp_path):
+    config = replace(SMALL, strategies=("random",), seeds=(0,), epochs=1)
+    before = active.run(config, tmp_path)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    newer = ("verify", "dropout", "radius", "passes")
+    newer += ("odin_temperature", "odin_step", "vaal_steps", "vaal_width")
+    path.write_text(json.dumps({n: v for n, v in fields.items() if n not in newer}, indent=2))
+    with pytest.raises(ValueError, match=r"dropout was absent and is 0\.5"):
+        active.run(replace(config, dropout=0.5), tmp_path)
+    again = active.run(replace(config, rounds=3), tmp_path)
+    np.testing.assert_array_equal(again.accuracy[..., :2], before.accuracy)
+
+
 def test_linear_evaluation_on_features(tmp_path):
     rng = np.random.default_rng(0)
     for part, n in (("train", 60), ("test", 20)):
@@ -141,6 +172,13 @@ def test_bad_input_is_refused_before_training(tmp_path):
         ({"budget": -5}, "budget must be at least 1, found -5"),
         ({"validation": 1.5}, "validation 1.5"),
         ({"oracle": "file", "strategies": ("balancing",)}, "needs labels before"),
+        ({"oracle": "file", "strategies": ("expert",)}, "expert needs labels before"),
+        ({"strategies": ("bald", "random")}, "bald needs stochastic passes, .*--dropout"),
+        ({"model": "head", "dropout": 0.5}, "a head alone has no layer of dropout"),
+        ({"dropout": 1.0}, "dropout is 1.0; expected 0 or more, below 1"),
+        ({"strategies": ("probcover",)}, "probcover needs --radius"),
+        ({"strategies": ("odin",), "odin_temperature": 0.0}, "temperature 0.0"),
+        ({"strategies": ("vaal",), "vaal_steps": 0}, "vaal: steps are 0"),
     ):
         with pytest.raises(ValueError, match=message):
             active.run(replace(SMALL, **options), tmp_path)
@@ -151,8 +189,23 @@ def test_bad_input_is_refused_before_training(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_part_of_a_set_is_read_unless_it_is_to_be_verified(tmp_path):
+    folder = tmp_path / "data" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, n in (("data_batch_1", 60), ("test_batch", 20)):
+        data = rng.integers(0, 256, (n, 3072), np.uint8)
+        batch = {"data": data, "labels": (np.arange(n) % 10).tolist()}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    config = active.filled(active.Config(data_folder=str(folder.parent)))
+    source = active.load(config)
+    assert source.images.shape == (60, 32, 32, 3) and source.name == "cifar10 train"
+    with pytest.raises((ValueError, FileNotFoundError), match="data_batch_2"):
+        active.load(replace(config, verify=True))
+
+
 def test_help_lists_strategies_and_flags():
     command = [sys.executable, "-m", "experiments.active", "--help"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    for word in ("partitioned_badge", "--oracle", "--pretrained", "query.csv"):
+    for word in ("partitioned_badge", "vaal", "--oracle", "--pretrained", "--dropout", "query.csv"):
         assert word in said

@@ -68,9 +68,8 @@ def test_the_same_again_trains_nothing_and_another_configuration_is_refused(fini
 
 
 def test_judges_and_bank_share_no_picture(cifar):
-    small = config(cifar, evaluation_share=0.25)
-    train, _ = pretrain.load(small)
-    data = pretrain.split(small, train)
+    train, _ = pretrain.load(config(cifar))
+    data = pretrain.contrastive_data(train.images, train.labels, evaluation_share=0.25)
     both = np.concatenate([data["bank_rows"], data["evaluation_rows"]])
     assert sorted(both.tolist()) == list(range(24)) and len(data["evaluation_rows"]) == 6
     np.testing.assert_array_equal(data["bank_labels"], train.labels[data["bank_rows"]])
