@@ -1,0 +1,322 @@
+"""Lanczos: the spectrum of a symmetric matrix that is known by its products with vectors.
+
+The basis is kept whole and every new vector is orthogonalised against all of it, twice (classical
+Gram-Schmidt; once is not enough in float32), so no eigenvalue appears twice. What is projected
+onto the basis is solved in float64 on the host. Eigenpairs that have not converged when the basis
+is full are sought on from the best half of it (thick restart: Wu and Simon 2000, SIAM J. Matrix
+Anal. Appl. 22, 602; for symmetric matrices Stewart's Krylov-Schur), so memory does not grow.
+
+A product is ``product(operand, vector [n]) -> [n]``, the operand being any tree of arrays: it is an
+argument of the compiled programs, which are kept for the products of the last few losses.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from densejax.landscape.objective import remembered
+from densejax.typing import Array, Key, Tree
+
+Product = Callable[[Tree, jax.Array], jax.Array]
+Which = Literal["largest", "smallest", "magnitude"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Eigenpairs:
+    """Some eigenvalues, their vectors, and how far to trust them.
+
+    Attributes:
+      values: [k] float64, in the order asked for.
+      vectors: tree of [k, ...] (of ``eigenpairs``: one array [k, n]); each of norm 1. The sign is
+        arbitrary: the entry of largest magnitude is positive.
+      residuals: [k] float64, ||A v - value v||, from a product made for it: an eigenvalue of A lies
+        within that distance of the value.
+      converged: [k] bool, whether the residual is below the tolerance.
+      products: matrix-vector products made.
+    """
+
+    values: np.ndarray
+    vectors: Any
+    residuals: np.ndarray
+    converged: np.ndarray
+    products: int
+
+
+def start(vector: jax.Array, *, steps: int) -> tuple[jax.Array, jax.Array]:
+    """An empty basis and projection for ``extend``.
+
+    Args:
+      vector: [n] floating, not zero; the first of the basis when normalised.
+      steps: m, of the basis when full.
+
+    Returns:
+      basis [m + 1, n] and projection [m, m], zero but for the first vector.
+    """
+    basis = jnp.zeros((steps + 1, vector.size), vector.dtype)
+    first = vector / jnp.linalg.norm(vector)
+    return basis.at[0].set(first), jnp.zeros((steps, steps), vector.dtype)
+
+
+def extend(
+    key: Key,
+    product: Product,
+    operand: Tree,
+    basis: jax.Array,
+    projection: jax.Array,
+    first: Array | int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Fill a basis from its vector number ``first`` on: one product a vector.
+
+    Where the vectors found span an invariant subspace, the next one is random.
+
+    Args:
+      key: of those random vectors.
+      product: of operand and vector [n].
+      operand: tree of arrays.
+      basis: [m + 1, n], orthonormal up to and including row ``first``, zero beyond.
+      projection: [m, m], known up to row ``first``; only its lower triangle is read or written.
+      first: scalar int, 0 for a new basis.
+
+    Returns:
+      basis [m + 1, n], orthonormal; projection, in whose lower triangle is that of ``V A V^T``, V
+      being the first m vectors; coupling [], the norm by which A leaves the span of V.
+    """
+    steps = len(projection)
+    smallest = jnp.finfo(basis.dtype).eps
+
+    def orthogonal(vector: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
+        along = _dot(basis, vector)
+        vector = vector - _dot(along, basis)
+        more = _dot(basis, vector)
+        return vector - _dot(more, basis), along + more
+
+    def body(index: jax.Array, state: tuple) -> tuple:
+        basis, projection, _, scale = state
+        image = product(operand, basis[index]).astype(basis.dtype)
+        image, along = orthogonal(image, basis)
+        coupling = jnp.linalg.norm(image)
+        scale = jnp.maximum(scale, jnp.maximum(coupling, jnp.abs(along).max()))
+
+        def fresh() -> jax.Array:
+            drawn = jax.random.normal(jax.random.fold_in(key, index), image.shape, image.dtype)
+            drawn, _ = orthogonal(drawn, basis)
+            return drawn / jnp.linalg.norm(drawn)
+
+        # Not-a-number must go on into the projection, where the host finds it.
+        invariant = coupling <= smallest * scale
+        coupling = jnp.where(invariant, 0, coupling)
+        following = lax.cond(
+            invariant, fresh, lambda: image / jnp.where(coupling == 0, 1, coupling)
+        )
+        projection = projection.at[index].set(along[:steps])
+        return basis.at[index + 1].set(following), projection, coupling, scale
+
+    zero = jnp.zeros((), basis.dtype)
+    basis, projection, coupling, _ = lax.fori_loop(
+        first, steps, body, (basis, projection, zero, zero)
+    )
+    return basis, projection, coupling
+
+
+def ritz(projection: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues [m], rising, and vectors [m, m] of a projection, in float64 on the host.
+
+    Raises:
+      ValueError: the projection is not finite, as its products were not.
+    """
+    lower = np.tril(np.asarray(projection, np.float64))
+    if not np.isfinite(lower).all():
+        raise ValueError("a product with a vector is not finite: the loss has no finite curvature")
+    return np.linalg.eigh(lower + np.tril(lower, -1).T)
+
+
+def extreme_values(
+    key: Key, product: Product, operand: Tree, dimension: int, *, steps: int
+) -> tuple[jax.Array, jax.Array]:
+    """The smallest and the largest eigenvalue, as a pure function that can be mapped.
+
+    Both come from inside: the smallest is not above its estimate, the largest not below, to
+    rounding. No residual is computed; ``eigenpairs`` does.
+
+    Args:
+      key: of the first vector.
+      product: of operand and vector [n].
+      operand: tree of arrays.
+      dimension: n.
+      steps: products; memory is (steps + 1) n floats.
+
+    Returns:
+      Two scalars [] float32.
+    """
+    steps = min(steps, dimension)
+    vector = jax.random.normal(key, (dimension,))
+    _, projection, _ = extend(
+        jax.random.fold_in(key, 1), product, operand, *start(vector, steps=steps), 0
+    )
+    lower = jnp.tril(projection)
+    values = jnp.linalg.eigvalsh(lower + jnp.tril(lower, -1).T)
+    return values[0], values[-1]
+
+
+def quadrature(
+    key: Key, product: Product, operand: Tree, dimension: int, *, probes: int, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss quadratures of the spectrum as random vectors see it, by ``steps`` products each.
+
+    Of a probe v, uniform on the unit sphere, ``sum(weights * f(nodes))`` is ``v^T f(A) v``, exact
+    for polynomials of degree up to 2 m - 1, and on average over probes ``tr f(A) / n``.
+
+    Args:
+      key: of the probes.
+      product: of operand and vector [n].
+      operand: tree of arrays.
+      dimension: n.
+      probes: s, at least 1; one after another.
+      steps: m, at least 1 and no more than n are made; memory is (m + 1) n floats.
+
+    Returns:
+      nodes and weights, [s, m] float64; the weights of a probe sum to 1.
+
+    Raises:
+      ValueError: a product is not finite.
+    """
+    steps = min(steps, dimension)
+    program = _programs(product).probe
+    nodes, weights = [], []
+    for index in range(probes):
+        vector = jax.random.normal(jax.random.fold_in(key, index), (dimension,))
+        projection = program(key, operand, *start(vector, steps=steps))
+        values, vectors = ritz(projection)
+        nodes.append(values)
+        weights.append(vectors[0] ** 2)
+    return np.array(nodes), np.array(weights)
+
+
+def eigenpairs(
+    key: Key,
+    product: Product,
+    operand: Tree,
+    dimension: int,
+    *,
+    k: int,
+    which: Which = "largest",
+    steps: int = 0,
+    restarts: int = 20,
+    rtol: float = 1e-4,
+) -> Eigenpairs:
+    """The k eigenpairs at one end of the spectrum, by thick-restart Lanczos.
+
+    Memory is (m + 1) n floats for the basis, and up to half as much when it restarts or ends.
+
+    Args:
+      key: of the first vector.
+      product: of operand and vector [n].
+      operand: tree of arrays.
+      dimension: n.
+      k: number of pairs, 1 to n.
+      which: 'largest' or 'smallest' (most negative first) or largest 'magnitude'.
+      steps: m, vectors in the basis, more than k unless n is not; 0 is the larger of 2 k + 10
+        and 30.
+      restarts: how often a full basis is begun anew before the pairs are returned as they are.
+      rtol: residuals up to ``rtol`` times the largest |eigenvalue| found are converged; float32
+        products reach some 1e-6.
+
+    Returns:
+      The pairs; ``vectors`` is [k, n].
+
+    Raises:
+      ValueError: ``k``, ``which`` or ``steps`` is not as above, or a product is not finite.
+    """
+    if which not in ("largest", "smallest", "magnitude"):
+        raise ValueError(f"which={which!r}: expected largest, smallest or magnitude")
+    full = min(steps or max(2 * k + 10, 30), dimension)
+    if not 1 <= k <= dimension or (full <= k and full < dimension):
+        raise ValueError(
+            f"k={k} eigenpairs of {dimension} dimensions in {full} steps: expected 1 to "
+            f"{dimension} pairs and more steps than pairs"
+        )
+    programs = _programs(product)
+    basis, projection = start(jax.random.normal(key, (dimension,)), steps=full)
+    first, size, products = 0, 0.0, 0
+    for restart in range(restarts + 1):
+        begin = jax.random.fold_in(key, restart + 1)
+        basis, projection, coupling = programs.extend(begin, operand, basis, projection, first)
+        products += full - first
+        values, vectors = ritz(projection)
+        order = _order(values, which)
+        size = max(size, float(np.abs(values).max()))
+        # What the residuals are if rounding added nothing; half the tolerance leaves it some.
+        estimate = abs(float(coupling)) * np.abs(vectors[-1, order[:k]])
+        if full == dimension or restart == restarts or estimate.max() <= rtol * size / 2:
+            break
+        kept = order[: k + (full - k) // 2]
+        basis = programs.restart(basis, jnp.asarray(vectors[:, kept].T, basis.dtype))
+        projection = np.zeros((full, full), basis.dtype)
+        projection[range(len(kept)), range(len(kept))] = values[kept]
+        first = len(kept)
+    found = programs.combine(basis, jnp.asarray(vectors[:, order[:k]].T, basis.dtype))
+    del basis
+    residuals = programs.residuals(operand, found, jnp.asarray(values[order[:k]], found.dtype))
+    residuals = np.asarray(residuals, np.float64)
+    return Eigenpairs(values[order[:k]], found, residuals, residuals <= rtol * size, products + k)
+
+
+def _order(values: np.ndarray, which: Which) -> np.ndarray:
+    rank = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}[which]
+    return np.argsort(rank, kind="stable")
+
+
+def _dot(first: jax.Array, second: jax.Array) -> jax.Array:
+    """A product at float32's own precision, where an accelerator would round to TF32."""
+    return jnp.matmul(first, second, precision=lax.Precision.HIGHEST)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Programs:
+    extend: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+    probe: Callable[..., jax.Array]
+    restart: Callable[..., jax.Array]
+    combine: Callable[..., jax.Array]
+    residuals: Callable[..., jax.Array]
+
+
+@remembered
+def _programs(product: Product) -> _Programs:
+    """The compiled programs of a product; a basis that is given away is overwritten."""
+
+    def extended(key: Key, operand: Tree, basis: jax.Array, projection: jax.Array, first: int):
+        return extend(key, product, operand, basis, projection, first)
+
+    def probe(key: Key, operand: Tree, basis: jax.Array, projection: jax.Array) -> jax.Array:
+        return extend(key, product, operand, basis, projection, 0)[1]
+
+    def restart(basis: jax.Array, weights: jax.Array) -> jax.Array:
+        kept, last = _dot(weights, basis[:-1]), basis[-1]
+        basis = basis.at[: len(kept)].set(kept).at[len(kept)].set(last)
+        return basis.at[len(kept) + 1 :].set(0)
+
+    def combine(basis: jax.Array, weights: jax.Array) -> jax.Array:
+        vectors = _dot(weights, basis[:-1])
+        vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+        largest = jnp.argmax(jnp.abs(vectors), axis=1)[:, None]
+        return vectors * jnp.sign(jnp.take_along_axis(vectors, largest, axis=1))
+
+    def residuals(operand: Tree, vectors: jax.Array, values: jax.Array) -> jax.Array:
+        def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+            vector, value = pair
+            return jnp.linalg.norm(product(operand, vector) - value * vector)
+
+        return lax.map(one, (vectors, values))
+
+    return _Programs(
+        jax.jit(extended, donate_argnums=(2,)),
+        jax.jit(probe),
+        jax.jit(restart, donate_argnums=(0,)),
+        jax.jit(combine),
+        jax.jit(residuals),
+    )

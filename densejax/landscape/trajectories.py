@@ -1,0 +1,81 @@
+"""Training runs on a plane: where the iterates lie, how far off it, and what their loss is."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax import lax
+
+from densejax.landscape.directions import Plane
+from densejax.landscape.objective import LossFunction, measures_of, remembered
+from densejax.typing import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """The iterates of a training run as a plane shows them, and what it hides.
+
+    Attributes:
+      coordinates: [t, 2] float64, of the nearest point of the plane (least squares).
+      residual: [t] float64, the Euclidean distance from it.
+      values: [t] float64 each, by name ('loss' is one): the true measures of the iterates.
+      plane_values: [t] float64 each, the measures of the nearest points, which are the surface's.
+    """
+
+    coordinates: np.ndarray
+    residual: np.ndarray
+    values: dict[str, np.ndarray]
+    plane_values: dict[str, np.ndarray]
+
+
+def trajectory_on_plane(
+    plane: Plane, iterates: Tree, loss_fn: LossFunction, *, block: int = 64
+) -> Trajectory:
+    """Where the iterates of a run lie on a plane, how far off it, and their true losses.
+
+    The contours of a surface are losses of the plane, not of iterates beside it: a trajectory drawn
+    over them has their losses only where the residual is small.
+
+    Args:
+      plane: any, such as ``directions.pca_plane``.
+      iterates: tree of [t, ...] in the order of training; may be NumPy arrays (memory maps), of
+        which ``block`` iterates are on the device at a time.
+      loss_fn: of parameters; returns a scalar or ``{name: scalar}`` with ``loss`` in it.
+      block: iterates a call, at least 1; one after another within.
+
+    Returns:
+      Coordinates, residuals, measures of the iterates and of their nearest points of the plane.
+
+    Raises:
+      ValueError: ``block`` is below 1, there are no iterates, or they are not like the plane's
+        centre.
+    """
+    count = min((len(leaf) for leaf in jax.tree.leaves(iterates)), default=0)
+    if block < 1 or not count:
+        raise ValueError(f"{count} iterates in blocks of {block}: expected at least 1 both")
+    program = _measured(loss_fn)
+    places, residuals, parts = [], [], []
+    for start in range(0, count, block):
+        some = jax.tree.map(lambda leaf, start=start: leaf[start : start + block], iterates)
+        for index in range(min(block, count - start)):
+            place, residual = plane.coordinates(
+                jax.tree.map(lambda leaf, index=index: leaf[index], some)
+            )
+            places.append(place)
+            residuals.append(residual)
+        parts.append(jax.device_get(program(plane, some, np.float32(places[start:]))))
+    joined = jax.tree.map(lambda *each: np.concatenate(each).astype(np.float64), *parts)
+    return Trajectory(np.array(places), np.array(residuals), *joined)
+
+
+@remembered
+def _measured(loss_fn: LossFunction) -> Callable[[Plane, Tree, np.ndarray], tuple[dict, dict]]:
+    """Program: measures of iterates [t, ...] and of a plane's points at [t, 2]."""
+    measures = measures_of(loss_fn)
+
+    def measured(plane: Plane, iterates: Tree, places: jax.Array) -> tuple[dict, dict]:
+        on_plane = lax.map(lambda place: measures(plane.at(place[0], place[1])), places)
+        return lax.map(measures, iterates), on_plane
+
+    return jax.jit(measured)

@@ -1,0 +1,223 @@
+"""Paths: measures along lines and curves between minima, barriers, and runs beside a plane."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from numpy.typing import ArrayLike
+
+from densejax.plots import style
+
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
+MOST_CELLS = 20
+"""Minima up to which every barrier is written into its cell."""
+
+
+def path_profiles(
+    panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]],
+    path: str | Path,
+    *,
+    ends: tuple[str, str] = ("first minimum", "second minimum"),
+    barriers: bool = True,
+    logarithmic: bool = False,
+    title: str = "",
+) -> Path:
+    """Measures along paths between two minima: a panel a measure, a line a path.
+
+    Args:
+      panels: by the measure's name, with its unit (such as loss, test accuracy): t ``[p]`` in 0..1
+        and values ``[p]``, by the path's name. A path has one colour in all panels; nan and
+        infinity leave a gap.
+      path: of the PNG.
+      ends: what is at t = 0 and t = 1.
+      barriers: whether an arrow in the first panel shows the largest rise of each path over the
+        line between its ends.
+      logarithmic: of the first panel's vertical axis.
+      title: above the axes.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: there is no path, shapes do not match, or the name does not end in ``.png``.
+    """
+    names = list(dict.fromkeys(name for paths in panels.values() for name in paths))
+    if not names:
+        raise ValueError(f"{len(panels)} panels without a path: expected at least one")
+    figure = style.new_figure(0.6 + 3.6 * len(panels), 3.3)
+    drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+    for index, (axes, (label, paths)) in enumerate(zip(drawn, panels.items(), strict=True)):
+        style.dress(axes, y=label)
+        for name, pair in paths.items():
+            t, values = (np.asarray(one, float) for one in pair)
+            if t.ndim != 1 or t.shape != values.shape or t.size < 2:
+                raise ValueError(
+                    f"{label} of {name}: t {t.shape} and values {values.shape}: expected [p] both"
+                )
+            place = names.index(name)
+            colour = style.series_colour(place)
+            seen = np.where(np.isfinite(values), values, np.nan)
+            axes.plot(
+                t,
+                seen,
+                color=colour,
+                linewidth=1.7,
+                linestyle=DASHES[place // len(style.SERIES_COLOURS) % len(DASHES)],
+                label=name,
+            )
+            axes.plot(t[[0, -1]], seen[[0, -1]], "o", color=style.INK, markersize=4, zorder=4)
+            if barriers and not index:
+                _arrow(axes, t, seen, colour)
+        if logarithmic and not index:
+            axes.set_yscale("log")
+        axes.set_xticks([0, 0.5, 1], [f"{ends[0]}\nt = 0", "t = 0.5", f"{ends[1]}\nt = 1"])
+        axes.margins(x=0.05, y=0.08)
+    style.legend_above(drawn[0], title, rows=-(-len(names) // 2), columns=2)
+    return style.save(figure, path)
+
+
+def _arrow(axes: Axes, t: np.ndarray, values: np.ndarray, colour: str) -> None:
+    """From the line between the ends up to the value that is highest above it."""
+    line = values[0] + (values[-1] - values[0]) * (t - t[0]) / (t[-1] - t[0])
+    rise = values - line
+    extent = np.nanmax(values) - np.nanmin(values) if np.isfinite(rise).any() else 0.0
+    if not extent > 0 or not np.nanmax(rise) > 0.02 * extent:
+        return
+    top = int(np.nanargmax(rise))
+    axes.annotate(
+        "",
+        (t[top], values[top]),
+        (t[top], line[top]),
+        arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.0, "shrinkA": 0, "shrinkB": 0},
+    )
+
+
+def barrier_matrix(
+    barriers: ArrayLike,
+    path: str | Path,
+    *,
+    names: Sequence[str] | None = None,
+    label: str = "barrier of the loss",
+    title: str = "",
+) -> Path:
+    """The barrier between every two of several minima, the diagonal left out.
+
+    Args:
+      barriers: ``[k, k]`` float, 0 or more; nan cells stay grey.
+      path: of the PNG.
+      names: of the k minima; None is their numbers.
+      label: of the colour scale, with its unit if there is one.
+      title: above the axes.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: the table is not square, the names do not match, or the name does not end in
+        ``.png``.
+    """
+    table = np.array(barriers, float)
+    if table.ndim != 2 or table.shape[0] != table.shape[1] or len(table) < 2:
+        raise ValueError(f"barriers has shape {table.shape}: expected [k, k], k at least 2")
+    k = len(table)
+    if names is not None and len(names) != k:
+        raise ValueError(f"names has {len(names)} names: expected one for each of {k} minima")
+    shown_names = list(names) if names is not None else [str(i) for i in range(k)]
+    np.fill_diagonal(table, np.nan)
+    cell = 0.46 if k <= MOST_CELLS else 9 / k
+    figure = style.new_figure(1.9 + cell * k, 1.2 + cell * k)
+    axes = figure.add_subplot()
+    style.dress(axes, title=title, grid="")
+    axes.set_facecolor(style.GRID)
+    top = float(np.nanmax(table)) if np.isfinite(table).any() else 0.0
+    image = axes.imshow(np.ma.masked_invalid(table), cmap="Blues", vmin=0, vmax=top or 1)
+    for (row, column), value in np.ndenumerate(table):
+        if np.isfinite(value) and k <= MOST_CELLS:
+            axes.text(
+                column,
+                row,
+                f"{value:.2g}",
+                ha="center",
+                va="center",
+                fontsize=style.TICK_SIZE - 1,
+                color="white" if value > 0.55 * top else style.INK,
+            )
+    if k <= MOST_CELLS or names is not None:
+        turned = 40 if any(len(name) > 3 for name in shown_names) else 0
+        align = "right" if turned else "center"
+        axes.set_xticks(range(k), shown_names, rotation=turned, ha=align, rotation_mode="anchor")
+        axes.set_yticks(range(k), shown_names)
+    axes.tick_params(which="both", length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03)
+    bar.ax.tick_params(labelsize=style.TICK_SIZE, length=0, labelcolor=style.INK)
+    bar.set_label(label, fontsize=style.LABEL_SIZE, color=style.INK)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return style.save(figure, path)
+
+
+def trajectory_losses(
+    losses: ArrayLike,
+    plane_losses: ArrayLike,
+    residual: ArrayLike,
+    path: str | Path,
+    *,
+    steps: ArrayLike | None = None,
+    label: str = "loss",
+    step_label: str = "iterate",
+    logarithmic: bool = True,
+    title: str = "",
+) -> Path:
+    """What a plane tells of a run and what it hides: losses above, distance from it below.
+
+    Args:
+      losses: ``[t]`` float, the true losses of the iterates.
+      plane_losses: ``[t]`` float, of their nearest points on the plane.
+      residual: ``[t]`` float, their Euclidean distances from it.
+      path: of the PNG.
+      steps: ``[t]``, rising, when the iterates were kept; None is their numbers.
+      label: of the upper vertical axis, with its unit if there is one.
+      step_label: of the horizontal axis.
+      logarithmic: of the upper vertical axis.
+      title: above the axes.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: shapes do not match, or the name does not end in ``.png``.
+    """
+    true, plane, away = (np.asarray(one, float) for one in (losses, plane_losses, residual))
+    when = np.arange(true.size) if steps is None else np.asarray(steps)
+    if not when.shape == true.shape == plane.shape == away.shape or true.ndim != 1 or not true.size:
+        raise ValueError(
+            f"steps {when.shape}, losses {true.shape}, plane_losses {plane.shape} and residual "
+            f"{away.shape}: expected [t] each"
+        )
+    figure = style.new_figure(5.0, 4.0)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
+    style.dress(above, y=label)
+    style.dress(below, x=step_label, y="distance\nfrom the plane")
+    colour, other = style.SERIES_COLOURS[0], style.SERIES_COLOURS[1]
+    above.plot(when, true, color=colour, linewidth=1.7, label="iterate")
+    above.plot(
+        when,
+        plane,
+        color=other,
+        linewidth=1.4,
+        linestyle=(0, (4, 2)),
+        label="its nearest point on the plane",
+    )
+    below.fill_between(when, 0, away, color=style.FAINT, alpha=0.25, linewidth=0)
+    below.plot(when, away, color=style.FAINT, linewidth=1.4)
+    below.set_ylim(bottom=0)
+    if logarithmic:
+        above.set_yscale("log")
+    below.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    below.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    above.margins(x=0.02)
+    style.legend_above(above, title, columns=2)
+    return style.save(figure, path)

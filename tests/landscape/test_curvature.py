@@ -1,0 +1,410 @@
+"""Hessian-vector products, Lanczos, traces and densities, against dense Hessians."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+
+from densejax.landscape import curvature, lanczos
+from densejax.landscape.curvature import hessian_plane, hessian_vector, top_eigenpairs, trace
+from densejax.landscape.objective import over_batches
+from densejax.landscape.spectrum import SpectralDensity
+from densejax.landscape.vectors import flat, size, unflat
+
+ROWS, INPUTS, HIDDEN, CLASSES = 40, 3, 6, 4
+
+
+def data(rows=ROWS):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, INPUTS)).astype(np.float32)
+    return {"x": x, "label": rng.integers(0, CLASSES, rows).astype(np.int32)}
+
+
+def batch_loss(params, batch):
+    hidden = jnp.tanh(batch["x"] @ params["in"]["kernel"] + params["in"]["bias"])
+    logits = hidden @ params["out"]["kernel"] + params["out"]["bias"]
+    logs = jax.nn.log_softmax(logits)
+    return -jnp.take_along_axis(logs, batch["label"][:, None], axis=1).mean()
+
+
+def loss_fn(params):
+    return batch_loss(params, data())
+
+
+def parameters(dtype=np.float32):
+    rng = np.random.default_rng(1)
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(np.float32).astype(dtype)
+
+    return {
+        "in": {"kernel": draw(INPUTS, HIDDEN), "bias": draw(HIDDEN)},
+        "out": {"kernel": draw(HIDDEN, CLASSES), "bias": draw(CLASSES)},
+    }
+
+
+@pytest.fixture(scope="module")
+def dense():
+    """The Hessian [n, n] in float64."""
+    with jax.enable_x64(True):
+        params = parameters(np.float64)
+        hessian = jax.hessian(lambda v: loss_fn(unflat(v, params)))(flat(params))
+        return np.asarray(hessian)
+
+
+def quadratic(matrix):
+    """Half x^T A x of a tree with a kernel and a bias, and its parameters."""
+    n = len(matrix)
+    params = {"kernel": jnp.ones((n // 2, 2)), "bias": jnp.ones(n - n // 2 * 2)}
+    return lambda p: 0.5 * flat(p) @ jnp.asarray(matrix, jnp.float32) @ flat(p), params
+
+
+def symmetric(values, seed=0):
+    """A matrix [n, n] of the given eigenvalues, and their vectors as columns."""
+    rng = np.random.default_rng(seed)
+    vectors = np.linalg.qr(rng.normal(size=(len(values), len(values))))[0]
+    return (vectors * values) @ vectors.T, vectors
+
+
+def by_matrix(matrix, vector):
+    return jnp.matmul(matrix, vector, precision="highest")
+
+
+def vector_like(params, seed=2):
+    return unflat(jnp.asarray(np.random.default_rng(seed).normal(size=size(params))), params)
+
+
+# ---- products ----
+
+
+def test_products_are_those_of_the_dense_hessian(dense):
+    params = parameters()
+    vector = vector_like(params)
+    product = np.asarray(flat(hessian_vector(loss_fn, params, vector)), np.float64)
+    expected = dense @ np.asarray(flat(vector), np.float64)
+    assert np.abs(product - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_products_are_pytorchs():
+    torch = pytest.importorskip("torch")
+    params, rows = parameters(), data()
+    vector = vector_like(params)
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(params)]
+
+    def loss(in_bias, in_kernel, out_bias, out_kernel):
+        hidden = torch.tanh(torch.tensor(rows["x"]).double() @ in_kernel + in_bias)
+        labels = torch.tensor(rows["label"]).long()
+        return torch.nn.functional.cross_entropy(hidden @ out_kernel + out_bias, labels)
+
+    doubles = [
+        tuple(torch.tensor(np.array(leaf, np.float64)) for leaf in jax.tree.leaves(tree))
+        for tree in (params, vector)
+    ]
+    _, expected = torch.autograd.functional.hvp(loss, *doubles)
+    product = jax.tree.leaves(hessian_vector(loss_fn, params, vector))
+    assert [leaf.shape for leaf in product] == shapes
+    for found, wanted in zip(product, expected, strict=True):
+        np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_central_differences_of_the_gradient_approach_it_quadratically():
+    with jax.enable_x64(True):
+        params = parameters(np.float64)
+        vector = vector_like(params)
+        gradient = jax.jit(jax.grad(loss_fn))
+        product = np.asarray(flat(hessian_vector(loss_fn, params, vector)))
+        steps = np.logspace(-1, -3, 5)
+        errors = []
+        for step in steps:
+            ends = [
+                flat(gradient(jax.tree.map(lambda p, v, s=s: p + s * v, params, vector)))
+                for s in (step, -step)
+            ]
+            errors.append(np.linalg.norm((ends[0] - ends[1]) / (2 * step) - product))
+    order = np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert abs(order - 2) < 0.05
+
+
+def test_products_agree_in_every_mode(assert_modes_agree):
+    params = parameters()
+    assert_modes_agree(
+        lambda p, v: hessian_vector(loss_fn, p, v), params, vector_like(params), rtol=1e-4
+    )
+
+
+def test_counters_are_held_still_and_have_no_curvature():
+    params = parameters()
+    counted = {"net": params, "step": np.int32(3)}
+
+    def scaled(p):
+        return {"loss": loss_fn(p["net"]) * p["step"], "step": p["step"]}
+
+    vector = {"net": vector_like(params), "step": np.int32(5)}
+    product = hessian_vector(scaled, counted, vector)
+    plain = hessian_vector(loss_fn, params, vector["net"])
+    assert product["step"] == 0 and product["step"].dtype == jnp.int32
+    np.testing.assert_allclose(flat(product["net"]), 3 * flat(plain), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 20, 40, 41])
+def test_batches_have_the_mean_of_the_whole(rows):
+    params, vector = parameters(), vector_like(parameters())
+    batched = over_batches(
+        lambda p, batch: {"loss": batch_loss(p, batch), "rows": batch["label"].shape[0] * 1.0},
+        data(),
+        size=rows,
+    )
+    values = jax.jit(batched)(params)
+    np.testing.assert_allclose(values["loss"], loss_fn(params), rtol=1e-6)
+    whole, rest = divmod(ROWS, rows)
+    np.testing.assert_allclose(values["rows"], (whole * rows**2 + rest**2) / ROWS, rtol=1e-6)
+    found, expected = (flat(hessian_vector(loss, params, vector)) for loss in (batched, loss_fn))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_product_over_batches_takes_the_memory_of_one():
+    params, vector, rows = parameters(), vector_like(parameters()), data(20_000)
+
+    def peak(loss):
+        program = jax.jit(lambda p, v: hessian_vector(loss, p, v)).lower(params, vector).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert peak(over_batches(batch_loss, rows, size=200)) < 0.1 * peak(
+        lambda p: batch_loss(p, rows)
+    )
+
+
+# ---- Lanczos ----
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
+@pytest.mark.parametrize("steps", [0, 12])
+def test_eigenpairs_are_those_of_the_dense_hessian(dense, which, steps):
+    values, vectors = np.linalg.eigh(dense)
+    rank = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}[which]
+    order = np.argsort(rank)[:3]
+    found = top_eigenpairs(
+        jax.random.key(0), loss_fn, parameters(), k=3, which=which, steps=steps, rtol=1e-5
+    )
+    norm = np.abs(values).max()
+    assert found.converged.all()
+    np.testing.assert_allclose(found.values, values[order], atol=1e-4 * norm)
+    directions = np.asarray(jax.vmap(flat)(found.vectors), np.float64)
+    np.testing.assert_allclose(directions @ directions.T, np.eye(3), atol=1e-5)
+    overlap = np.abs(np.sum(directions * vectors[:, order].T, axis=1))
+    np.testing.assert_allclose(overlap, 1, atol=1e-3)
+    true = np.linalg.norm(directions @ dense - found.values[:, None] * directions, axis=1)
+    np.testing.assert_allclose(found.residuals, true, atol=2e-6 * norm)
+    assert jax.tree.map(np.shape, found.vectors) == jax.tree.map(
+        lambda leaf: (3, *np.shape(leaf)), parameters()
+    )
+
+
+def test_lanczos_agrees_with_scipys():
+    rng = np.random.default_rng(3)
+    values = np.concatenate([rng.normal(size=395), [9, 8.9, 12, -7, 30]])
+    matrix = symmetric(values)[0].astype(np.float32)
+    operator = scipy.sparse.linalg.aslinearoperator(matrix.astype(np.float64))
+    for which, name in (("largest", "LA"), ("smallest", "SA"), ("magnitude", "LM")):
+        expected = scipy.sparse.linalg.eigsh(operator, 4, which=name, return_eigenvectors=False)
+        found = lanczos.eigenpairs(
+            jax.random.key(1), by_matrix, matrix, 400, k=4, which=which, steps=20, rtol=1e-5
+        )
+        assert found.converged.all()
+        np.testing.assert_allclose(np.sort(found.values), np.sort(expected), atol=1e-4 * 30)
+        assert np.abs(found.values - found.values[0]).max() > 0
+
+
+def test_a_basis_stays_orthonormal_where_plain_lanczos_would_not():
+    # Converged outliers are what makes the basis of a recursion without care turn back to them.
+    values = np.concatenate([np.logspace(-3, 0, 295), [50, 100, 500, 1e3, 1e4]])
+    matrix = symmetric(values)[0].astype(np.float32)
+    begun = lanczos.start(jax.random.normal(jax.random.key(0), (300,)), steps=120)
+    basis, projection, _ = jax.jit(
+        lambda matrix, *begun: lanczos.extend(jax.random.key(1), by_matrix, matrix, *begun, 0)
+    )(matrix, *begun)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(121), atol=2e-6)
+    ritz = lanczos.ritz(projection)[0]
+    # Each outlier is found once.
+    np.testing.assert_allclose(ritz[-5:], values[-5:], atol=1e-4 * 1e4)
+    assert ritz[-6] < 2
+
+
+def test_equal_eigenvalues_are_found_as_often_as_they_are_there():
+    matrix = np.diag(np.float32([3, 3, 3, 1, 1, 0, 0, 0, -2, -2]))
+    found = lanczos.eigenpairs(jax.random.key(0), by_matrix, matrix, 10, k=5)
+    np.testing.assert_allclose(found.values, [3, 3, 3, 1, 1], atol=1e-5)
+    vectors = np.asarray(found.vectors)
+    np.testing.assert_allclose(vectors @ vectors.T, np.eye(5), atol=1e-5)
+    nothing = lanczos.eigenpairs(jax.random.key(0), by_matrix, 0 * matrix, 10, k=2, steps=5)
+    assert not nothing.values.any() and nothing.converged.all()
+
+
+def test_what_has_not_converged_is_said_and_its_residual_bounds_its_error():
+    values = np.linspace(0, 1, 200)
+    matrix = symmetric(values)[0].astype(np.float32)
+    key = jax.random.key(0)
+    found = lanczos.eigenpairs(key, by_matrix, matrix, 200, k=2, steps=8, restarts=1, rtol=1e-6)
+    assert not found.converged.any() and (found.residuals > 1e-3).all()
+    for value, residual in zip(found.values, found.residuals, strict=True):
+        assert np.abs(values - value).min() <= residual
+    loss, params = quadratic(matrix)
+    with pytest.raises(ValueError, match="residuals"):
+        hessian_plane(key, loss, params, steps=8, restarts=0)
+
+
+def test_restarts_need_no_more_memory_and_few_more_products():
+    values = np.concatenate([np.linspace(0, 1, 490), np.linspace(1.1, 3, 10)])
+    matrix = symmetric(values)[0].astype(np.float32)
+    key = jax.random.key(0)
+    thrifty = lanczos.eigenpairs(key, by_matrix, matrix, 500, k=4, steps=20, restarts=50)
+    assert thrifty.converged.all() and thrifty.products < 200
+    np.testing.assert_allclose(thrifty.values, values[:-5:-1], atol=1e-4)
+
+
+def test_both_ends_of_the_spectrum_at_every_point_of_a_plane(dense, assert_modes_agree):
+    values = np.linalg.eigvalsh(dense)
+    n = len(values)
+    key = jax.random.key(0)
+    ends = curvature.extreme_eigenvalues(key, loss_fn, parameters(), steps=n)
+    np.testing.assert_allclose(ends, values[[0, -1]], atol=1e-4 * np.abs(values).max())
+    few = curvature.extreme_eigenvalues(key, loss_fn, parameters(), steps=10)
+    assert values[0] - 1e-4 <= few[0] <= few[1] <= values[-1] + 1e-4
+    assert_modes_agree(
+        lambda p: curvature.extreme_eigenvalues(key, loss_fn, p, steps=8),
+        parameters(),
+        rtol=1e-3,
+        atol=1e-4,
+    )
+    measures = curvature.convexity(key, loss_fn, steps=n)(parameters())
+    np.testing.assert_allclose(measures["ratio"], -values[0] / values[-1], rtol=1e-3)
+    np.testing.assert_allclose(measures["loss"], loss_fn(parameters()), rtol=1e-6)
+    convex, params = quadratic(symmetric(np.linspace(1, 5, 11))[0])
+    assert curvature.convexity(key, convex, steps=11)(params)["ratio"] == 0
+
+
+@pytest.mark.parametrize(("ends", "expected"), [("largest", [9, 5]), ("both", [9, -7])])
+def test_along_a_hessian_plane_second_derivatives_are_the_eigenvalues(ends, expected):
+    loss, params = quadratic(symmetric(np.array([9, 5, 1, 0.5, -2, -7]))[0])
+    plane = hessian_plane(jax.random.key(0), loss, params, ends=ends)
+    for axis, value in zip(np.eye(2), expected, strict=True):
+        at = [float(loss(plane.at(*(s * axis)))) for s in (1.0, 0.0, -1.0)]
+        np.testing.assert_allclose(at[0] - 2 * at[1] + at[2], value, atol=1e-4)
+    assert abs(plane.angle() - 90) < 1e-3
+    np.testing.assert_allclose(np.linalg.norm(flat(plane.first)), 1, rtol=1e-5)
+
+
+# ---- trace and density ----
+
+
+def test_the_trace_is_within_its_standard_errors(dense):
+    exact, key = np.trace(dense), jax.random.key(5)
+    for method, probes in (("hutchinson", 200), ("hutch++", 60)):
+        mean, error = trace(key, loss_fn, parameters(), probes=probes, method=method)
+        assert 0 < error < exact and abs(mean - exact) < 5 * error
+    # The variance of one probe of random signs, by Hutchinson.
+    squares = np.sum(dense**2) - np.sum(np.diag(dense) ** 2)
+    _, error = trace(key, loss_fn, parameters(), probes=400)
+    np.testing.assert_allclose(error, np.sqrt(2 * squares / 400), rtol=0.25)
+
+
+def test_hutch_plus_plus_errs_less_where_few_eigenvalues_stand_out():
+    values = np.concatenate([np.full(95, 0.01), [10, 20, 30, 40, 50]])
+    loss, params = quadratic(symmetric(values)[0])
+    key = jax.random.key(0)
+    plain = trace(key, loss, params, probes=30)
+    better = trace(key, loss, params, probes=30, method="hutch++")
+    assert better.standard_error < 0.01 * plain.standard_error
+    np.testing.assert_allclose(better.mean, values.sum(), rtol=1e-4)
+    few, params = quadratic(np.diag([1.0, 2.0, 3.0]))
+    np.testing.assert_allclose(trace(key, few, params, probes=12, method="hutch++").mean, 6)
+
+
+def test_the_trace_of_a_diagonal_hessian_is_exact_by_two_probes():
+    values = np.random.default_rng(0).normal(size=31).astype(np.float32)
+    loss, params = quadratic(np.diag(values))
+    mean, error = trace(jax.random.key(0), loss, params, probes=2)
+    np.testing.assert_allclose(mean, values.astype(np.float64).sum(), rtol=1e-5)
+    assert error < 1e-5
+
+
+def test_the_density_integrates_to_one_and_has_the_moments_of_the_spectrum(dense):
+    values = np.linalg.eigvalsh(dense)
+    found = curvature.spectral_density(
+        jax.random.key(0), loss_fn, parameters(), probes=60, steps=12
+    )
+    assert found.dimension == len(values) and found.nodes.shape == (60, 12)
+    np.testing.assert_allclose(found.weights.sum(axis=1), 1, rtol=1e-9)
+    grid = found.grid()
+    density, error = found.density(grid)
+    np.testing.assert_allclose(np.trapezoid(density, grid), 1, atol=1e-6)
+    assert (density >= 0).all() and (error >= 0).all()
+    for order in (1, 2, 3, 4):
+        mean, standard = found.moment(order)
+        expected = np.mean(values**order)
+        assert abs(mean - expected) < 5 * standard and standard < abs(expected)
+    np.testing.assert_allclose(np.trapezoid(grid * density, grid), found.moment(1)[0], rtol=1e-6)
+
+
+def test_the_density_is_the_broadened_spectrum(dense):
+    values = np.linalg.eigvalsh(dense)
+    found = curvature.spectral_density(
+        jax.random.key(1), loss_fn, parameters(), probes=100, steps=len(values)
+    )
+    width = 0.03 * np.ptp(values)
+    grid = found.grid(points=200, width=width)
+    density, error = found.density(grid, width=width)
+    away = (grid[:, None] - values) / width
+    expected = np.exp(-0.5 * away**2).mean(axis=1) / (width * np.sqrt(2 * np.pi))
+    assert np.mean(np.abs(density - expected) < 4 * error + 1e-4 * expected.max()) > 0.98
+    share, standard = found.share_below(-0.01)
+    assert abs(share - np.mean(values < -0.01)) < 5 * standard
+
+
+def test_a_probes_quadrature_is_exact_to_its_order():
+    matrix = symmetric(np.linspace(-1, 2, 30))[0].astype(np.float32)
+    key = jax.random.key(0)
+    nodes, weights = lanczos.quadrature(key, by_matrix, matrix, 30, probes=1, steps=4)
+    probe = np.asarray(jax.random.normal(jax.random.fold_in(key, 0), (30,)), np.float64)
+    probe /= np.linalg.norm(probe)
+    for order in range(8):
+        expected = probe @ np.linalg.matrix_power(matrix.astype(np.float64), order) @ probe
+        np.testing.assert_allclose(np.sum(weights * nodes**order), expected, rtol=1e-5, atol=1e-5)
+
+
+# ---- what is refused ----
+
+
+def test_what_does_not_fit_is_refused():
+    params, key = parameters(), jax.random.key(0)
+    with pytest.raises(ValueError, match="expected a 'loss'"):
+        hessian_vector(lambda p: {"error": loss_fn(p)}, params, params)
+    with pytest.raises(ValueError, match=r"loss .*\[4\]: expected a scalar"):
+        hessian_vector(lambda p: p["out"]["bias"], params, params)
+    with pytest.raises(ValueError, match=r"\['out'\]\['bias'\]"):
+        hessian_vector(loss_fn, params, {**params, "out": {"kernel": params["out"]["kernel"]}})
+    with pytest.raises(ValueError, match="k=0"):
+        top_eigenpairs(key, loss_fn, params, k=0)
+    with pytest.raises(ValueError, match="more steps than pairs"):
+        top_eigenpairs(key, loss_fn, params, k=5, steps=5)
+    with pytest.raises(ValueError, match="which='top'"):
+        top_eigenpairs(key, loss_fn, params, which="top")
+    with pytest.raises(ValueError, match="not finite"):
+        top_eigenpairs(key, lambda p: jnp.sqrt(-jnp.abs(loss_fn(p))), params)
+    with pytest.raises(ValueError, match="no floating-point entry"):
+        top_eigenpairs(key, loss_fn, {"step": np.int32(1)})
+    with pytest.raises(ValueError, match="probes=5"):
+        trace(key, loss_fn, params, probes=5, method="hutch++")
+    with pytest.raises(ValueError, match="method='exact'"):
+        trace(key, loss_fn, params, method="exact")
+    with pytest.raises(ValueError, match="ends='top'"):
+        hessian_plane(key, loss_fn, params, ends="top")
+    with pytest.raises(ValueError, match="steps=0"):
+        curvature.spectral_density(key, loss_fn, params, steps=0)
+    with pytest.raises(ValueError, match="width=0"):
+        SpectralDensity(np.zeros((1, 2)), np.full((1, 2), 0.5), 2).density([0.0], width=0)
+    with pytest.raises(ValueError, match="rows in batches of 0"):
+        over_batches(batch_loss, data(), size=0)
+    with pytest.raises(ValueError, match="one number of rows"):
+        over_batches(batch_loss, {"x": np.zeros((3, 2)), "label": np.zeros(2)}, size=2)

@@ -1,0 +1,129 @@
+"""Pictures of spectra and paths: they hold what was given, and refuse what does not fit."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from densejax.plots.paths import barrier_matrix, path_profiles, trajectory_losses
+from densejax.plots.spectrum import spectral_densities
+
+T = np.linspace(0, 1, 51)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures as they were saved."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        figures.append(figure)
+        return save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def bulk(centres, width=0.3):
+    grid = np.linspace(-5, 25, 600)
+    weights = np.float64([0.97, *np.full(len(centres), 0.03 / len(centres))])
+    places = np.float64([0, *centres])
+    curves = np.exp(-0.5 * ((grid[:, None] - places) / width) ** 2) / width / np.sqrt(2 * np.pi)
+    return grid, curves @ weights
+
+
+def large_enough(path, least=500):
+    with Image.open(path) as picture:
+        return min(picture.size) > least
+
+
+def test_densities_have_a_panel_a_network_on_one_scale(tmp_path, drawn):
+    good, poisoned = bulk([4, 7, 9]), bulk([6, 14, 21])
+    path = spectral_densities(
+        {"natural": good, "poisoned": poisoned},
+        tmp_path / "two.png",
+        errors={"natural": 0.1 * good[1], "poisoned": 0.2 * poisoned[1]},
+        eigenvalues={"natural": [4, 7, 9]},
+        title="Spectra of two minima",
+    )
+    assert large_enough(path)
+    panels = drawn[0].axes
+    assert len(panels) == 2 and panels[0].get_ylim() == panels[1].get_ylim()
+    foot = panels[0].get_ylim()[0]
+    for axes, (grid, curve) in zip(panels, (good, poisoned), strict=True):
+        line = axes.lines[0]
+        np.testing.assert_array_equal(line.get_xdata(), grid)
+        seen = curve >= foot
+        np.testing.assert_array_equal(np.asarray(line.get_ydata())[seen], curve[seen])
+        assert np.isnan(np.asarray(line.get_ydata())[~seen]).all() and (~seen).any()
+    labels = [text.get_text() for text in panels[0].get_legend().get_texts()]
+    assert labels == ["two standard errors", "single eigenvalues"]
+
+
+def test_one_density_is_drawn_alone(tmp_path, drawn):
+    path = spectral_densities({"": bulk([5])}, tmp_path / "one.png", title="Swiss roll")
+    assert large_enough(path) and len(drawn[0].axes) == 1
+
+
+def test_profiles_keep_a_paths_colour_in_every_panel(tmp_path, drawn):
+    rise = 2.3 * np.sin(np.pi * T) ** 2
+    panels = {
+        "training loss": {"straight": (T, 0.1 + rise), "Bezier": (T, 0.1 + 0.05 * rise)},
+        "test accuracy": {"Bezier": (T, 0.9 - 0.02 * rise), "straight": (T, 0.9 - 0.3 * rise)},
+    }
+    path = path_profiles(panels, tmp_path / "p.png", ends=("seed 0", "seed 1"), title="Two seeds")
+    assert large_enough(path)
+    colours = [
+        {line.get_label(): line.get_color() for line in axes.lines if line.get_label()[0] != "_"}
+        for axes in drawn[0].axes
+    ]
+    assert colours[0] == colours[1] and len(set(colours[0].values())) == 2
+    arrows = [text for text in drawn[0].axes[0].texts if text.get_text() == ""]
+    np.testing.assert_allclose([arrow.xyann[1] for arrow in arrows], 0.1, atol=1e-9)
+    np.testing.assert_allclose([arrow.xy[1] for arrow in arrows], [2.4, 0.215], atol=1e-6)
+
+
+def test_a_barrier_matrix_writes_every_pair_and_no_diagonal(tmp_path, drawn):
+    table = np.abs(np.subtract.outer(np.arange(4.0), np.arange(4.0))) * 0.31
+    path = barrier_matrix(table, tmp_path / "b.png", title="Barriers of four seeds")
+    assert large_enough(path)
+    texts = [text.get_text() for text in drawn[0].axes[0].texts]
+    assert len(texts) == 12 and set(texts) == {"0.31", "0.62", "0.93"}
+    many = np.random.default_rng(0).random((30, 30))
+    barrier_matrix(many, tmp_path / "many.png")
+    assert not drawn[1].axes[0].texts
+
+
+def test_a_trajectory_shows_both_losses_and_its_distance(tmp_path, drawn):
+    steps = np.arange(0, 500, 10)
+    true, plane, away = 2 * np.exp(-steps / 90) + 0.01, 2.2 * np.exp(-steps / 60) + 0.05, steps / 99
+    path = trajectory_losses(true, plane, away, tmp_path / "t.png", steps=steps, title="A run")
+    assert large_enough(path)
+    above, below = drawn[0].axes
+    for line, values in zip([*above.lines, *below.lines], (true, plane, away), strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), steps)
+        np.testing.assert_array_equal(line.get_ydata(), values)
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    path = tmp_path / "a.png"
+    with pytest.raises(ValueError, match="natural: grid"):
+        spectral_densities({"natural": ([1, 2], [1])}, path)
+    with pytest.raises(ValueError, match="0 densities"):
+        spectral_densities({}, path)
+    with pytest.raises(ValueError, match="errors"):
+        spectral_densities({"": bulk([5])}, path, errors={"": [1, 2]})
+    with pytest.raises(ValueError, match="without a path"):
+        path_profiles({"loss": {}}, path)
+    with pytest.raises(ValueError, match="loss of straight"):
+        path_profiles({"loss": {"straight": ([0, 1], [1])}}, path)
+    with pytest.raises(ValueError, match="barriers has shape"):
+        barrier_matrix(np.zeros((2, 3)), path)
+    with pytest.raises(ValueError, match="names has 1"):
+        barrier_matrix(np.zeros((2, 2)), path, names=["a"])
+    with pytest.raises(ValueError, match="expected \\[t\\] each"):
+        trajectory_losses([1, 2], [1, 2], [1], path)
+    with pytest.raises(ValueError, match="PNG"):
+        trajectory_losses([1, 2], [1, 2], [1, 2], tmp_path / "a.pdf")
+    assert not path.exists()
