@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.models.resnet import ResNet, resnet18, resnet20, resnet50
+from densejax.models.resnet import ResNet, resnet18, resnet20, resnet50, svhn_resnet20
 
 SMALL = {"classes": 3, "blocks": (1, 1), "widths": (4, 6), "stem": "cifar"}
 
@@ -42,6 +42,7 @@ def drawn(seed=0, **options):
         (resnet50(1000), 224, 25_557_032),
         (resnet18(10, stem="cifar"), 32, 11_173_962),
         (resnet20(10), 32, 269_722),
+        (svhn_resnet20(10), 32, 269_722),
     ],
 )
 def test_published_parameter_counts(model, window, count):
@@ -112,6 +113,66 @@ def test_modes(assert_modes_agree):
     )
 
 
+def torch_pre_activation(torch, variables, x, *, train):
+    """The thesis' network of SVHN by PyTorch's functions, from Flax variables."""
+    F = torch.nn.functional
+    params, stats = variables["params"], variables["batch_stats"]
+
+    def tensor(a):
+        return torch.tensor(np.array(a))
+
+    def activated(y, p, s):
+        arrays = [tensor(a) for a in (s["mean"], s["var"], p["scale"], p["bias"])]
+        y = F.batch_norm(y, *arrays, training=train, eps=1e-3)
+        return F.leaky_relu(y, 0.1)
+
+    def convolved(y, p, stride=1):
+        kernel = tensor(p["kernel"]).permute(3, 2, 0, 1)
+        return F.conv2d(y, kernel, stride=stride, padding=kernel.shape[-1] // 2)
+
+    y = convolved(tensor(x).permute(0, 3, 1, 2), params["conv1"])
+    for stage, stride in ((1, 1), (2, 2)):
+        p, s = params[f"layer{stage}_0"], stats[f"layer{stage}_0"]
+        inner = activated(y, p["norm1"], s["norm1"])
+        skip = inner if stage == 1 else F.avg_pool2d(y, 2)
+        inner = convolved(inner, p["conv1"], stride)
+        inner = convolved(activated(inner, p["norm2"], s["norm2"]), p["conv2"])
+        more = inner.shape[1] - skip.shape[1]
+        y = inner + F.pad(skip, (0, 0, 0, 0, more // 2, more - more // 2))
+    y = activated(y, params["norm_last"], stats["norm_last"]).mean((2, 3))
+    return (y @ tensor(params["head"]["kernel"]) + tensor(params["head"]["bias"])).numpy()
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_pre_activation_is_that_of_torch(train):
+    torch = pytest.importorskip("torch")
+    options = {"pre_activation": True, "leak": 0.1, "epsilon": 1e-3, "shortcut": "pool"}
+    published = svhn_resnet20(3)
+    assert all(getattr(published, name) == value for name, value in options.items())
+    model, variables, x = drawn(**options)
+    expected = torch_pre_activation(torch, variables, x, train=train)
+    (logits, _), _ = model.apply(variables, x, train=train, mutable=["batch_stats"])
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_shortcuts_without_parameters():
+    _, variables, _ = drawn(shortcut="projection")
+    assert "shortcut_conv" in variables["params"]["layer2_0"]
+    outs = []
+    for shortcut in ("pad", "pool"):
+        model, variables, x = drawn(shortcut=shortcut)
+        assert "shortcut_conv" not in variables["params"]["layer2_0"]
+        # Without a residual the block is its shortcut, behind the ReLU.
+        for name in ("scale", "bias"):
+            variables["params"]["layer2_0"]["norm2"][name] *= 0
+        outs.append(model.apply(variables, x)[1])
+    first = outs[0]["layer1"]
+    np.testing.assert_allclose(outs[0]["layer2"][..., 1:5], first[:, ::2, ::2], rtol=1e-6)
+    means = first.reshape(4, 4, 2, 4, 2, 4).mean((2, 4))
+    np.testing.assert_allclose(outs[1]["layer2"][..., 1:5], means, rtol=1e-5)
+    assert not np.asarray(outs[0]["layer2"])[..., [0, 5]].any()
+
+
 def test_half_precision_keeps_float32_logits_and_moments():
     model, _, _ = drawn(dtype=jnp.bfloat16)
     (logits, out), variables = shapes(model, (2, 8, 8, 3))
@@ -127,6 +188,11 @@ def test_half_precision_keeps_float32_logits_and_moments():
         ({"shortcut": "none"}, "shortcut is 'none'"),
         ({"blocks": (1,)}, r"\(1,\) blocks for stages of widths \(4, 6\)"),
         ({"dropout": -0.1}, "dropout is -0.1"),
+        (
+            {"pre_activation": True},
+            "pre_activation with bottleneck False and shortcut 'projection'",
+        ),
+        ({"pre_activation": True, "shortcut": "pad", "bottleneck": True}, "bottleneck True"),
     ],
 )
 def test_errors(options, message):
