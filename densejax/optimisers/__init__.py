@@ -1,0 +1,1 @@
+"""Optimisers that are compared: one protocol, those that optax lacks, the thesis' settings."""
