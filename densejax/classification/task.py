@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from densejax.classification.batches import Drawn, shuffled
 from densejax.data.images import standardise, to_unit
 from densejax.losses import weighted_cross_entropy
 from densejax.typing import UNLABELLED, Array, Batch, Key, Measures, Params, Tree
@@ -109,6 +110,18 @@ class ImageTask:
 
     def step(self, state: Tree, data: Batch) -> tuple[Tree, Measures]:
         """One update; measures the loss and the accuracy on its batch."""
+        settings = state["settings"]
+        drawn = self.draw(state, data)
+        trained = self._trained(state["variables"])
+        (loss, more), gradient = jax.value_and_grad(drawn.loss, has_aux=True)(trained)
+        decay, rate = settings["weight_decay"], settings["learning_rate"] * self._rate(drawn.epoch)
+        gradient = jax.tree.map(lambda g, p: g + decay * p, gradient, trained)
+        directions, moments = self._transform().update(gradient, state["moments"])
+        trained = jax.tree.map(lambda p, d: p - rate * d, trained, directions)
+        return self.moved(state, drawn, trained, moments, loss, more)
+
+    def draw(self, state: Tree, data: Batch) -> Drawn:
+        """The batch of a state's next step, and its loss as a function of what is trained."""
         settings, variables = state["settings"], state["variables"]
         order_key, batch_key = jax.random.split(jax.random.wrap_key_data(state["key"]))
         row = settings["query_set"].astype(jnp.int32)
@@ -116,7 +129,7 @@ class ImageTask:
         epoch, turn = jnp.divmod(state["step"], -(-count // self.batch))
         order = jax.lax.cond(
             turn == 0,
-            lambda: _shuffled(jax.random.fold_in(order_key, epoch), self.largest, count),
+            lambda: shuffled(jax.random.fold_in(order_key, epoch), self.largest, count),
             lambda: state["order"],
         )
         places = turn * self.batch + jnp.arange(self.batch)
@@ -137,15 +150,24 @@ class ImageTask:
             total = weighted_cross_entropy(logits, labels, weights=weights, reduction="sum")
             return total / jnp.maximum(weights.sum(), 1e-12), (logits, changed)
 
-        trained = self._trained(variables)
-        (loss, (logits, changed)), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
-        decay, rate = settings["weight_decay"], settings["learning_rate"] * self._rate(epoch)
-        gradient = jax.tree.map(lambda g, p: g + decay * p, gradient, trained)
-        directions, moments = self._transform().update(gradient, state["moments"])
-        trained = jax.tree.map(lambda p, d: p - rate * d, trained, directions)
-        variables = dict(self._joined(variables, trained), **changed)
+        return Drawn(loss_of, labels, order, epoch, turn)
+
+    def moved(
+        self,
+        state: Tree,
+        drawn: Drawn,
+        trained: Params,
+        moments: Tree,
+        loss: jax.Array,
+        more: tuple[jax.Array, Params],
+    ) -> tuple[Tree, Measures]:
+        """The state after a step to ``trained``, and what was measured; ``more`` is the loss's."""
+        logits, changed = more
+        labels = drawn.labels
+        variables = dict(self._joined(state["variables"], trained), **changed)
         hits = (jnp.argmax(logits, axis=-1) == labels).sum() / jnp.maximum((labels >= 0).sum(), 1)
-        new = dict(state, variables=variables, moments=moments, order=order, step=state["step"] + 1)
+        new = dict(state, variables=variables, moments=moments, order=drawn.order)
+        new["step"] = state["step"] + 1
         return new, {"loss": loss, "train_accuracy": hits.astype(jnp.float32)}
 
     def evaluate(self, state: Tree, data: Batch) -> Measures:
@@ -224,13 +246,6 @@ class ImageTask:
     def _joined(self, variables: Params, trained: Params) -> Params:
         params = dict(variables["params"], **{HEAD: trained}) if self.linear else trained
         return dict(variables, params=params)
-
-
-def _shuffled(key: Key, size: int, count: jax.Array) -> jax.Array:
-    """[size] int32 of which the first ``count`` are 0..count-1 in random order."""
-    drawn = jax.random.bits(key, (size,), jnp.uint32)
-    # The padding sorts behind every sample, whatever was drawn.
-    return jnp.lexsort((drawn, jnp.arange(size) >= count)).astype(jnp.int32)
 
 
 def with_pretrained(

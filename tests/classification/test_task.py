@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.classification import task as classification
+from densejax.classification.batches import shuffled
 from densejax.classification.task import ImageTask, class_weights, image_data, with_pretrained
 from densejax.data.images import augment
 from densejax.models.mlp import MLP
@@ -52,7 +52,7 @@ def task_of(model=None, *, channels=1, **options):
 def test_a_shuffled_order_is_a_permutation_of_the_first():
     for count in (1, 5, 12):
         orders = [
-            np.asarray(classification._shuffled(jax.random.key(k), 12, jnp.int32(count)))
+            np.asarray(shuffled(jax.random.key(k), 12, jnp.int32(count)))
             for k in range(3)
         ]
         for order in orders:
