@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.models.mlp import CHEN_WIDTHS, MLP
+from densejax.models.mlp import CHEN_WIDTHS, MLP, SWISS_ROLL_WIDTHS
 
 
 def count(model, shape):
@@ -57,6 +57,26 @@ def test_draws_are_within_the_bounds():
     assert not head["params"]["head"]["bias"].any()
 
 
+def test_glorot_draws():
+    for name in ("glorot_uniform", "glorot_normal"):
+        model = MLP(classes=300, widths=(200,), initialiser=name)
+        params = model.init(jax.random.key(2), jnp.zeros((1, 100)))["params"]
+        for layer, fans in (("linear0", (100, 200)), ("head", (200, 300))):
+            kernel = np.asarray(params[layer]["kernel"])
+            std = math.sqrt(2 / sum(fans))
+            assert kernel.std() == pytest.approx(std, rel=0.03)
+            # A uniform ends at sqrt(3) deviations; the normal is cut at 2 of the uncut one.
+            edge = math.sqrt(3) if name == "glorot_uniform" else 2 / 0.87962566103423978
+            assert 0.97 * edge < abs(kernel).max() / std < edge * (1 + 1e-6)
+            assert not params[layer]["bias"].any()
+
+
+def test_numbers_of_parameters_of_the_thesis():
+    shapes = {SWISS_ROLL_WIDTHS: 3614, (25,) * 4: 2051}
+    for widths, expected in shapes.items():
+        assert count(MLP(classes=1, widths=widths), (1, 2)) == expected
+
+
 def test_dropout_gives_stochastic_passes_with_the_right_mean():
     model = MLP(widths=(64,), dropout=0.5)
     x = jnp.ones((1, 3))
@@ -82,3 +102,5 @@ def test_errors():
         MLP().init(jax.random.key(0), jnp.zeros(3))
     with pytest.raises(ValueError, match="dropout is 1"):
         MLP(dropout=1.0).init(jax.random.key(0), jnp.zeros((1, 3)))
+    with pytest.raises(ValueError, match="initialiser 'he'"):
+        MLP(initialiser="he").init(jax.random.key(0), jnp.zeros((1, 3)))
