@@ -1,0 +1,298 @@
+"""Basins: radii of each minimum, volumes over what they may explain, and over directions."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import StrMethodFormatter
+from numpy.typing import ArrayLike
+
+from densejax.plots import style
+
+MARKERS = "osD^vPX"
+# Inches a minimum.
+ROW = 0.3
+
+
+def radius_histograms(
+    radii: Mapping[str, ArrayLike],
+    path: str | Path,
+    *,
+    groups: Sequence[str] | None = None,
+    censored: Mapping[str, ArrayLike] | None = None,
+    label: str = "basin radius (filter norms)",
+    title: str = "",
+    bins: int = 60,
+    logarithmic: bool = False,
+) -> Path:
+    """A row a minimum: the histogram of its radii, and their median as a dot.
+
+    Bins are the same for all rows; every row is scaled to its own highest bin.
+
+    Args:
+      radii: ``[k]`` float above 0 a minimum, by name, from top to bottom; k may differ.
+      path: of the PNG.
+      groups: name of each minimum's group, in the order of ``radii``; groups have colours.
+      censored: ``[k]`` bool a minimum, by name: radii that are lower bounds, drawn hatched and
+        counted at the end of the row.
+      label: of the horizontal axis, with its unit.
+      title: above the rows.
+      bins: how many, over all rows.
+      logarithmic: of the horizontal axis.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: there is no minimum, one has no finite radius above 0, the groups or what is
+        censored do not match, or the name does not end in ``.png``.
+    """
+    values = {name: np.asarray(one, float).reshape(-1) for name, one in radii.items()}
+    bad = [n for n, one in values.items() if not (one.size and np.isfinite(one).all())]
+    bad += [n for n, one in values.items() if n not in bad and not (one > 0).all()]
+    if bad or not values:
+        raise ValueError(f"radii of {bad or 'nobody'}: expected at least one, finite and above 0")
+    colours = _colours(groups, len(values), "radii")
+    masks = {
+        name: np.asarray((censored or {}).get(name, np.zeros(one.size)), bool)
+        for name, one in values.items()
+    }
+    wrong = [name for name, mask in masks.items() if mask.shape != values[name].shape]
+    if wrong or set(censored or {}) - set(values):
+        unknown = wrong or sorted(set(censored or {}) - set(values))
+        raise ValueError(f"censored of {unknown}: expected [k] bool of minima of ``radii``")
+    low = min(one.min() for one in values.values())
+    high = max(one.max() for one in values.values())
+    edges = _edges(low, high, bins, logarithmic)
+    figure = style.new_figure(5.4, 0.9 + ROW * max(3, len(values)))
+    axes = figure.add_subplot()
+    style.dress(axes, x=label, grid="x")
+    for row, (name, one) in enumerate(values.items()):
+        _ridge(axes, -row, one, masks[name], edges, colours[row])
+    axes.set_yticks([-row for row in range(len(values))], list(values))
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(-len(values) + 0.75, 1.05)
+    if logarithmic:
+        axes.set_xscale("log")
+    axes.set_xlim(edges[0], edges[-1])
+    _legend(axes, groups, title)
+    return style.save(figure, path)
+
+
+def volume_scatter(
+    x: ArrayLike,
+    volumes: ArrayLike,
+    path: str | Path,
+    *,
+    low: ArrayLike | None = None,
+    high: ArrayLike | None = None,
+    groups: Sequence[str] | None = None,
+    x_label: str = "test accuracy",
+    label: str = "log-volume (nats)",
+    title: str = "",
+    note: str = "",
+) -> Path:
+    """A log-volume (or a median radius) of each minimum over its test accuracy or poison.
+
+    Args:
+      x: ``[k]`` float.
+      volumes: ``[k]`` float, such as Jensen bounds, or estimates with effective samples enough.
+      path: of the PNG.
+      low: ``[k]`` float, lower ends of the intervals, given with ``high``.
+      high: ``[k]`` float.
+      groups: name of each minimum's group; groups have colours and markers.
+      x_label: of the horizontal axis.
+      label: of the vertical axis.
+      title: above the axes.
+      note: in a corner, such as a rank correlation with its interval.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: there is no minimum, the shapes do not match, only one end of the intervals is
+        given, or the name does not end in ``.png``.
+    """
+    xs, ys = np.asarray(x, float), np.asarray(volumes, float)
+    if (low is None) != (high is None):
+        raise ValueError("only one of low and high is given: expected both or neither")
+    ends = [np.asarray(end, float) for end in (low, high) if end is not None]
+    if any(array.shape != ys.shape for array in (xs, *ends)) or ys.ndim != 1 or not ys.size:
+        shapes = [array.shape for array in (xs, ys, *ends)]
+        raise ValueError(f"x, volumes and their ends have shapes {shapes}: expected [k] all")
+    colours = _colours(groups, len(ys), "volumes")
+    figure = style.new_figure(4.8, 3.5)
+    axes = figure.add_subplot()
+    style.dress(axes, x=x_label, y=label, grid="both")
+    names = list(groups) if groups is not None else [""] * len(ys)
+    known = list(dict.fromkeys(names))
+    for index in range(len(ys)):
+        if ends:
+            span = (ends[0][index], ends[1][index])
+            axes.vlines(xs[index], *span, color=colours[index], linewidth=1.2, alpha=0.7)
+        axes.plot(
+            xs[index],
+            ys[index],
+            marker=MARKERS[known.index(names[index]) % len(MARKERS)],
+            markersize=4.8,
+            color=colours[index],
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+            linestyle="none",
+        )
+    axes.margins(x=0.06, y=0.1)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
+    if note:
+        axes.annotate(
+            note,
+            (0.98, 0.03),
+            xycoords="axes fraction",
+            ha="right",
+            fontsize=style.TICK_SIZE,
+            color=style.INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
+        )
+    _legend(axes, groups, title, markers=True)
+    return style.save(figure, path)
+
+
+def volume_curves(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]],
+    path: str | Path,
+    *,
+    label: str = "log-volume (nats)",
+    band_label: str = "95 % of subsets",
+    title: str = "",
+) -> Path:
+    """Estimates over the number of directions: one that still rises has too few.
+
+    Args:
+      curves: (directions ``[s]`` int, rising, estimate ``[s]``, low ``[s]``, high ``[s]``) a
+        minimum, by name.
+      path: of the PNG.
+      label: of the vertical axis.
+      band_label: what the bands show.
+      title: above the axes.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: there is no curve, the shapes do not match, or the name does not end in ``.png``.
+    """
+    arrays = {name: [np.asarray(part, float) for part in one] for name, one in curves.items()}
+    wrong = [
+        name
+        for name, parts in arrays.items()
+        if len(parts) != 4 or parts[0].ndim != 1 or len({part.shape for part in parts}) != 1
+    ]
+    if wrong or not arrays:
+        raise ValueError(f"curves of {wrong or 'nobody'}: expected four arrays [s] each")
+    figure = style.new_figure(4.8, 3.5)
+    axes = figure.add_subplot()
+    style.dress(axes, x="directions", y=label)
+    for index, (name, (sizes, estimate, low, high)) in enumerate(arrays.items()):
+        colour = style.series_colour(index)
+        axes.fill_between(sizes, low, high, color=colour, alpha=0.14, linewidth=0)
+        axes.plot(
+            sizes,
+            estimate,
+            color=colour,
+            linewidth=1.6,
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=3.4,
+            label=name,
+        )
+    axes.fill_between([], [], [], color=style.FAINT, alpha=0.3, linewidth=0, label=band_label)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
+    style.legend_above(axes, title, rows=-(-(len(arrays) + 1) // 3), columns=3)
+    return style.save(figure, path)
+
+
+def _colours(groups: Sequence[str] | None, count: int, of: str) -> list[str]:
+    """A colour a minimum, by its group.
+
+    Raises:
+      ValueError: there are more or fewer groups than minima.
+    """
+    if groups is None:
+        return [style.series_colour(0)] * count
+    if len(groups) != count:
+        raise ValueError(f"groups has {len(groups)} names: expected one for each of {count} {of}")
+    known = list(dict.fromkeys(groups))
+    return [style.series_colour(known.index(name)) for name in groups]
+
+
+def _edges(low: float, high: float, bins: int, logarithmic: bool) -> np.ndarray:
+    if high - low <= 1e-9 * high:
+        low, high = 0.98 * low, 1.02 * high
+    margin = (high / low) ** 0.02 if logarithmic else 0.02 * (high - low)
+    if logarithmic:
+        return np.geomspace(low / margin, high * margin, bins + 1)
+    return np.linspace(max(low - margin, 0), high + margin, bins + 1)
+
+
+def _ridge(
+    axes: Axes, row: int, values: np.ndarray, mask: np.ndarray, edges: np.ndarray, colour: str
+) -> None:
+    counts, _ = np.histogram(values, edges)
+    height = 0.85 / max(counts.max(), 1)
+    hidden, _ = np.histogram(values[mask], edges)
+    axes.stairs(
+        row + height * counts, edges, baseline=row, fill=True, color=colour, alpha=0.35, zorder=2
+    )
+    axes.stairs(row + height * counts, edges, baseline=row, color=colour, linewidth=0.9, zorder=3)
+    if mask.any():
+        axes.stairs(
+            row + height * hidden,
+            edges,
+            baseline=row,
+            fill=True,
+            facecolor="none",
+            edgecolor=style.INK,
+            hatch="//////",
+            linewidth=0,
+            zorder=4,
+        )
+        axes.annotate(
+            f"{int(mask.sum())} reach the span",
+            (1, row),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 1),
+            textcoords="offset points",
+            fontsize=style.TICK_SIZE - 1,
+            color=style.INK,
+            annotation_clip=False,
+        )
+    axes.plot(
+        np.median(values),
+        row,
+        marker="o",
+        markersize=4,
+        markerfacecolor="white",
+        markeredgecolor=style.INK,
+        markeredgewidth=1.1,
+        zorder=5,
+        clip_on=False,
+    )
+
+
+def _legend(axes: Axes, groups: Sequence[str] | None, title: str, *, markers: bool = False) -> None:
+    if groups is None:
+        if title:
+            axes.set_title(title, fontsize=style.TITLE_SIZE, color=style.INK, loc="left")
+        return
+    known = list(dict.fromkeys(groups))
+    for index, name in enumerate(known):
+        marker = MARKERS[index % len(MARKERS)] if markers else "s"
+        handle = Line2D(
+            [], [], color=style.series_colour(index), marker=marker, linestyle="none", label=name
+        )
+        axes.add_line(handle)
+    style.legend_above(axes, title, rows=-(-len(known) // 4), columns=4)

@@ -1,0 +1,115 @@
+"""Pictures of basins: they are drawn, show what they are given, and refuse what does not fit."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from densejax.plots.basins import radius_histograms, volume_curves, volume_scatter
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures as they were saved."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        figures.append(figure)
+        return save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def radii(count):
+    return {f"minimum {i}": RANDOM.normal(0.3 - 0.02 * i, 0.02, 400 - 10 * i) for i in range(count)}
+
+
+def is_a_picture(path):
+    with Image.open(path) as picture:
+        colours = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)
+        return min(picture.size) > 300 and len(colours) > 20
+
+
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_a_row_a_minimum_with_its_median(tmp_path, drawn, count, logarithmic):
+    given = radii(count)
+    groups = ["natural" if i < 2 else "poisoned" for i in range(count)]
+    last = f"minimum {count - 1}"
+    path = radius_histograms(
+        given,
+        tmp_path / "a.png",
+        groups=groups,
+        censored={last: given[last] > np.quantile(given[last], 0.9)},
+        title="Radii",
+        logarithmic=logarithmic,
+    )
+    assert is_a_picture(path)
+    axes = drawn[0].axes[0]
+    dots = [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    found = [(float(line.get_xdata()[0]), int(line.get_ydata()[0])) for line in dots]
+    assert found == [(np.median(one), -i) for i, one in enumerate(given.values())]
+    hidden = int(0.1 * len(given[last])) + 1
+    assert f"{hidden - 1} reach the span" in str([t.get_text() for t in axes.texts])
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == list(dict.fromkeys(groups))
+    # Bars are parts of every row's highest.
+    outline = axes.patches[0].get_data()
+    counts, _ = np.histogram(given["minimum 0"], outline.edges)
+    np.testing.assert_allclose(outline.values - outline.baseline, 0.85 * counts / counts.max())
+
+
+def test_equal_radii_and_no_groups(tmp_path):
+    assert is_a_picture(radius_histograms({"a": [0.5, 0.5]}, tmp_path / "a.png", title="T"))
+
+
+@pytest.mark.parametrize("intervals", [False, True])
+def test_a_point_a_minimum(tmp_path, drawn, intervals):
+    x, y = RANDOM.random(7), RANDOM.normal(-9e5, 3e3, 7)
+    ends = {"low": y - 500, "high": y + 900} if intervals else {}
+    path = volume_scatter(
+        x, y, tmp_path / "b.png", groups=list("aabbbcc"), note="Spearman 0.5", title="V", **ends
+    )
+    assert is_a_picture(path)
+    axes = drawn[0].axes[0]
+    points = [line.get_xydata()[0] for line in axes.lines if len(line.get_xdata())]
+    np.testing.assert_array_equal(points, np.stack([x, y], axis=1))
+    assert len(axes.collections) == (7 if intervals else 0)
+
+
+def test_a_curve_a_minimum(tmp_path, drawn):
+    sizes = [1, 10, 100]
+    curves = {name: (sizes, [1.0, 2, 3], [0, 1.5, 3], [2, 2.5, 3]) for name in ("a", "b")}
+    assert is_a_picture(volume_curves(curves, tmp_path / "c.png", title="K"))
+    lines = drawn[0].axes[0].lines
+    assert [line.get_xdata().tolist() for line in lines] == [sizes, sizes]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: radius_histograms({}, p), "radii of nobody"),
+        (lambda p: radius_histograms({"a": [1, np.nan]}, p), r"radii of \['a'\]"),
+        (lambda p: radius_histograms({"a": [1, 0.0]}, p), r"radii of \['a'\]"),
+        (lambda p: radius_histograms({"a": [1]}, p, groups=["x", "y"]), "groups has 2 names"),
+        (
+            lambda p: radius_histograms({"a": [1]}, p, censored={"a": [True, False]}),
+            r"censored of \['a'\]",
+        ),
+        (lambda p: radius_histograms({"a": [1]}, p, censored={"b": [True]}), r"of \['b'\]"),
+        (lambda p: volume_scatter([1], [1, 2], p), "expected \\[k\\] all"),
+        (lambda p: volume_scatter([1], [1], p, low=[0]), "only one of low and high"),
+        (lambda p: volume_scatter([1], [1], p, groups=[]), "groups has 0 names"),
+        (lambda p: volume_curves({}, p), "curves of nobody"),
+        (lambda p: volume_curves({"a": ([1], [1], [1], [1, 2])}, p), r"curves of \['a'\]"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="not a name of a PNG"):
+        radius_histograms({"a": [1, 2]}, tmp_path / "a.jpg")
