@@ -87,11 +87,9 @@ def _check_update(
 ) -> None:
     """Raise ValueError unless the moments that come out are new ones like those that go in."""
     changed = jax.eval_shape(update, batch_stats, params, batch)
-    if jax.tree.structure(changed) != jax.tree.structure(batch_stats):
-        raise ValueError(
-            f"batch_stats are {jax.tree.structure(batch_stats)}, the network puts out "
-            f"{jax.tree.structure(changed)}"
-        )
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (batch_stats, changed)]
+    if structures[0] != structures[1]:
+        raise ValueError(f"batch_stats are {structures[0]}, the network puts out {structures[1]}")
     jaxpr = jax.make_jaxpr(update)(batch_stats, params, batch).jaxpr
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(batch_stats)]
     for path, out in zip(paths, jaxpr.outvars, strict=True):

@@ -25,6 +25,7 @@ from densejax.landscape.filters import (
     first_axis,
     is_float,
     normalise_direction,
+    normalise_on_host,
     zero_norm_filters,
 )
 from densejax.typing import Array, Key, Params, Tree
@@ -58,7 +59,7 @@ def random_direction(
 ) -> Tree:
     """A Gaussian direction scaled to the parameters (``normalise_direction``).
 
-    Pure: can be compiled and mapped over keys. Leaf number i draws from ``fold_in(key, i)``.
+    Pure: can be compiled and mapped over keys.
 
     Args:
       key: a jax key.
@@ -74,17 +75,8 @@ def random_direction(
       ValueError: an unknown option, or ``axes`` does not fit.
     """
     check_options(normalise, biases)
-    leaves, structure = jax.tree.flatten(params)
-    drawn = []
-    for index, leaf in enumerate(leaves):
-        dtype = jnp.result_type(leaf) if is_float(leaf) else None
-        if dtype is None:
-            drawn.append(jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf)))
-        else:
-            wide = jnp.promote_types(dtype, jnp.float32)
-            draw = jax.random.normal(jax.random.fold_in(key, index), jnp.shape(leaf), wide)
-            drawn.append(draw.astype(dtype))
-    direction = jax.tree.unflatten(structure, drawn)
+    size, dtype = _moving(params)
+    direction = _split(jax.random.normal(key, (size,), dtype), params)
     return normalise_direction(direction, params, normalise=normalise, biases=biases, axes=axes)
 
 
@@ -171,8 +163,8 @@ def random_line(
     Warns where filters are zero: there the direction is zero.
     """
     _warn_of_zeros(params, normalise, axes)
-    options: dict[str, Any] = {"normalise": normalise, "biases": biases, "axes": axes}
-    return Line(params, random_direction(key, params, **options))
+    (direction,) = _drawn(key, 1, params, normalise, biases, axes)
+    return Line(params, direction)
 
 
 def random_plane(
@@ -188,7 +180,7 @@ def random_plane(
     They are not made orthogonal, as Li et al. 2018 do not: in many dimensions they nearly are.
 
     Args:
-      key: a jax key; the directions draw from its two halves.
+      key: a jax key.
       params: tree of arrays.
       normalise: as in ``random_direction``.
       biases: as in ``random_direction``.
@@ -199,9 +191,7 @@ def random_plane(
       degrees.
     """
     _warn_of_zeros(params, normalise, axes)
-    options: dict[str, Any] = {"normalise": normalise, "biases": biases, "axes": axes}
-    draw = jax.jit(lambda key, params: random_direction(key, params, **options))
-    first, second = (draw(half, params) for half in jax.random.split(key))
+    first, second = _drawn(key, 2, params, normalise, biases, axes)
     return warn_if_parallel(Plane(params, first, second))
 
 
@@ -335,6 +325,45 @@ def _warn_of_zeros(params: Params, normalise: str, axes: Axes | None) -> None:
             "normalised direction is zero there",
             stacklevel=3,
         )
+
+
+def _drawn(
+    key: Key, count: int, params: Params, normalise: Normalise, biases: Biases, axes: Axes | None
+) -> list[Tree]:
+    """Directions of concrete parameters: all but the draw on the host, with nothing to compile."""
+    check_options(normalise, biases)
+    size, dtype = _moving(params)
+    draws = np.asarray(jax.random.normal(key, (count, size), dtype))
+    directions = []
+    for draw in draws:
+        scaled = normalise_on_host(
+            _split(draw, params), params, normalise=normalise, biases=biases, axes=axes
+        )
+        directions.append(jax.tree.map(jnp.asarray, scaled))
+    return directions
+
+
+def _moving(params: Params) -> tuple[int, Any]:
+    """How many parameters have a direction, and the dtype that it is drawn in."""
+    moving = [leaf for leaf in jax.tree.leaves(params) if is_float(leaf)]
+    dtype = jnp.result_type(jnp.float32, *(jnp.result_type(leaf) for leaf in moving))
+    return sum(math.prod(jnp.shape(leaf)) for leaf in moving), dtype
+
+
+def _split(draw: Array, params: Params) -> Tree:
+    """One draw [n] for all parameters, as a tree: one a parameter would take long to compile."""
+    leaves, structure = jax.tree.flatten(params)
+    parts: list[Array] = []
+    start = 0
+    for leaf in leaves:
+        shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+        if not is_float(leaf):
+            parts.append(np.zeros(shape, dtype))
+            continue
+        stop = start + math.prod(shape)
+        parts.append(draw[start:stop].reshape(shape).astype(dtype))
+        start = stop
+    return jax.tree.unflatten(structure, parts)
 
 
 def _combine(centre: Tree, steps: list[tuple[Array | float, Tree]]) -> Tree:

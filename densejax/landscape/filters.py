@@ -7,6 +7,7 @@ scales of norms, and goes by the rule for biases.
 """
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -126,13 +127,26 @@ def normalise_direction(
     """
     check_options(normalise, biases)
     check_alike(params, direction, names=("the parameters", "the direction"))
-    rules = filter_axes(params, axes=axes)
-    leaves, structure = jax.tree.flatten(params)
-    scaled = [
-        _normalised(d, w, rule, normalise, biases)
-        for d, w, rule in zip(jax.tree.leaves(direction), leaves, rules.values(), strict=True)
-    ]
-    return jax.tree.unflatten(structure, scaled)
+    return _normalise(direction, params, normalise, biases, axes, jnp)
+
+
+def normalise_on_host(
+    direction: Tree, params: Params, *, normalise: Normalise, biases: Biases, axes: Axes | None
+) -> Tree:
+    """``normalise_direction`` of concrete arrays by NumPy, which has nothing to compile.
+
+    Args:
+      direction: tree like ``params``.
+      params: tree of concrete arrays.
+      normalise: as there.
+      biases: as there.
+      axes: as there.
+
+    Returns:
+      Tree of NumPy arrays, equal to ``normalise_direction``'s to rounding.
+    """
+    direction, params = (jax.tree.map(np.asarray, tree) for tree in (direction, params))
+    return _normalise(direction, params, normalise, biases, axes, np)
 
 
 def check_options(normalise: str, biases: str) -> None:
@@ -166,7 +180,7 @@ def check_alike(first: Tree, second: Tree, *, names: tuple[str, str]) -> None:
     for path in right:
         if path not in left:
             raise ValueError(f"{names[1]} have {path}, {names[0]} do not")
-    structures = [jax.tree.structure(tree) for tree in (first, second)]
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (first, second)]
     if structures[0] != structures[1]:
         raise ValueError(f"{names[0]} are {structures[0]}, {names[1]} {structures[1]}")
 
@@ -205,18 +219,37 @@ def _checked(path: str, rule: Any, ndim: int) -> int | tuple[int, ...] | None:
     return whole if isinstance(rule, tuple) else whole[0]
 
 
-def _normalised(d: Array, w: Array, rule: Any, normalise: str, biases: str) -> jax.Array:
-    """One parameter's direction."""
+def _normalise(
+    direction: Tree,
+    params: Params,
+    normalise: str,
+    biases: str,
+    axes: Axes | None,
+    numpy: ModuleType,
+) -> Tree:
+    rules = filter_axes(params, axes=axes)
+    leaves, structure = jax.tree.flatten(params)
+    scaled = [
+        _normalised(d, w, rule, normalise, biases, numpy)
+        for d, w, rule in zip(jax.tree.leaves(direction), leaves, rules.values(), strict=True)
+    ]
+    return jax.tree.unflatten(structure, scaled)
+
+
+def _normalised(
+    d: Array, w: Array, rule: Any, normalise: str, biases: str, numpy: ModuleType
+) -> Array:
+    """One parameter's direction, by jax.numpy or by NumPy."""
     dtype = jnp.result_type(w)
     if not is_float(w) or (rule is None and biases == "zero"):
-        return jnp.zeros(jnp.shape(w), dtype)
+        return numpy.zeros(jnp.shape(w), dtype)
     if rule is None and biases == "weights":
-        return jnp.asarray(w)
+        return numpy.asarray(w)
     wide = jnp.promote_types(dtype, jnp.float32)
-    d, w = jnp.asarray(d, wide), jnp.asarray(w, wide)
+    d, w = numpy.asarray(d, wide), numpy.asarray(w, wide)
     if normalise == "none":
         return d.astype(dtype)
     kept = () if rule is None or normalise == "layer" else _tuple(rule)
     others = tuple(axis for axis in range(w.ndim) if axis not in kept)
-    length = [jnp.sqrt(jnp.sum(a * a, axis=others, keepdims=True)) for a in (w, d)]
+    length = [numpy.sqrt(numpy.sum(a * a, axis=others, keepdims=True)) for a in (w, d)]
     return (d * (length[0] / (length[1] + TINY))).astype(dtype)

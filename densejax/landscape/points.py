@@ -1,10 +1,10 @@
 """A loss at many points of a line or a plane: one compiled program, spread over the devices.
 
-A device runs over its share of the points in a loop whose length it is told with every call, so one
-program serves grids of any size and needs no filling up. A step of the loop is a *chunk*: one
-point, or several side by side (vmap), whichever a timed probe on the real points finds faster. What
-a point's value is depends neither on the number of devices of one kind nor on the other points of
-the call, except those of its chunk, and there to rounding.
+A place of the program holds a *chunk*: one point, or several side by side (vmap), whichever a timed
+probe on the real points finds faster. A device works its places off one after another and skips
+those that are not in use, so one program serves any number of points and nothing is padded with
+work. A value depends neither on the number of devices of one kind nor on the other points of the
+call, except those of its chunk, and there to rounding.
 
 Arrays that the loss closes over (the data) are handed to the program as arguments, so the compiler
 does not have to chew them.
@@ -28,8 +28,8 @@ from densejax.typing import Tree
 Frame = Line | Plane
 Values = dict[str, np.ndarray]
 
-# Points that one call can carry on one device.
-PLACES = 4096
+# Points that one call can carry on one device. A place that is not used costs a microsecond.
+PLACES = 1024
 # A call lasts about so long: what an interruption costs, and how often progress is told.
 CALL_SECONDS = 1.0
 CANDIDATES = (1, 4, 16, 64)
@@ -50,30 +50,30 @@ class Programs:
     def __init__(
         self, loss_fn: LossFunction, shapes: "Shapes", devices: tuple[jax.Device, ...]
     ) -> None:
-        self.population = Population(len(devices), devices=devices)
+        self.devices = devices
         self.probed = 0
         frame = shapes.frame()
         self.axes = 1 if isinstance(frame, Line) else 2
-        self.coordinate_dtype = _coordinate_dtype(frame)
-        point = jax.ShapeDtypeStruct((self.axes,), self.coordinate_dtype)
+        self._coordinate_dtype = _coordinate_dtype(frame)
+        point = jax.ShapeDtypeStruct((self.axes,), self._coordinate_dtype)
         measures = measures_of(loss_fn)
+        self.names: list[str] = []
 
-        def at_point(frame: Frame, point: jax.Array) -> dict[str, jax.Array]:
+        def at_point(frame: Frame, point: jax.Array) -> jax.Array:
             values = measures(frame.at(*(point[axis] for axis in range(self.axes))))
-            return {name: _at_least_float32(value) for name, value in values.items()}
+            self.names = sorted(values)
+            return jnp.stack([_at_least_float32(values[name]) for name in self.names])
 
         # The loss is kept as well: a key of the store must not outlive what it names.
         self._loss_fn = loss_fn
-        self._traced, self._results = jax.make_jaxpr(at_point, return_shape=True)(frame, point)
+        # No TF32: a picture of a flat basin is made of small differences.
+        with jax.default_matmul_precision("highest"):
+            traced = jax.make_jaxpr(at_point, return_shape=True)
+            self._traced, self._result = traced(frame, point)
         self._hoisted = [_can_be_placed(constant) for constant in self._traced.consts]
         constants = zip(self._traced.consts, self._hoisted, strict=True)
-        self._constants = self.population.replicate([c for c, placed in constants if placed])
+        self._constants = self.place([c for c, placed in constants if placed])
         self._mapped: dict[int, Mapped] = {}
-
-    @property
-    def names(self) -> list[str]:
-        """What the loss returns."""
-        return sorted(self._results)
 
     @property
     def compilations(self) -> int:
@@ -88,17 +88,22 @@ class Programs:
         """The compiled program's own estimate of its memory on one device."""
         return self._mapped[chunk].peak_bytes()
 
+    def place(self, tree: Tree) -> Tree:
+        """A copy of the arrays on every device."""
+        return self.population(1).replicate(tree)
+
     def prepare(self, frame: Tree, chunk: int) -> None:
         """Compile for a chunk size, if that has not been done."""
         if chunk not in self._mapped:
-            mapped = self.population.map(self._share(chunk), shared=(2, 3), name="points")
-            self._mapped[chunk] = mapped.compile(*self._arguments(frame, self._empty(), chunk))
+            mapped = self.population(chunk).map(self._at_place(chunk), shared=(2, 3), name="points")
+            used, points = self._places(np.zeros((1, self.axes)), chunk)
+            self._mapped[chunk] = mapped.compile(*self._arguments(frame, used, points))
 
     def __call__(self, frame: Tree, coordinates: np.ndarray, chunk: int) -> Values:
         """The values at points.
 
         Args:
-          frame: as ``population.replicate`` places it.
+          frame: as ``place`` returns it.
           coordinates: [p, 1 or 2], p at most ``capacity(chunk)``.
           chunk: points side by side.
 
@@ -106,42 +111,43 @@ class Programs:
           Name to [p].
         """
         self.prepare(frame, chunk)
-        devices, count = len(self.population.devices), len(coordinates)
-        each = -(-count // (chunk * devices))
-        placed = self._mapped[chunk](*self._arguments(frame, coordinates, chunk))
-        fetched = self.population.fetch(placed)
-        return {
-            name: np.concatenate([part[:each].ravel() for part in value])[:count]
-            for name, value in fetched.items()
-        }
+        used, points = self._places(coordinates, chunk)
+        placed = self._mapped[chunk](*self._arguments(frame, used, points))
+        values = self.population(chunk).fetch(placed)[used].reshape(-1, len(self.names))
+        return {name: values[: len(coordinates), i] for i, name in enumerate(self.names)}
 
     def capacity(self, chunk: int) -> int:
         """Points that one call can carry."""
-        return len(self.population.devices) * max(1, PLACES // chunk) * chunk
+        return self.population(chunk).slots * chunk
 
-    def _empty(self) -> np.ndarray:
-        return np.zeros((0, self.axes))
+    def population(self, chunk: int) -> Population:
+        """The places of all devices."""
+        places = max(1, PLACES // chunk) * len(self.devices)
+        return Population(places, devices=self.devices)
 
-    def _arguments(self, frame: Tree, coordinates: np.ndarray, chunk: int) -> tuple[Any, ...]:
-        devices, places = len(self.population.devices), max(1, PLACES // chunk)
+    def _places(self, coordinates: np.ndarray, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which places are used, [places] bool, as many on each device; and their points."""
+        devices, places = len(self.devices), self.population(chunk).slots
         chunks = -(-len(coordinates) // chunk)
         each = -(-chunks // devices)
-        counts = np.clip(chunks - each * np.arange(devices), 0, each).astype(np.int32)
-        padded = np.zeros((devices, places, chunk, self.axes), self.coordinate_dtype)
-        spare = devices * each * chunk - len(coordinates)
-        if len(coordinates):
-            rows = np.concatenate([coordinates, np.repeat(coordinates[-1:], spare, axis=0)])
-            padded[:, :each] = rows.reshape(devices, each, chunk, self.axes)
-        place = self.population.place
-        return place(counts), place(padded), frame, self._constants
+        starts = np.arange(devices)[:, None] * each + np.arange(places // devices)
+        used = (np.arange(places // devices) < each) & (starts < chunks)
+        points = np.zeros((places, chunk, self.axes), self._coordinate_dtype)
+        spare = chunks * chunk - len(coordinates)
+        rows = np.concatenate([coordinates, np.repeat(coordinates[-1:], spare, axis=0)])
+        points[used.ravel()] = rows.reshape(chunks, chunk, self.axes)
+        return used.ravel(), points
 
-    def _share(self, chunk: int) -> Callable[..., Tree]:
-        """One device's share of the points, as the population maps it."""
-        structure = jax.tree.structure(self._results)
+    def _arguments(self, frame: Tree, used: np.ndarray, points: np.ndarray) -> tuple[Any, ...]:
+        population = self.population(points.shape[1])
+        return population.place(used), population.place(points), frame, self._constants
 
-        def share(
-            count: jax.Array, coordinates: jax.Array, frame: Frame, constants: list[jax.Array]
-        ) -> Tree:
+    def _at_place(self, chunk: int) -> Callable[..., jax.Array]:
+        """The values of one place, [chunk, measures], as the population maps it."""
+
+        def at_place(
+            used: jax.Array, points: jax.Array, frame: Frame, constants: list[jax.Array]
+        ) -> jax.Array:
             placed = iter(constants)
             consts = [
                 next(placed) if hoisted else kept
@@ -150,31 +156,18 @@ class Programs:
             run = core.jaxpr_as_fun(core.ClosedJaxpr(self._traced.jaxpr, consts))
             leaves = jax.tree.leaves(frame)
 
-            def one(point: jax.Array) -> Tree:
-                return jax.tree.unflatten(structure, run(*leaves, point))
+            def one(point: jax.Array) -> jax.Array:
+                return run(*leaves, point)[0]
 
-            def side_by_side(points: jax.Array) -> Tree:
-                if chunk > 1:
-                    return jax.vmap(one)(points)
-                return jax.tree.map(lambda value: value[None], one(points[0]))
+            def evaluated() -> jax.Array:
+                return jax.vmap(one)(points) if chunk > 1 else one(points[0])[None]
 
-            def body(index: jax.Array, results: Tree) -> Tree:
-                points = jax.lax.dynamic_index_in_dim(coordinates, index, keepdims=False)
-                return jax.tree.map(
-                    lambda all_of, some: jax.lax.dynamic_update_index_in_dim(
-                        all_of, some, index, 0
-                    ),
-                    results,
-                    side_by_side(points),
-                )
+            def skipped() -> jax.Array:
+                return jnp.full((chunk, *self._result.shape), jnp.nan, self._result.dtype)
 
-            places = coordinates.shape[0]
-            empty = jax.tree.map(
-                lambda result: jnp.full((places, chunk), jnp.nan, result.dtype), self._results
-            )
-            return jax.lax.fori_loop(0, count, body, empty)
+            return jax.lax.cond(used, evaluated, skipped)
 
-        return share
+        return at_place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +226,7 @@ class Evaluator:
         self.programs = _programs(loss_fn, Shapes.of(frame), used)
         self.chunk = chunk or self.programs.probed or 1
         self._probe = not (chunk or self.programs.probed)
-        self._frame = self.programs.population.replicate(frame)
+        self._frame = self.programs.place(frame)
         self._rate = 0.0
 
     def __call__(self, coordinates: np.ndarray) -> Values:
@@ -260,7 +253,7 @@ class Evaluator:
         if not self._probe:
             return
         self._probe = False
-        devices, compiling = len(self.programs.population.devices), self._compile_seconds()
+        devices, compiling = len(self.programs.devices), self._compile_seconds()
         if not self._rate:
             self.now(coordinates[:devices])
         budget = PROBE_SHARE * self.seconds(len(coordinates))
@@ -274,7 +267,7 @@ class Evaluator:
 
     def _fastest(self, coordinates: np.ndarray) -> int:
         """The best of the chunks whose laps the points repay; larger ones while they gain."""
-        devices, compiling = len(self.programs.population.devices), self._compile_seconds()
+        devices, compiling = len(self.programs.devices), self._compile_seconds()
         best, chosen = self._lap(coordinates, self.chunk), self.chunk
         budget = PROBE_SHARE * best * len(coordinates)
         for chunk in CANDIDATES:
@@ -309,7 +302,7 @@ class Evaluator:
         while done < total:
             stop = min([s for s in stops if s > done] + [total])
             if not self._rate:
-                wanted = len(self.programs.population.devices) * self.chunk
+                wanted = len(self.programs.devices) * self.chunk
             else:
                 wanted = int(CALL_SECONDS * self._rate)
             wanted = max(1, wanted // self.chunk) * self.chunk
@@ -327,12 +320,12 @@ class Evaluator:
     def _fits(self, chunk: int) -> bool:
         """Whether a chunk size leaves room on the devices."""
         self.programs.prepare(self._frame, chunk)
-        limit = memory_limit(self.programs.population.devices)
+        limit = memory_limit(self.programs.devices)
         return self.programs.peak_bytes(chunk) < MEMORY_SHARE * limit
 
     def _lap(self, coordinates: np.ndarray, chunk: int) -> float:
         """Seconds a point with a chunk size, of enough points that the call is no matter."""
-        count = chunk * len(self.programs.population.devices)
+        count = chunk * len(self.programs.devices)
         most = min(len(coordinates), self.programs.capacity(chunk))
         while True:
             some = coordinates[: min(count, most)]

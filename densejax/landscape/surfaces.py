@@ -224,7 +224,7 @@ class Grid:
             return
         evaluator = self._evaluator
         evaluator.probe(left)
-        names, devices = ", ".join(self._values), len(evaluator.programs.population.devices)
+        names, devices = ", ".join(self._values), len(evaluator.programs.devices)
         told = Progress(len(left), "point", shown=progress)
         told.say(
             f"{len(self._x)} x {len(self._y)} points of {names}"
