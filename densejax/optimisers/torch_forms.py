@@ -12,7 +12,7 @@ from densejax.typing import Params
 class AmsgradState(NamedTuple):
     """Moments of ``scale_by_amsgrad``."""
 
-    count: jax.Array
+    steps: jax.Array
     mean: Params
     square: Params
     largest: Params
@@ -43,16 +43,16 @@ def scale_by_amsgrad(
         updates: Params, state: AmsgradState, params: Params | None = None
     ) -> tuple[Params, AmsgradState]:
         del params
-        count = state.count + 1
+        steps = state.steps + 1
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, updates)
         square = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.square, updates)
         largest = jax.tree.map(jnp.maximum, state.largest, square)
-        steps = count.astype(jnp.float32)
-        first, second = 1 - b1**steps, jnp.sqrt(1 - b2**steps)
+        made = steps.astype(jnp.float32)
+        first, second = 1 - b1**made, jnp.sqrt(1 - b2**made)
         directions = jax.tree.map(
             lambda m, v: m / first / (jnp.sqrt(v) / second + epsilon), mean, largest
         )
-        return directions, AmsgradState(count, mean, square, largest)
+        return directions, AmsgradState(steps, mean, square, largest)
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
