@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from densejax.landscape import lanczos
+from densejax.landscape.compiled import compiled
 from densejax.landscape.directions import Plane
 from densejax.landscape.filters import check_alike, is_float
 from densejax.landscape.lanczos import Eigenpairs, Which
@@ -137,7 +138,9 @@ def hessian_plane(
     """
     if ends not in ("largest", "both", "magnitude"):
         raise ValueError(f"ends={ends!r}: expected largest, both or magnitude")
-    parts = [("largest", 1), ("smallest", 1)] if ends == "both" else [(ends, 2)]
+    parts: list[tuple[Which, int]] = [("largest", 1), ("smallest", 1)]
+    if ends != "both":
+        parts = [(ends, 2)]
     directions: list[Tree] = []
     for which, k in parts:
         found = top_eigenpairs(
@@ -331,4 +334,4 @@ def _traces(
         samples = lax.map(sample, jax.random.split(second, probes - 2 * third))
         return samples, known.sum()
 
-    return jax.jit(hutchinson if method == "hutchinson" else hutch_plus_plus)
+    return compiled(hutchinson if method == "hutchinson" else hutch_plus_plus)

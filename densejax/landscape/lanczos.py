@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from densejax.landscape.compiled import compiled
 from densejax.landscape.objective import remembered
 from densejax.typing import Array, Key, Tree
 
@@ -186,11 +187,12 @@ def quadrature(
       ValueError: a product is not finite.
     """
     steps = min(steps, dimension)
-    program = _programs(product).probe
+    programs = _programs(product, dimension, steps)
     nodes, weights = [], []
     for index in range(probes):
-        vector = jax.random.normal(jax.random.fold_in(key, index), (dimension,))
-        projection = program(key, operand, *start(vector, steps=steps))
+        probe = jax.random.fold_in(key, index)
+        begun = programs.start(probe)
+        _, projection, _ = programs.extend(probe, operand, *begun, jnp.int32(0))
         values, vectors = ritz(projection)
         nodes.append(values)
         weights.append(vectors[0] ** 2)
@@ -240,12 +242,14 @@ def eigenpairs(
             f"k={k} eigenpairs of {dimension} dimensions in {full} steps: expected 1 to "
             f"{dimension} pairs and more steps than pairs"
         )
-    programs = _programs(product)
-    basis, projection = start(jax.random.normal(key, (dimension,)), steps=full)
+    programs = _programs(product, dimension, full)
+    basis, projection = programs.start(key)
     first, size, products = 0, 0.0, 0
     for restart in range(restarts + 1):
         begin = jax.random.fold_in(key, restart + 1)
-        basis, projection, coupling = programs.extend(begin, operand, basis, projection, first)
+        basis, projection, coupling = programs.extend(
+            begin, operand, basis, projection, jnp.int32(first)
+        )
         products += full - first
         values, vectors = ritz(projection)
         order = _order(values, which)
@@ -256,14 +260,16 @@ def eigenpairs(
             break
         kept = order[: k + (full - k) // 2]
         basis = programs.restart(basis, jnp.asarray(vectors[:, kept].T, basis.dtype))
-        projection = np.zeros((full, full), basis.dtype)
-        projection[range(len(kept)), range(len(kept))] = values[kept]
+        diagonal = np.zeros(full)
+        diagonal[: len(kept)] = values[kept]
+        projection = jnp.diag(jnp.asarray(diagonal, basis.dtype))
         first = len(kept)
-    found = programs.combine(basis, jnp.asarray(vectors[:, order[:k]].T, basis.dtype))
+    chosen = order[:k]
+    found = programs.combine(basis, jnp.asarray(vectors[:, chosen].T, basis.dtype))
     del basis
-    residuals = programs.residuals(operand, found, jnp.asarray(values[order[:k]], found.dtype))
-    residuals = np.asarray(residuals, np.float64)
-    return Eigenpairs(values[order[:k]], found, residuals, residuals <= rtol * size, products + k)
+    left = programs.residuals(operand, found, jnp.asarray(values[chosen], found.dtype))
+    residuals = np.asarray(left, np.float64)
+    return Eigenpairs(values[chosen], found, residuals, residuals <= rtol * size, products + k)
 
 
 def _order(values: np.ndarray, which: Which) -> np.ndarray:
@@ -278,22 +284,22 @@ def _dot(first: jax.Array, second: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Programs:
+    start: Callable[..., tuple[jax.Array, jax.Array]]
     extend: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
-    probe: Callable[..., jax.Array]
     restart: Callable[..., jax.Array]
     combine: Callable[..., jax.Array]
     residuals: Callable[..., jax.Array]
 
 
 @remembered
-def _programs(product: Product) -> _Programs:
+def _programs(product: Product, dimension: int, steps: int) -> _Programs:
     """The compiled programs of a product; a basis that is given away is overwritten."""
 
-    def extended(key: Key, operand: Tree, basis: jax.Array, projection: jax.Array, first: int):
-        return extend(key, product, operand, basis, projection, first)
+    def begun(key: Key) -> tuple[jax.Array, jax.Array]:
+        return start(jax.random.normal(key, (dimension,)), steps=steps)
 
-    def probe(key: Key, operand: Tree, basis: jax.Array, projection: jax.Array) -> jax.Array:
-        return extend(key, product, operand, basis, projection, 0)[1]
+    def extended(key: Key, operand: Tree, basis: jax.Array, projection: jax.Array, first: Array):
+        return extend(key, product, operand, basis, projection, first)
 
     def restart(basis: jax.Array, weights: jax.Array) -> jax.Array:
         kept, last = _dot(weights, basis[:-1]), basis[-1]
@@ -314,9 +320,9 @@ def _programs(product: Product) -> _Programs:
         return lax.map(one, (vectors, values))
 
     return _Programs(
-        jax.jit(extended, donate_argnums=(2,)),
-        jax.jit(probe),
+        jax.jit(begun),
+        compiled(extended, donate=(2,)),
         jax.jit(restart, donate_argnums=(0,)),
         jax.jit(combine),
-        jax.jit(residuals),
+        compiled(residuals),
     )

@@ -25,6 +25,7 @@ from jax import lax
 
 from densejax import trees
 from densejax.instances import Population, Strategy, instance_key
+from densejax.landscape.compiled import compiled, hoisted
 from densejax.landscape.filters import check_alike, is_float
 from densejax.landscape.objective import LossFunction, loss_of, measures_of, remembered
 from densejax.landscape.trajectories import Trajectory, trajectory_on_plane
@@ -293,7 +294,7 @@ def bezier(
     def train(key: Key, first: Params, second: Params) -> tuple[Curve, jax.Array]:
         return train_curve(key, loss_fn, first, second, **options)
 
-    curve, losses = jax.jit(train)(key, first, second)
+    curve, losses = compiled(train)(key, first, second)
     return curve, np.asarray(losses)
 
 
@@ -332,8 +333,12 @@ def train_curves(
     def train(identity: jax.Array, first: Params, second: Params) -> tuple[Curve, jax.Array]:
         return train_curve(instance_key(key, identity), loss_fn, first, second, **options)
 
-    placed = [population.place(tree) for tree in (np.arange(k), firsts, seconds)]
-    return population.fetch(population.map(train)(*placed))
+    places = np.arange(k, dtype=np.int32)
+    pair = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), (places, firsts, seconds))
+    arrays, run = hoisted(train, *pair)
+    placed = [population.place(tree) for tree in (places, firsts, seconds)]
+    trained = population.map(run, shared=(0,), name="train_curve")
+    return population.fetch(trained(population.replicate(arrays), *placed))
 
 
 def _weights(kind: Kind, count: int, t: Array | float) -> jax.Array:
@@ -343,7 +348,7 @@ def _weights(kind: Kind, count: int, t: Array | float) -> jax.Array:
     if kind == "chain":
         return jnp.maximum(1 - jnp.abs(t * (count - 1) - places), 0)
     chosen = np.array([comb(count - 1, int(i)) for i in places], np.float32)
-    return chosen * t**places * (1 - t) ** places[::-1]
+    return jnp.asarray(chosen) * t**places * (1 - t) ** places[::-1]
 
 
 def _first_bends(key: Key, straight: Curve, bends: int, noise: float) -> list[jax.Array]:
@@ -369,7 +374,8 @@ def _along(loss_fn: LossFunction, chunk: int) -> Callable[[Curve, jax.Array], di
     measures = measures_of(loss_fn)
 
     def along(curve: Curve, t: jax.Array) -> dict[str, jax.Array]:
-        one_by_one = None if chunk == 1 else chunk
-        return lax.map(lambda one: measures(curve.at(one)), t, batch_size=one_by_one)
+        some = None if chunk == 1 else chunk
+        with jax.default_matmul_precision("highest"):
+            return lax.map(lambda one: measures(curve.at(one)), t, batch_size=some)
 
-    return jax.jit(along)
+    return compiled(along)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax import lax
 
+from densejax.landscape.compiled import compiled
 from densejax.landscape.directions import Plane
 from densejax.landscape.objective import LossFunction, measures_of, remembered
 from densejax.typing import Tree
@@ -64,7 +65,7 @@ def trajectory_on_plane(
             )
             places.append(place)
             residuals.append(residual)
-        parts.append(jax.device_get(program(plane, some, np.float32(places[start:]))))
+        parts.append(jax.device_get(program(plane, some, np.array(places[start:], np.float32))))
     joined = jax.tree.map(lambda *each: np.concatenate(each).astype(np.float64), *parts)
     return Trajectory(np.array(places), np.array(residuals), *joined)
 
@@ -75,7 +76,8 @@ def _measured(loss_fn: LossFunction) -> Callable[[Plane, Tree, np.ndarray], tupl
     measures = measures_of(loss_fn)
 
     def measured(plane: Plane, iterates: Tree, places: jax.Array) -> tuple[dict, dict]:
-        on_plane = lax.map(lambda place: measures(plane.at(place[0], place[1])), places)
-        return lax.map(measures, iterates), on_plane
+        with jax.default_matmul_precision("highest"):
+            on_plane = lax.map(lambda place: measures(plane.at(place[0], place[1])), places)
+            return lax.map(measures, iterates), on_plane
 
-    return jax.jit(measured)
+    return compiled(measured)
