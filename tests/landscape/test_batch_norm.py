@@ -1,6 +1,6 @@
 """Moments of batch norm computed again at each point, against PyTorch's ``update_bn``."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,10 @@ def pictures(seed=0):
     return x, rng.integers(0, 3, len(x))
 
 
+@cache
 def network(**options):
     net = ResNet(3, blocks=(1, 1), widths=(4, 6), stem="cifar", shortcut="pad", **options)
-    return net, net.init(jax.random.key(0), pictures()[0][:2])
+    return net, jax.jit(net.init)(jax.random.key(0), pictures()[0][:2])
 
 
 def cross_entropy(net, x, labels):
