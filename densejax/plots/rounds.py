@@ -83,7 +83,8 @@ def round_curves(
         )
     if intervals:
         axes.fill_between([], [], [], color=style.FAINT, alpha=0.3, linewidth=0, label=band_label)
-    if logarithmic:
+    # Where all values are infinite there is nothing to draw, and no scale to draw it on.
+    if logarithmic and any((np.isfinite(curve) & (curve > 0)).any() for curve in values.values()):
         axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

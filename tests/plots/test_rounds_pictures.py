@@ -33,6 +33,17 @@ def test_curves_are_drawn_with_their_bands_and_published_ones(tmp_path, monkeypa
         assert min(picture.size) > 500
 
 
+def test_a_logarithm_of_infinities_alone_is_drawn_empty(tmp_path):
+    # The imbalance of small sets, as long as every strategy lacks a class.
+    nothing = {name: [np.inf] * 3 for name in ("base", "random")}
+    bands = dict.fromkeys(nothing, ([np.nan] * 3, [np.nan] * 3))
+    path = round_curves(
+        LABELLED, nothing, tmp_path / "a.png", intervals=bands, logarithmic=True, title="t"
+    )
+    with Image.open(path) as picture:
+        assert min(picture.size) > 300
+
+
 @pytest.mark.parametrize("strategies", [1, 5])
 def test_histograms_have_a_panel_a_strategy(tmp_path, strategies):
     counts = {f"s{i}": np.arange(4) for i in range(strategies)}
