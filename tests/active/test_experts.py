@@ -1,4 +1,4 @@
-"""Experts in rounds: they learn from all labels once, and rank by their own entropy."""
+"""What strategies are given in rounds: experts, which learn from all labels once, and networks."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.active import scores
+from densejax.active import balanced, scores
 from densejax.active.oracles import KnownLabels, LabelFile
 from densejax.active.records import Plan, Query, Samples, Strategy, read_record
 from densejax.active.rounds import Rounds
@@ -79,3 +79,29 @@ def test_an_expert_that_diverges_is_named(samples, tmp_path):
     rounds.samples = broken
     with pytest.raises(ValueError, match=r"experts/seeds/0000: the expert failed"):
         rounds._train_experts()
+
+
+def test_images_and_variables_are_those_of_the_round(samples, tmp_path):
+    seen = {}
+
+    def looks(key, pool, budget, *, variables):
+        seen["looks"] = variables, pool
+        return balanced.random(key, pool, budget)
+
+    def does_not_look(key, pool, budget):
+        seen["does not look"] = None, pool
+        return balanced.random(key, pool, budget)
+
+    strategies = {
+        "looks": Strategy(looks, images=True, variables=True),
+        "does not look": Strategy(does_not_look, images=True, network=False),
+    }
+    plan = replace(PLAN, strategies=strategies, seeds=(0,))
+    rounds, task, _ = rounds_of(samples, tmp_path, plan)
+    rounds.run()
+    variables, pool = seen["looks"]
+    logits = task.forward(variables, samples.images)[0]
+    np.testing.assert_allclose(pool.logits, logits, atol=1e-5)
+    assert pool.images is samples.images and pool.features is not None
+    _, pool = seen["does not look"]
+    assert pool.images is samples.images and pool.logits is pool.features is None
