@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import ArrayLike
 
@@ -32,8 +31,8 @@ def path_profiles(
         infinity leave a gap.
       path: of the PNG.
       ends: what is at t = 0 and t = 1.
-      barriers: whether an arrow in the first panel shows the largest rise of each path over the
-        line between its ends.
+      barriers: whether the legend tells the largest rise of each path, in the first panel, over
+        the straight line between its ends.
       logarithmic: of the first panel's vertical axis.
       title: above the axes.
 
@@ -57,41 +56,34 @@ def path_profiles(
                     f"{label} of {name}: t {t.shape} and values {values.shape}: expected [p] both"
                 )
             place = names.index(name)
-            colour = style.series_colour(place)
             seen = np.where(np.isfinite(values), values, np.nan)
             axes.plot(
                 t,
                 seen,
-                color=colour,
+                color=style.series_colour(place),
                 linewidth=1.7,
                 linestyle=DASHES[place // len(style.SERIES_COLOURS) % len(DASHES)],
-                label=name,
+                label=name + (_barrier(t, values) if barriers and not index else ""),
             )
             axes.plot(t[[0, -1]], seen[[0, -1]], "o", color=style.INK, markersize=4, zorder=4)
-            if barriers and not index:
-                _arrow(axes, t, seen, colour)
         if logarithmic and not index:
             axes.set_yscale("log")
+            axes.tick_params(axis="y", which="minor", length=1.5, width=0.5, color=style.FAINT)
         axes.set_xticks([0, 0.5, 1], [f"{ends[0]}\nt = 0", "t = 0.5", f"{ends[1]}\nt = 1"])
         axes.margins(x=0.05, y=0.08)
     style.legend_above(drawn[0], title, rows=-(-len(names) // 2), columns=2)
     return style.save(figure, path)
 
 
-def _arrow(axes: Axes, t: np.ndarray, values: np.ndarray, colour: str) -> None:
-    """From the line between the ends up to the value that is highest above it."""
+def _barrier(t: np.ndarray, values: np.ndarray) -> str:
+    """The largest rise over the line between the ends, in words."""
     line = values[0] + (values[-1] - values[0]) * (t - t[0]) / (t[-1] - t[0])
-    rise = values - line
-    extent = np.nanmax(values) - np.nanmin(values) if np.isfinite(rise).any() else 0.0
-    if not extent > 0 or not np.nanmax(rise) > 0.02 * extent:
-        return
-    top = int(np.nanargmax(rise))
-    axes.annotate(
-        "",
-        (t[top], values[top]),
-        (t[top], line[top]),
-        arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.0, "shrinkA": 0, "shrinkB": 0},
-    )
+    return f" (barrier {_short(float((values - line).max()))})"
+
+
+def _short(value: float) -> str:
+    """A number in two digits, zeros at the end included."""
+    return f"{value:#.2g}".rstrip(".")
 
 
 def barrier_matrix(
@@ -138,7 +130,7 @@ def barrier_matrix(
             axes.text(
                 column,
                 row,
-                f"{value:.2g}",
+                _short(value),
                 ha="center",
                 va="center",
                 fontsize=style.TICK_SIZE - 1,
@@ -216,6 +208,7 @@ def trajectory_losses(
     below.set_ylim(bottom=0)
     if logarithmic:
         above.set_yscale("log")
+        above.tick_params(axis="y", which="minor", length=1.5, width=0.5, color=style.FAINT)
     below.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
     below.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     above.margins(x=0.02)

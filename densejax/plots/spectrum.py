@@ -66,6 +66,7 @@ def spectral_densities(
             _marks(axes, eigenvalues[name], floor * peak)
         axes.axvline(0, color=style.FAINT, linewidth=0.7, linestyle=(0, (3, 2)), zorder=0)
         axes.set_yscale("log")
+        axes.tick_params(axis="y", which="minor", length=1.5, width=0.5, color=style.FAINT)
         axes.set_ylim(floor * peak, 3 * peak)
         axes.xaxis.set_major_locator(MaxNLocator(7))
         if len(curves) > 1 or name:
@@ -80,6 +81,8 @@ def spectral_densities(
                 color=colour,
                 fontweight="bold",
             )
+    drawn = [grid[curve >= floor * peak] for grid, curve in curves.values()]
+    panels[0].set_xlim(*_limits(np.concatenate(drawn)))
     _legend(panels[0], bool(errors), bool(eigenvalues), title)
     return style.save(figure, path)
 
@@ -91,6 +94,13 @@ def _pair(name: str, grid: ArrayLike, curve: ArrayLike) -> tuple[np.ndarray, np.
             f"{name or 'density'}: grid {pair[0].shape} and density {pair[1].shape}: expected [p]"
         )
     return pair
+
+
+def _limits(places: np.ndarray) -> tuple[float, float]:
+    """What shows all places, and 0, with a margin."""
+    low, high = min(0.0, float(places.min())), max(0.0, float(places.max()))
+    margin = 0.03 * (high - low)
+    return low - margin, high + margin
 
 
 def _band(
