@@ -71,7 +71,9 @@ def path_profiles(
             axes.tick_params(axis="y", which="minor", length=1.5, width=0.5, color=style.FAINT)
         axes.set_xticks([0, 0.5, 1], [f"{ends[0]}\nt = 0", "t = 0.5", f"{ends[1]}\nt = 1"])
         axes.margins(x=0.05, y=0.08)
-    style.legend_above(drawn[0], title, rows=-(-len(names) // 2), columns=2)
+    # Names with barriers are long: side by side they would push the panels apart.
+    columns = 1 if len(names) < 4 else 2
+    style.legend_above(drawn[0], title, rows=-(-len(names) // columns), columns=columns)
     return style.save(figure, path)
 
 
