@@ -186,7 +186,7 @@ class Moving:
       content: the bytes of the GIF.
     """
 
-    content: bytes
+    content: bytes = dataclasses.field(repr=False)
 
     def _repr_html_(self) -> str:
         coded = base64.b64encode(self.content).decode("ascii")

@@ -159,7 +159,7 @@ def _round_values(low: float, high: float, most: int) -> list[float]:
     """Powers of ten, or of 1, 2 and 5 times them where the scale holds few, or even steps."""
     powers = np.arange(np.floor(low), np.ceil(high) + 1)
     if high - low >= 2:
-        step = int(np.ceil((high - low + 1) / most))
+        step = int(np.ceil((high - low) / most))
         return [10.0**k for k in powers if k % step == 0]
     finer = [base * 10.0**k for k in powers for base in (1, 2, 5)]
     if sum(low <= np.log10(v) <= high for v in finer) >= 3:
