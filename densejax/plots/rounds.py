@@ -83,8 +83,12 @@ def round_curves(
         )
     if intervals:
         axes.fill_between([], [], [], color=style.FAINT, alpha=0.3, linewidth=0, label=band_label)
-    # Where all values are infinite there is nothing to draw, and no scale to draw it on.
-    if logarithmic and any((np.isfinite(curve) & (curve > 0)).any() for curve in values.values()):
+    if not any(np.isfinite(curve).any() for curve in values.values()):
+        axes.set_xlim(x[0] - 0.5, x[-1] + 0.5)
+        axes.set_yticks([])
+        middle, size = axes.transAxes, style.TITLE_SIZE
+        axes.text(0.5, 0.5, "no finite value", transform=middle, ha="center", fontsize=size)
+    elif logarithmic:
         axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
