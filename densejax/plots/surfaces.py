@@ -190,7 +190,7 @@ def surface_3d(
 
     Between grid points the relief is bilinear: what is seen is what was computed. Values above the
     upper limit are cut off at it, which the bar tells by an arrow. Cells with a missing corner are
-    left out.
+    left out. A trajectory and minima are drawn over the relief also where it would hide them.
 
     Args:
       x: ``[p]`` float, rising.
