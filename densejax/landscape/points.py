@@ -52,6 +52,8 @@ class Programs:
     ) -> None:
         self.devices = devices
         self.probed = 0
+        # Points a second by chunk size, as the calls so far have it.
+        self.rates: dict[int, float] = {}
         frame = shapes.frame()
         self.axes = 1 if isinstance(frame, Line) else 2
         self._coordinate_dtype = _coordinate_dtype(frame)
@@ -227,7 +229,10 @@ class Evaluator:
         self.chunk = chunk or self.programs.probed or 1
         self._probe = not (chunk or self.programs.probed)
         self._frame = self.programs.place(frame)
-        self._rate = 0.0
+
+    @property
+    def _rate(self) -> float:
+        return self.programs.rates.get(self.chunk, 0.0)
 
     def __call__(self, coordinates: np.ndarray) -> Values:
         """The values at [p, 1 or 2] coordinates, name to [p]."""
@@ -282,7 +287,7 @@ class Evaluator:
             if each > PROBE_GAIN * best:
                 break
             best, chosen = each, chunk
-        self._rate = 1 / best
+        self.programs.rates[chosen] = 1 / best
         return chosen
 
     def parts(
@@ -315,7 +320,8 @@ class Evaluator:
     def _note(self, points: int, seconds: float) -> None:
         """A call that carried more work tells more of the rate."""
         rate = points / max(seconds, 1e-9)
-        self._rate = rate if seconds > LAP_SECONDS else max(rate, self._rate)
+        known = rate if seconds > LAP_SECONDS else max(rate, self._rate)
+        self.programs.rates[self.chunk] = known
 
     def _fits(self, chunk: int) -> bool:
         """Whether a chunk size leaves room on the devices."""
