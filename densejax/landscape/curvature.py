@@ -241,7 +241,7 @@ def trace(
       Mean and standard error, the latter from the spread of the probes.
 
     Raises:
-      ValueError: too few probes, an unknown method.
+      ValueError: too few probes, an unknown method, or a Hessian that is not finite.
     """
     fewest = {"hutchinson": 2, "hutch++": 6}.get(method)
     if fewest is None:
@@ -250,6 +250,8 @@ def trace(
         raise ValueError(f"probes={probes}: expected at least {fewest} for {method}")
     samples, exact = _traces(loss_fn, probes, method)(key, params)
     values = np.asarray(samples, np.float64)
+    if not np.isfinite(values).all() or not np.isfinite(exact):
+        raise ValueError(lanczos.NOT_FINITE)
     error = values.std(ddof=1) / np.sqrt(len(values))
     return TraceEstimate(float(values.mean() + np.float64(exact)), float(error))
 

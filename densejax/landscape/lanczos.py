@@ -26,6 +26,8 @@ from densejax.typing import Array, Key, Tree
 Product = Callable[[Tree, jax.Array], jax.Array]
 Which = Literal["largest", "smallest", "magnitude"]
 
+NOT_FINITE = "a product with a vector is not finite: the loss has no finite curvature there"
+
 
 @dataclasses.dataclass(frozen=True)
 class Eigenpairs:
@@ -132,7 +134,7 @@ def ritz(projection: Array) -> tuple[np.ndarray, np.ndarray]:
     """
     lower = np.tril(np.asarray(projection, np.float64))
     if not np.isfinite(lower).all():
-        raise ValueError("a product with a vector is not finite: the loss has no finite curvature")
+        raise ValueError(NOT_FINITE)
     return np.linalg.eigh(lower + np.tril(lower, -1).T)
 
 

@@ -11,6 +11,7 @@ from densejax.landscape.curvature import hessian_plane, hessian_vector, top_eige
 from densejax.landscape.objective import over_batches
 from densejax.landscape.spectrum import SpectralDensity
 from densejax.landscape.vectors import flat, unflat
+from densejax.models.resnet import ResNet
 
 ROWS, INPUTS, HIDDEN, CLASSES = 40, 3, 6, 4
 
@@ -155,6 +156,34 @@ def test_counters_are_held_still_and_have_no_curvature():
     plain = product_of(params, vector["net"])
     assert product["step"] == 0 and product["step"].dtype == jnp.int32
     np.testing.assert_allclose(numbers(product["net"]), 3 * numbers(plain), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_products_of_a_residual_network_are_differences_of_its_gradient():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x, label = rng.normal(size=(8, 16, 16, 3)), rng.integers(0, 10, 8)
+        net = ResNet(classes=10, blocks=(1, 1, 1), widths=(4, 8, 8), stem="cifar")
+        variables = net.init(jax.random.key(0), x[:1])
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
+
+        def loss(params):
+            logits, _ = net.apply({**variables, "params": params}, x)
+            return -jax.nn.log_softmax(logits)[np.arange(8), label].mean()
+
+        product = jax.jit(lambda p, v: hessian_vector(loss, p, v))
+        first, second = vector_like(params, 0), vector_like(params, 1)
+        found = numbers(product(params, first))
+        other = numbers(product(params, second))
+        np.testing.assert_allclose(found @ numbers(second), other @ numbers(first), rtol=1e-4)
+        # Steps short enough to leave all but a few ReLUs on their side.
+        gradient = jax.jit(jax.grad(loss))
+        ends = [
+            numbers(gradient(jax.tree.map(lambda p, v, s=s: p + s * v, params, first)))
+            for s in (1e-5, -1e-5)
+        ]
+        difference = (ends[0] - ends[1]) / 2e-5
+        assert np.linalg.norm(difference - found) < 0.02 * np.linalg.norm(found)
 
 
 @pytest.mark.parametrize("rows", [7, 20, 41])
@@ -409,6 +438,8 @@ def test_what_does_not_fit_is_refused():
         top_eigenpairs(key, loss_fn, params, which="top")
     with pytest.raises(ValueError, match="not finite"):
         top_eigenpairs(key, lambda p: jnp.sqrt(-jnp.abs(loss_fn(p))), params)
+    with pytest.raises(ValueError, match="not finite"):
+        trace(key, lambda p: jnp.sqrt(p["bias"] - 1).sum(), {"bias": np.zeros(3, np.float32)})
     with pytest.raises(ValueError, match="no floating-point entry"):
         top_eigenpairs(key, loss_fn, {"step": np.int32(1)})
     with pytest.raises(ValueError, match="probes=5"):
