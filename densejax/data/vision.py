@@ -27,6 +27,7 @@ FASHION_MNIST_FILES = {
     "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
+CIFAR10_TRAIN = 50_000
 CIFAR10_FOLDER = "cifar-10-batches-py"
 CIFAR10_FILES = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -182,8 +183,10 @@ def load_cifar10(
     images = np.concatenate([batch.images for batch in read])
     labels = np.concatenate([batch.labels for batch in read])
     test = _cifar_batch(folder / "test_batch", names)
-    train = LabelledImages(images, labels, names, "cifar10 train")
-    return train, replace(test, name="cifar10 test")
+    # A part of the set says so wherever its name is shown.
+    part = "" if len(images) == CIFAR10_TRAIN else " subset"
+    train = LabelledImages(images, labels, names, f"cifar10{part} train")
+    return train, replace(test, name=f"cifar10{part} test")
 
 
 def load_svhn(

@@ -211,7 +211,7 @@ def test_a_part_of_a_set_is_read_unless_it_is_to_be_verified(tmp_path):
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
     config = active.filled(active.Config(data_folder=str(folder.parent)))
     source = active.load(config)
-    assert source.images.shape == (60, 32, 32, 3) and source.name == "cifar10 train"
+    assert source.images.shape == (60, 32, 32, 3) and source.name == "cifar10 subset train"
     with pytest.raises((ValueError, FileNotFoundError), match="data_batch_2"):
         active.load(replace(config, verify=True))
 
