@@ -229,6 +229,8 @@ class Evaluator:
         self.chunk = chunk or self.programs.probed or 1
         self._probe = not (chunk or self.programs.probed)
         self._frame = self.programs.place(frame)
+        # Whether the last call was long enough for a rate.
+        self._sure = False
 
     @property
     def _rate(self) -> float:
@@ -249,21 +251,25 @@ class Evaluator:
         self._note(len(coordinates), time.perf_counter() - start)
         return values
 
-    def seconds(self, points: int) -> float:
-        """What so many points will take, by the calls so far (at first too much for few points)."""
-        return points / self._rate if self._rate else 0.0
+    def estimate(self, coordinates: np.ndarray) -> float:
+        """Seconds that [p, 1 or 2] points will take; too much rather than too little.
+
+        From the calls so far, or of a few of the points where those were too short to tell.
+        """
+        few = len(self.programs.devices) * self.chunk
+        for count in (few, 16 * few):
+            known = len(coordinates) / self._rate if self._rate else np.inf
+            if known > CALL_SECONDS and not self._sure:
+                self.now(coordinates[:count])
+        return len(coordinates) / self._rate
 
     def probe(self, coordinates: np.ndarray) -> None:
         """Find the fastest chunk, where [p, 1 or 2] points take long enough to repay it."""
-        if not self._probe:
+        if not self._probe or len(coordinates) < CANDIDATES[1] * len(self.programs.devices):
             return
         self._probe = False
-        devices, compiling = len(self.programs.devices), self._compile_seconds()
-        if not self._rate:
-            self.now(coordinates[:devices])
-        budget = PROBE_SHARE * self.seconds(len(coordinates))
         # The estimate is too high where few points were timed, so this is cheap to get wrong.
-        if budget > compiling:
+        if PROBE_SHARE * self.estimate(coordinates) > self._compile_seconds():
             self.programs.probed = self.chunk = self._fastest(coordinates)
 
     def _compile_seconds(self) -> float:
@@ -320,8 +326,8 @@ class Evaluator:
     def _note(self, points: int, seconds: float) -> None:
         """A call that carried more work tells more of the rate."""
         rate = points / max(seconds, 1e-9)
-        known = rate if seconds > LAP_SECONDS else max(rate, self._rate)
-        self.programs.rates[self.chunk] = known
+        self._sure = seconds > LAP_SECONDS
+        self.programs.rates[self.chunk] = rate if self._sure else max(rate, self._rate)
 
     def _fits(self, chunk: int) -> bool:
         """Whether a chunk size leaves room on the devices."""

@@ -230,7 +230,7 @@ class Grid:
             f"{len(self._x)} x {len(self._y)} points of {names}"
             + (f", {self._done} of them on file" if self._done else "")
             + f"; on {devices} {'devices' if devices > 1 else 'device'}, "
-            f"{evaluator.chunk} at a time: at most about {told.clock(evaluator.seconds(len(left)))}"
+            f"{evaluator.chunk} at a time: at most about {told.clock(evaluator.estimate(left))}"
         )
         stops = [stop - self._done for stop in self._stops] if on_level is not None else []
         first = self._done

@@ -478,7 +478,7 @@ def test_chunks_are_probed_on_real_points(monkeypatch):
         return costs[chunk]
 
     monkeypatch.setattr(Evaluator, "_lap", lap)
-    monkeypatch.setattr(Evaluator, "seconds", lambda self, points: 1e6)
+    monkeypatch.setattr(Evaluator, "estimate", lambda self, points: 1e6)
     where = np.zeros((5000, 2))
     evaluator = Evaluator(loss, plane)
     evaluator.probe(where)
