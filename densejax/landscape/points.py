@@ -58,7 +58,7 @@ class Programs:
         self.axes = 1 if isinstance(frame, Line) else 2
         self._coordinate_dtype = _coordinate_dtype(frame)
         point = jax.ShapeDtypeStruct((self.axes,), self._coordinate_dtype)
-        measures = measures_of(loss_fn)
+        measures = measures_of(_unjitted(loss_fn))
         self.names: list[str] = []
 
         def at_point(frame: Frame, point: jax.Array) -> jax.Array:
@@ -354,6 +354,12 @@ class Evaluator:
 @remembered
 def _programs(loss_fn: LossFunction, shapes: Shapes, devices: tuple[jax.Device, ...]) -> Programs:
     return Programs(loss_fn, shapes, devices)
+
+
+def _unjitted(loss_fn: LossFunction) -> LossFunction:
+    """The function that was handed to ``jax.jit``: inside a compiled one data are out of reach."""
+    given: Any = loss_fn
+    return given.__wrapped__ if isinstance(given, type(jax.jit(lambda: None))) else loss_fn
 
 
 def _coordinate_dtype(frame: Frame) -> Any:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.landscape import points as engine
 from densejax.landscape.directions import Line, Plane, random_line, random_plane
 from densejax.landscape.levels import axis_levels, levels
 from densejax.landscape.points import Evaluator
@@ -509,18 +508,18 @@ def test_cost_and_rate_are_told(capsys):
     assert not capsys.readouterr().out
 
 
-def test_data_are_arguments_of_the_program():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_data_are_arguments_of_the_program(compiled):
     """Eight megabytes that the loss closes over are not copied into the program."""
     data = jnp.asarray(np.random.default_rng(0).normal(size=(1000, 2000)), jnp.float32)
     loss = lambda p: jnp.mean((data @ p["w"]) ** 2)  # noqa: E731
+    loss = jax.jit(loss) if compiled else loss
     line = random_line(jax.random.key(0), {"w": jnp.ones((2000, 1))})
-    where = np.linspace(0, 1, 3, dtype=np.float32)
-    found = evaluate(loss, line, where, devices=jax.local_devices()[:1])["loss"]
-    wide = [np.asarray(part["w"], np.float64) for part in (line.centre, line.direction)]
-    expected = [
-        np.mean((np.asarray(data, np.float64) @ (wide[0] + t * wide[1])) ** 2) for t in where
-    ]
+    where, one = np.linspace(0, 1, 3, dtype=np.float32), jax.local_devices()[:1]
+    found = evaluate(loss, line, where, devices=one)["loss"]
+    c, d = (np.asarray(part["w"], np.float64) for part in (line.centre, line.direction))
+    expected = [np.mean((np.asarray(data, np.float64) @ (c + t * d)) ** 2) for t in where]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    programs = Evaluator(loss, line, devices=jax.local_devices()[:1]).programs
+    programs = Evaluator(loss, line, devices=one).programs
     assert len(programs._mapped[1]._compiled.as_text()) < 1e5
-    assert engine.PLACES >= 1
+    assert [constant.shape for constant in programs._constants] == [(1, *data.shape)]
