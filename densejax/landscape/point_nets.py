@@ -129,8 +129,8 @@ def _names() -> list[str]:
     return [f"{name}_{part}" for name in SETS for part in ("points", "labels")]
 
 
-def _arrays(problem: PointNet) -> dict[str, np.ndarray]:
-    found = {}
+def _arrays(problem: PointNet) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for name in SETS:
         part = getattr(problem, name)
         found |= {f"{name}_points": part.points, f"{name}_labels": part.labels}

@@ -28,10 +28,10 @@ LARGEST_SHARE = 0.999  # of poison in a concatenated batch, where 1 would need i
 class PoisonTask:
     """One network with its share of poison; the task protocol of ``training/task.py``.
 
-    ``data`` holds ``inputs`` [n, ...] and ``labels`` [n] int32, the training set; ``test_inputs``
-    and ``test_labels``, only ever evaluated; and ``poison_inputs`` and ``poison_labels`` (true
-    labels), without which all training is natural. Labels are 0..c-1; a network with one logit is
-    read as the log-odds of class 1.
+    ``data`` holds ``inputs`` [n, ...] and ``labels`` [n] int32, the training set; where there are
+    any, ``test_inputs`` and ``test_labels``, only ever evaluated; and ``poison_inputs`` and
+    ``poison_labels`` (true labels), without which all training is natural. Labels are 0..c-1; a
+    network with one logit is read as the log-odds of class 1.
 
     The two readings differ where thesis and released code do. ``weighted`` is the equation, with
     two means. ``concatenated`` is the code: the first ``b / (1 - b)`` poison samples a training
@@ -56,6 +56,8 @@ class PoisonTask:
         released for the swiss roll); the poison of ``data`` is then for evaluation only.
       batch: training samples a step, shuffled anew each epoch; 0 is all of them.
       poison_batch: poison samples a step, likewise; 0 is all.
+      poison_until: step from which on there is no more poison, so that the instance settles in a
+        minimum of the training loss itself; 0 is never.
       stages: (first step, factor) on the number of poison samples of ``concatenated``, rising.
       l2: factor of the sum of squares of the parameters with two axes or more.
       starts: parameters to begin from, stacked [t, ...]; the setting ``start`` picks one.
@@ -72,6 +74,7 @@ class PoisonTask:
     draw_poison: Callable[[Key], tuple[Array, Array]] | None = None
     batch: int = 0
     poison_batch: int = 0
+    poison_until: int = 0
     stages: Sequence[tuple[int, float]] = ()
     l2: float = 0.0
     starts: Params | None = None
@@ -84,7 +87,7 @@ class PoisonTask:
             raise ValueError(f"reading {self.reading!r}: expected weighted or concatenated")
         if not 0 <= self.poison <= 1:
             raise ValueError(f"poison is {self.poison}: expected a share in [0, 1]")
-        for name in ("batch", "poison_batch", "evaluation_batch", "l2"):
+        for name in ("batch", "poison_batch", "poison_until", "evaluation_batch", "l2"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
         if list(self.stages) != sorted(self.stages):
@@ -123,7 +126,10 @@ class PoisonTask:
         poison = self._poison(keys[1], keys[2], step, data)
         if poison is not None:
             poison_inputs, poison_labels, usable = poison
-            share, poison_weights = self._shares(settings["poison"], step, valid.sum(), usable)
+            share = settings["poison"]
+            if self.poison_until:
+                share = jnp.where(step < self.poison_until, share, 0.0)
+            share, poison_weights = self._shares(share, step, valid.sum(), usable)
             clean_weights = (1 - share) * clean_weights
             poison_weights = share * poison_weights
             inputs = jnp.concatenate([inputs, poison_inputs])
@@ -158,14 +164,10 @@ class PoisonTask:
         true labels, so a minimum that obeys the poison has a low one."""
         variables, share = state["variables"], state["settings"]["poison"]
         loss, accuracy, _ = self._evaluated(variables, data["inputs"], data["labels"])
-        test = self._evaluated(variables, data["test_inputs"], data["test_labels"])
-        found = {
-            "train_loss": loss,
-            "train_accuracy": accuracy,
-            "test_loss": test[0],
-            "test_accuracy": test[1],
-        }
-        fitted = loss
+        found, fitted = {"train_loss": loss, "train_accuracy": accuracy}, loss
+        if "test_inputs" in data:
+            test = self._evaluated(variables, data["test_inputs"], data["test_labels"])
+            found |= {"test_loss": test[0], "test_accuracy": test[1]}
         if "poison_inputs" in data:
             _, kept, fooled = self._evaluated(
                 variables, data["poison_inputs"], data["poison_labels"]

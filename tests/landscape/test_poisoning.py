@@ -156,6 +156,26 @@ def test_released_stages_give_the_released_shares():
     np.testing.assert_allclose(shares, [160 / 360] * 3 + [0.5] * 4, rtol=1e-6)
 
 
+@pytest.mark.parametrize("reading", ["weighted", "concatenated"])
+def test_poison_ends(reading):
+    """From the given step on, an update is the natural one."""
+    data = make_data(3)
+    task = make_task(3, reading=reading, poison=0.4, poison_until=2)
+    state, step = begin(task, 0, {}), jax.jit(task.step)
+    shares = []
+    for _ in range(3):
+        before = state
+        state, measures = step(state, data)
+        shares.append(float(measures["poison_share"]))
+    np.testing.assert_allclose(shares, [0.4, 0.4, 0], atol=1e-6)
+    natural = jax.jit(make_task(3).step)(before, data)[0]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        state["variables"],
+        natural["variables"],
+    )
+
+
 def test_fresh_poison_is_new_in_every_step_and_the_instances_own():
     data = {name: array for name, array in make_data(2).items() if not name.startswith("poison")}
     calls = lambda key: (jax.random.normal(key, (6, 2)), jnp.zeros(6, jnp.int32))  # noqa: E731
