@@ -358,8 +358,8 @@ def _programs(loss_fn: LossFunction, shapes: Shapes, devices: tuple[jax.Device, 
 
 def _unjitted(loss_fn: LossFunction) -> LossFunction:
     """The function that was handed to ``jax.jit``: inside a compiled one data are out of reach."""
-    given: Any = loss_fn
-    return given.__wrapped__ if isinstance(given, type(jax.jit(lambda: None))) else loss_fn
+    compiled: Any = type(jax.jit(lambda: None))
+    return vars(loss_fn)["__wrapped__"] if isinstance(loss_fn, compiled) else loss_fn
 
 
 def _coordinate_dtype(frame: Frame) -> Any:
