@@ -233,7 +233,12 @@ def fast(config: Config) -> Config:
         "validation": 0.2,
     }
     small["width"] = None if config.pretrained else min(whole.width or 4, 4)
-    small |= {"vaal_steps": 2, "vaal_width": min(config.vaal_width, 8)}
+    # As many slots in both rounds, so that both are one program.
+    small |= {
+        "slots": len(config.seeds[:2]),
+        "vaal_steps": 2,
+        "vaal_width": min(config.vaal_width, 8),
+    }
     return replace(config, seeds=config.seeds[:2], **(limits | small))
 
 

@@ -81,9 +81,14 @@ def _parse(arguments: Sequence[str]) -> list[str]:
 def _run(config: Any, run: Callable[[Any, Path], Any], fast: Callable[[Any], Any]) -> int:
     if flags.FLAGS.fast_dev_run:
         with tempfile.TemporaryDirectory() as folder:
+            _keep_programs(Path(folder))
             return run(fast(config), Path(folder)).failed
     workdir = Path(flags.FLAGS.workdir)
-    # A run that is resumed or extended loads its programs instead of compiling them again.
+    _keep_programs(workdir)
+    return run(config, workdir).failed
+
+
+def _keep_programs(workdir: Path) -> None:
+    """Load what this run, or an earlier start of it, has compiled instead of compiling it again."""
     jax.config.update("jax_compilation_cache_dir", str((workdir / "xla_cache").absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    return run(config, workdir).failed
