@@ -35,7 +35,7 @@ import numpy as np
 
 from densejax import trees
 from densejax.classification.descent import DescentTask
-from densejax.classification.populations import Comparison, compare, read_population
+from densejax.classification.populations import Comparison, compare, ended, read_population
 from densejax.classification.sources import Source, held_out_rows, load_source
 from densejax.classification.task import image_data
 from densejax.data.images import augment
@@ -148,24 +148,28 @@ def run(config: Config, workdir: Path) -> Comparison:
         raise ValueError("no models; expected at least one")
     data = pictures(config, source)
     start_folder(config, workdir, ignore=VARYING)
-    populations, notes = [], {}
+    members, notes = members_of(config.seeds, {}), {}
+    for name in MODELS:
+        init = build(config, source, name).init_variables
+        count = trees.count(jax.eval_shape(init, jax.random.key(0))["params"])
+        notes[name] = f"{count:,} parameters"
     for name, task in tasks.items():
-        shapes = jax.eval_shape(task.init_variables, jax.random.key(0))
         per_epoch = task.steps_of(int(data["counts"][0]))
-        notes[name] = f"{trees.count(shapes['params']):,} parameters"
         print(f"{name}: {notes[name]}, {per_epoch} steps an epoch")
-        sweep = Sweep(
+        Sweep(
             task,
             data,
-            members_of(config.seeds, {}),
+            members,
             workdir=workdir / name,
             schedule=Schedule(config.epochs * per_epoch, per_epoch, per_epoch, per_epoch),
             slots=config.slots,
             strategy=config.strategy,
             base_seed=config.base_seed,
             reporter=Reporter(score=task.score),
-        )
-        populations.append(read_population(name, sweep.run()))
+        ).run()
+    # Models of earlier commands in the same folder are compared as well.
+    outcomes = {name: ended(workdir / name, members) for name in MODELS}
+    populations = [read_population(name, found) for name, found in outcomes.items() if found]
     title = f"{source.name.split()[0]}, {config.epochs} epochs"
     return compare(populations, workdir / "summary", title=title, notes=notes)
 

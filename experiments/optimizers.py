@@ -33,7 +33,7 @@ import numpy as np
 
 from densejax import trees
 from densejax.classification.descent import DescentTask
-from densejax.classification.populations import Comparison, compare, read_population
+from densejax.classification.populations import Comparison, compare, ended, read_population
 from densejax.classification.sources import Source, load_source
 from densejax.classification.task import image_data
 from densejax.data.images import augment
@@ -147,7 +147,7 @@ def run(config: Config, workdir: Path) -> Comparison:
         classes=len(source.class_names),
     )
     start_folder(config, workdir, ignore=VARYING)
-    populations = []
+    members = members_of(config.seeds, {})
     for name, task in tasks.items():
         shapes = jax.eval_shape(task.init_variables, jax.random.key(0))
         count, per_epoch = trees.count(shapes["params"]), task.steps_of(len(source.labels))
@@ -155,18 +155,20 @@ def run(config: Config, workdir: Path) -> Comparison:
             f"{name}: {count:,} parameters, {per_epoch} steps an epoch, rate {task.learning_rate:g}"
         )
         every = config.evaluate_every * per_epoch
-        sweep = Sweep(
+        Sweep(
             task,
             data,
-            members_of(config.seeds, {}),
+            members,
             workdir=workdir / name,
             schedule=Schedule(config.epochs * per_epoch, per_epoch, every, every),
             slots=config.slots,
             strategy=config.strategy,
             base_seed=config.base_seed,
             reporter=Reporter(score=task.score),
-        )
-        populations.append(read_population(name, sweep.run()))
+        ).run()
+    # Optimisers of earlier commands in the same folder are compared as well.
+    outcomes = {name: ended(workdir / name, members) for name in (*THESIS, *OTHERS)}
+    populations = [read_population(name, found) for name, found in outcomes.items() if found]
     title = f"{config.network} on {source.name.split()[0]}, {config.epochs} epochs"
     return compare(populations, workdir / "summary", title=title, notes=NOTES)
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from densejax.ensembles.distributions import Interval, bootstrap_median
+from densejax.ensembles.distributions import bootstrap_median
 from densejax.plots.strips import strips
-from densejax.training.folders import Outcome, read_metrics
+from densejax.training.folders import Member, MemberFolder, Outcome, read_metrics
+
+WHAT = ("last", "best", "train")
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,12 @@ def read_population(name: str, outcomes: Sequence[Outcome]) -> Population:
     return Population(name, tuple(outcomes), *columns)
 
 
+def ended(workdir: Path, members: Sequence[Member]) -> list[Outcome]:
+    """Those of a sweep's members that have ended, by its folder; in the members' order."""
+    found = [MemberFolder(workdir, member).outcome() for member in members]
+    return [outcome for outcome in found if outcome is not None]
+
+
 def compare(
     populations: Sequence[Population],
     folder: Path,
@@ -96,54 +104,46 @@ def compare(
       where every member failed).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    intervals = {
-        p.name: {what: bootstrap_median(getattr(p, what)) for what in ("last", "best", "train")}
-        for p in populations
-        if len(p.last)
-    }
     files = [folder / "accuracy.csv", folder / "populations.json"]
-    width = max(len(p.name) for p in populations)
-    print(f"{'':<{width}}  seeds  failed  {'last':>22}  {'best':>22}   train")
+    rows = [_row(p, (notes or {}).get(p.name, "")) for p in populations]
     with files[0].open("w", newline="") as file:
-        writer = csv.writer(file)
-        header = ["name", "seeds", "failed"]
-        header += [
-            f"{what}_{edge}" for what in ("last", "best") for edge in ("median", "low", "high")
-        ]
-        writer.writerow([*header, "train_median", "note"])
-        for p in populations:
-            found, note = intervals.get(p.name), (notes or {}).get(p.name, "")
-            cells = [""] * 7
-            if found:
-                edges = [asdict(found[what]) for what in ("last", "best")]
-                cells = [f"{e[k]:.4f}" for e in edges for k in ("median", "low", "high")]
-                cells.append(f"{found['train'].median:.4f}")
-            writer.writerow([p.name, len(p.outcomes), p.failed, *cells, note])
-            shown = [_shown(found[what]) if found else "-" for what in ("last", "best")]
-            train = f"{found['train'].median:.3f}" if found else "-"
-            print(
-                f"{p.name:<{width}}  {len(p.outcomes):>5}  {p.failed:>6}  {shown[0]:>22}  "
-                f"{shown[1]:>22}   {train:>5}  {note}"
-            )
-    files[1].write_text(
-        json.dumps(
-            {
-                p.name: {w: getattr(p, w).tolist() for w in ("last", "best", "train")}
-                for p in populations
-            },
-            indent=1,
-        )
-    )
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    numbers = {p.name: {what: getattr(p, what).tolist() for what in WHAT} for p in populations}
+    files[1].write_text(json.dumps(numbers, indent=1) + "\n")
+    _print(rows)
     scores = {p.name: p.last for p in populations if len(p.last)}
     if scores:
-        edges_of = {
-            name: (found["last"].low, found["last"].high) for name, found in intervals.items()
+        edges = {
+            r["name"]: (float(r["last_low"]), float(r["last_high"])) for r in rows if r["last_low"]
         }
-        path = folder / "accuracy.png"
-        label = "accuracy after the last step"
-        files.append(strips(scores, path, intervals=edges_of, label=label, title=title))
+        path, label = folder / "accuracy.png", "accuracy after the last step"
+        files.append(strips(scores, path, intervals=edges, label=label, title=title))
     return Comparison(tuple(populations), tuple(files))
 
 
-def _shown(interval: Interval) -> str:
-    return f"{interval.median:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+def _row(p: Population, note: str) -> dict[str, str]:
+    """Cells of the table; medians and their intervals are empty where every member failed."""
+    row = {"name": p.name, "seeds": str(len(p.outcomes)), "failed": str(p.failed)}
+    for what in WHAT:
+        found = asdict(bootstrap_median(getattr(p, what))) if len(p.last) else {}
+        for edge in ("median", "low", "high"):
+            row[f"{what}_{edge}"] = f"{found[edge]:.4f}" if found else ""
+    return row | {"note": note}
+
+
+def _print(rows: Sequence[Mapping[str, str]]) -> None:
+    width = max(len(row["name"]) for row in rows)
+    print(f"{'':<{width}}  seeds  failed  {'last':<24}  {'best':<24}  {'train':<24}")
+    for row in rows:
+        cells = [
+            f"{row[f'{what}_median']} [{row[f'{what}_low']}, {row[f'{what}_high']}]"
+            if row[f"{what}_median"]
+            else "-"
+            for what in WHAT
+        ]
+        shown = "  ".join(f"{cell:<24}" for cell in cells)
+        print(
+            f"{row['name']:<{width}}  {row['seeds']:>5}  {row['failed']:>6}  {shown}  {row['note']}"
+        )
