@@ -41,6 +41,9 @@ __all__ = [
 
 # First steps, of the span.
 FIRST_SHARE = 1e-3
+# Of 2000 rays of the swiss roll's network, each to losses of 0.01, 0.1 and 1, a factor of 1.25
+# misses no crossing that 1.02 finds; 1.5 misses one and 2 two. Those radii are too long by half
+# and more, and in a volume the longest decides.
 GROWTH = 1.25
 RTOL = 1e-5
 
