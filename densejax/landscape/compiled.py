@@ -66,3 +66,9 @@ def compiled(function: Callable[..., Tree], *, donate: Sequence[int] = ()) -> Ca
         return program(arrays, *arguments)
 
     return call
+
+
+def unjitted(function: Callable[..., Tree]) -> Callable[..., Tree]:
+    """The function that was handed to ``jax.jit``: inside a compiled one data are out of reach."""
+    kind: Any = type(jax.jit(lambda: None))
+    return vars(function)["__wrapped__"] if isinstance(function, kind) else function

@@ -18,9 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
 from densejax.instances import Mapped, Population, memory_limit
+from densejax.landscape.compiled import hoisted, unjitted
 from densejax.landscape.directions import Line, Plane
 from densejax.landscape.objective import LossFunction, measures_of, remembered
 from densejax.typing import Tree
@@ -58,7 +58,7 @@ class Programs:
         self.axes = 1 if isinstance(frame, Line) else 2
         self._coordinate_dtype = _coordinate_dtype(frame)
         point = jax.ShapeDtypeStruct((self.axes,), self._coordinate_dtype)
-        measures = measures_of(_unjitted(loss_fn))
+        measures = measures_of(unjitted(loss_fn))
         self.names: list[str] = []
 
         def at_point(frame: Frame, point: jax.Array) -> jax.Array:
@@ -70,11 +70,9 @@ class Programs:
         self._loss_fn = loss_fn
         # No TF32: a picture of a flat basin is made of small differences.
         with jax.default_matmul_precision("highest"):
-            traced = jax.make_jaxpr(at_point, return_shape=True)
-            self._traced, self._result = traced(frame, point)
-        self._hoisted = [_can_be_placed(constant) for constant in self._traced.consts]
-        constants = zip(self._traced.consts, self._hoisted, strict=True)
-        self._constants = self.place([c for c, placed in constants if placed])
+            captured, self._run = hoisted(at_point, frame, point)
+        self._result = jax.eval_shape(self._run, captured, frame, point)
+        self._constants = self.place(captured)
         self._mapped: dict[int, Mapped] = {}
 
     @property
@@ -150,16 +148,8 @@ class Programs:
         def at_place(
             used: jax.Array, points: jax.Array, frame: Frame, constants: list[jax.Array]
         ) -> jax.Array:
-            placed = iter(constants)
-            consts = [
-                next(placed) if hoisted else kept
-                for kept, hoisted in zip(self._traced.consts, self._hoisted, strict=True)
-            ]
-            run = core.jaxpr_as_fun(core.ClosedJaxpr(self._traced.jaxpr, consts))
-            leaves = jax.tree.leaves(frame)
-
             def one(point: jax.Array) -> jax.Array:
-                return run(*leaves, point)[0]
+                return self._run(constants, frame, point)
 
             def evaluated() -> jax.Array:
                 return jax.vmap(one)(points) if chunk > 1 else one(points[0])[None]
@@ -260,7 +250,7 @@ class Evaluator:
         for count in (few, 16 * few):
             known = len(coordinates) / self._rate if self._rate else np.inf
             if known > CALL_SECONDS and not self._sure:
-                self.now(coordinates[:count])
+                self.now(coordinates[: min(count, self.programs.capacity(self.chunk))])
         return len(coordinates) / self._rate
 
     def probe(self, coordinates: np.ndarray) -> None:
@@ -356,12 +346,6 @@ def _programs(loss_fn: LossFunction, shapes: Shapes, devices: tuple[jax.Device, 
     return Programs(loss_fn, shapes, devices)
 
 
-def _unjitted(loss_fn: LossFunction) -> LossFunction:
-    """The function that was handed to ``jax.jit``: inside a compiled one data are out of reach."""
-    compiled: Any = type(jax.jit(lambda: None))
-    return vars(loss_fn)["__wrapped__"] if isinstance(loss_fn, compiled) else loss_fn
-
-
 def _coordinate_dtype(frame: Frame) -> Any:
     """float32, or float64 where a parameter is."""
     leaves = [leaf.dtype for leaf in jax.tree.leaves(frame.centre)]
@@ -371,7 +355,3 @@ def _coordinate_dtype(frame: Frame) -> Any:
 
 def _at_least_float32(value: Any) -> jax.Array:
     return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
-
-
-def _can_be_placed(constant: Any) -> bool:
-    return not jnp.issubdtype(jnp.result_type(constant), jax.dtypes.extended)

@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
+from densejax.landscape.compiled import hoisted, unjitted
 from densejax.landscape.objective import LossFunction, loss_of
 from densejax.typing import Params, Tree
 
@@ -41,29 +41,22 @@ class TracedLoss:
           ValueError: the loss is no scalar.
         """
 
+        plain = unjitted(loss_fn)
+
         def loss(params: Params, values: Tree) -> jax.Array:
             if settings is None:
-                return jnp.asarray(loss_of(loss_fn)(params), jnp.float32)
-            with_values = loss_of(lambda moved: loss_fn(moved, values))  # type: ignore[call-arg]
+                return jnp.asarray(loss_of(plain)(params), jnp.float32)
+            with_values = loss_of(lambda moved: plain(moved, values))  # type: ignore[call-arg]
             return jnp.asarray(with_values(params), jnp.float32)
 
         params, values = _one(minima), None if settings is None else _one(settings)
         with jax.default_matmul_precision("highest"):
-            self._traced = jax.make_jaxpr(loss)(params, values)
+            self.constants, self._run = hoisted(loss, params, values)
         # The loss is kept as well: a key of the store of programs must not outlive what it names.
         self._loss_fn = loss_fn
-        kept = [jnp.issubdtype(c.dtype, jax.dtypes.extended) for c in self._traced.consts]
-        self._kept = kept
-        self.constants = [c for c, one in zip(self._traced.consts, kept, strict=True) if not one]
 
     def __call__(self, constants: list[Any], params: Params, settings: Tree) -> jax.Array:
-        given = iter(constants)
-        consts = [
-            own if kept else next(given)
-            for own, kept in zip(self._traced.consts, self._kept, strict=True)
-        ]
-        run = core.jaxpr_as_fun(core.ClosedJaxpr(self._traced.jaxpr, consts))
-        return run(*jax.tree.leaves((params, settings)))[0]
+        return self._run(constants, params, settings)
 
 
 def _one(signature: Signature) -> Tree:
