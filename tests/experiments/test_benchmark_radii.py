@@ -11,25 +11,25 @@ from experiments.benchmarks import radii, torch_radii  # noqa: E402
 @pytest.fixture(scope="module")
 def trained():
     world = radii.world()
+    torch.set_num_threads(1)
     return world, radii.ours(world, 8, 1.25)
 
 
 def test_loops_agree(trained):
     world, found = trained
-    agreed = radii.agreement(world, found, radii.peers(world, 8, 1.25))
+    agreed = radii.agreement(world, found, radii.peers(world, 3, 1.25))
     assert max(agreed["difference"].values()) < radii.TOLERANCE
     assert agreed["losses"][radii.GRID] == agreed["losses"][radii.LOADER] == 100
-    # The peer takes the very losses that densejax does, up to rounding in the last step.
-    assert agreed["losses"][radii.SEARCH] == pytest.approx(found.evaluations / 8, abs=1)
+    # Means over the first three and all eight.
+    assert agreed["losses"][radii.SEARCH] == pytest.approx(found.evaluations / 8, abs=3)
     assert agreed["losses"][radii.BISECTION] > agreed["losses"][radii.SEARCH] + 5
 
 
 def test_another_network_is_seen(trained):
     world, found = trained
-    calls = radii.peers(world, 8, 1.25)
-    slow = {radii.BISECTION: lambda: (found.radius * 1.001, 100)}
-    with pytest.raises(ValueError, match="bisection: a radius differs from densejax's by 0[.]001"):
-        radii.agreement(world, found, calls | slow)
+    wrong = {radii.BISECTION: lambda: (found.radius * 1.001, 100)}
+    with pytest.raises(ValueError, match=r"bisection: a radius differs from densejax's by 0[.]001"):
+        radii.agreement(world, found, wrong)
 
 
 def test_loops_by_hand():
