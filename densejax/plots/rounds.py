@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import ArrayLike
 
 from densejax.plots import style
@@ -90,10 +90,11 @@ def round_curves(
         axes.text(0.5, 0.5, "no finite value", transform=middle, ha="center", fontsize=size)
     elif logarithmic:
         axes.set_yscale("log")
-        plain = StrMethodFormatter("{x:,.4g}")
-        axes.yaxis.set_major_formatter(plain)
-        axes.yaxis.set_minor_formatter(plain if _within_a_decade(values) else NullFormatter())
-        axes.tick_params(which="minor", labelsize=style.TICK_SIZE, labelcolor=style.INK)
+        # Ratios between one and some dozens: powers of ten alone would leave an axis without a
+        # number on it.
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.4g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.margins(x=0.02)
@@ -148,10 +149,3 @@ def class_histograms(
     if title:
         figure.suptitle(title, fontsize=style.TITLE_SIZE, color=style.INK, x=0.02, ha="left")
     return style.save(figure, path)
-
-
-def _within_a_decade(curves: Mapping[str, np.ndarray]) -> bool:
-    """Whether the ticks between powers of ten must be labelled for an axis to be read."""
-    finite = np.concatenate([np.ravel(curve) for curve in curves.values()])
-    finite = finite[np.isfinite(finite) & (finite > 0)]
-    return bool(finite.size) and finite.max() < 10 * finite.min()
