@@ -29,11 +29,19 @@ from densejax.models.hybrid import Hybrid2D3D
 from densejax.ops.convolution import convolution
 from experiments.benchmarks import measure
 
-WIDTH = flags.DEFINE_integer("width", 32, "width of the network")
-WINDOW = flags.DEFINE_integer("window", 64, "y and x of the window, voxels")
-OPERATIONS = flags.DEFINE_integer("operations", 0, "only so many, the costliest; 0 is all")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "interleaved rounds that count", lower_bound=1)
-OUT = flags.DEFINE_string("out", str(Path(__file__).parent / "results"), "folder of the report")
+# Imported, a script keeps its flags to itself: the names recur in others.
+FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
+WIDTH = flags.DEFINE_integer("width", 32, "width of the network", flag_values=FLAGS)
+WINDOW = flags.DEFINE_integer("window", 64, "y and x of the window, voxels", flag_values=FLAGS)
+OPERATIONS = flags.DEFINE_integer(
+    "operations", 0, "only so many, the costliest; 0 is all", flag_values=FLAGS
+)
+ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "interleaved rounds that count", lower_bound=1, flag_values=FLAGS
+)
+OUT = flags.DEFINE_string(
+    "out", str(Path(__file__).parent / "results"), "folder of the report", flag_values=FLAGS
+)
 
 DEPTH = 5
 PASSES = ("forward", "dx", "dw")

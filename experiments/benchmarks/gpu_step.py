@@ -29,11 +29,17 @@ from densejax.training.slots import Programs, empty_slot
 from experiments import segment
 from experiments.benchmarks import measure
 
-WIDTH = flags.DEFINE_integer("width", 32, "width of the network")
-WINDOW = flags.DEFINE_integer("window", 300, "y and x of a window, voxels")
-INSTANCES = flags.DEFINE_list("instances", ["1", "4"], "instances at once, K")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "interleaved rounds that count", lower_bound=1)
-OUT = flags.DEFINE_string("out", str(Path(__file__).parent / "results"), "folder of the report")
+# Imported, a script keeps its flags to itself: the names recur in others.
+FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
+WIDTH = flags.DEFINE_integer("width", 32, "width of the network", flag_values=FLAGS)
+WINDOW = flags.DEFINE_integer("window", 300, "y and x of a window, voxels", flag_values=FLAGS)
+INSTANCES = flags.DEFINE_list("instances", ["1", "4"], "instances at once, K", flag_values=FLAGS)
+ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "interleaved rounds that count", lower_bound=1, flag_values=FLAGS
+)
+OUT = flags.DEFINE_string(
+    "out", str(Path(__file__).parent / "results"), "folder of the report", flag_values=FLAGS
+)
 
 CLASSES = 7
 DEPTH = 5

@@ -34,11 +34,21 @@ from densejax.models.mlp import MLP
 from densejax.typing import Params
 from experiments.benchmarks import measure, torch_radii
 
-OUT = flags.DEFINE_string("out", str(Path(__file__).parent / "results"), "folder of the report")
-DIRECTIONS = flags.DEFINE_integer("directions", 3000, "radii", lower_bound=1)
-PEERS = flags.DEFINE_integer("peers", 150, "directions of the loops in PyTorch", lower_bound=1)
-ROUNDS = flags.DEFINE_integer("rounds", 5, "interleaved rounds that count", lower_bound=1)
-GROWTH = flags.DEFINE_float("growth", basins.GROWTH, "resolution of the first crossing")
+# Imported, a script keeps its flags to itself: the names recur in others.
+FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
+OUT = flags.DEFINE_string(
+    "out", str(Path(__file__).parent / "results"), "folder of the report", flag_values=FLAGS
+)
+DIRECTIONS = flags.DEFINE_integer("directions", 3000, "radii", lower_bound=1, flag_values=FLAGS)
+PEERS = flags.DEFINE_integer(
+    "peers", 150, "directions of the loops in PyTorch", lower_bound=1, flag_values=FLAGS
+)
+ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "interleaved rounds that count", lower_bound=1, flag_values=FLAGS
+)
+GROWTH = flags.DEFINE_float(
+    "growth", basins.GROWTH, "resolution of the first crossing", flag_values=FLAGS
+)
 
 WIDTHS = (23, 16, 26, 32, 28, 31)
 CUTOFF, RTOL, SPAN, FIRST = 0.1, basins.RTOL, 1.0, 1e-3
@@ -48,7 +58,7 @@ TOLERANCE = 1e-4
 GOAL = 100.0
 OURS = "densejax"
 SEARCH, BISECTION, GRID, LOADER = "same search", "bisection", "released grid", "grid, loader"
-KEY = jax.random.key(0)
+SEED = 0
 COLUMNS = (
     *("contender", "directions timed", "losses a radius", "ms (cpu) for all", "over densejax"),
     *("us a loss", "largest difference"),
@@ -86,7 +96,7 @@ def world() -> World:
       ValueError: it does not get there.
     """
     network = MLP(1, widths=WIDTHS)
-    data_key, init_key = jax.random.split(KEY)
+    data_key, init_key = jax.random.split(key())
     roll = points.swiss_roll(data_key, 100)
     x, labels = roll.points, roll.labels
 
@@ -115,10 +125,15 @@ def world() -> World:
     raise ValueError(f"the network's loss is {float(loss(params)):.3g} after 20000 epochs")
 
 
+def key() -> jax.Array:
+    """Of data and directions; not a constant, as the first array decides on the devices."""
+    return jax.random.key(SEED)
+
+
 def ours(w: World, directions: int, growth: float) -> basins.Radii:
     """densejax's radii."""
     return basins.radii(
-        KEY,
+        key(),
         w.loss,
         w.params,
         directions=directions,
@@ -135,7 +150,7 @@ def peers(w: World, directions: int, growth: float) -> dict[str, Callable[[], An
     """The loops, by name; each returns radii and the number of losses."""
     device = "cpu" if jax.default_backend() == "cpu" or not torch.cuda.is_available() else "cuda"
     net = w.net(device)
-    drawn = jax.jit(jax.vmap(lambda number: basins.direction(KEY, w.params, number)))(
+    drawn = jax.jit(jax.vmap(lambda number: basins.direction(key(), w.params, number)))(
         jnp.arange(directions)
     )
     kernels = [
@@ -185,7 +200,7 @@ def agreement(w: World, found: basins.Radii, calls: dict[str, Callable[[], Any]]
             grid, share = grids.SWISS_ROLL_GRID, 0.98
             count = len(values)
             on_grid = grids.ray_losses(
-                KEY, w.loss, w.params, grid, directions=count, progress=False
+                key(), w.loss, w.params, grid, directions=count, progress=False
             )
             expected, _ = grids.grid_radii(on_grid, grid, cutoff=CUTOFF)
         gap = float(np.quantile(np.abs(values / expected - 1), share))

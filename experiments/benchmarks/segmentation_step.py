@@ -31,13 +31,27 @@ from densejax.training.slots import Programs, empty_slot
 from experiments import segment
 from experiments.benchmarks import goals, measure, torch_hybrid
 
-WIDTHS = flags.DEFINE_list("widths", ["8", "16", "32"], "widths of the network")
-WINDOWS = flags.DEFINE_list("windows", ["64", "96", "128", "300"], "y and x of a window, voxels")
-INSTANCES = flags.DEFINE_list("instances", ["1", "2", "4", "8"], "instances at once, K")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "interleaved rounds that count", lower_bound=1)
-DEVICES = flags.DEFINE_integer("devices", 0, "virtual CPU devices; 0 is one a core")
-MINUTES = flags.DEFINE_float("minutes", 60.0, "start nothing that would end later than this")
-OUT = flags.DEFINE_string("out", str(Path(__file__).parent / "results"), "folder of the report")
+# Imported, a script keeps its flags to itself: the names recur in others.
+FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
+WIDTHS = flags.DEFINE_list("widths", ["8", "16", "32"], "widths of the network", flag_values=FLAGS)
+WINDOWS = flags.DEFINE_list(
+    "windows", ["64", "96", "128", "300"], "y and x of a window, voxels", flag_values=FLAGS
+)
+INSTANCES = flags.DEFINE_list(
+    "instances", ["1", "2", "4", "8"], "instances at once, K", flag_values=FLAGS
+)
+ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "interleaved rounds that count", lower_bound=1, flag_values=FLAGS
+)
+DEVICES = flags.DEFINE_integer(
+    "devices", 0, "virtual CPU devices; 0 is one a core", flag_values=FLAGS
+)
+MINUTES = flags.DEFINE_float(
+    "minutes", 60.0, "start nothing that would end later than this", flag_values=FLAGS
+)
+OUT = flags.DEFINE_string(
+    "out", str(Path(__file__).parent / "results"), "folder of the report", flag_values=FLAGS
+)
 
 CLASSES = 7
 DEPTH = 5

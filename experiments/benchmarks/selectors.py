@@ -26,17 +26,33 @@ from absl import app, flags, logging
 
 from experiments.benchmarks import measure, selector_scale
 
-OUT = flags.DEFINE_string("out", str(Path(__file__).parent / "results"), "folder of the report")
-MINUTES = flags.DEFINE_float("minutes", 40.0, "start no case after so many")
-ONLY = flags.DEFINE_list("only", [], "cases; all where empty")
-ROUNDS = flags.DEFINE_integer("rounds", 7, "interleaved rounds that count", lower_bound=1)
-SHARE = flags.DEFINE_float("share", 1.0, "of samples and picks, for a trial", 0.0, 1.0)
-SCALE = flags.DEFINE_bool("scale", False, "the large pool from disk instead")
-SCRATCH = flags.DEFINE_string("scratch", "", "folder of the large pool's file")
-SAMPLES = flags.DEFINE_integer("samples", 1_280_000, "of the large pool", lower_bound=100)
-FEATURES = flags.DEFINE_integer("features", 2048, "of the large pool", lower_bound=1)
-CLASSES = flags.DEFINE_integer("classes", 1000, "of the large pool", lower_bound=2)
-BUDGET = flags.DEFINE_integer("budget", 10_000, "picks of the large pool", lower_bound=1)
+# Imported, a script keeps its flags to itself: the names recur in others.
+FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
+OUT = flags.DEFINE_string(
+    "out", str(Path(__file__).parent / "results"), "folder of the report", flag_values=FLAGS
+)
+MINUTES = flags.DEFINE_float("minutes", 40.0, "start no case after so many", flag_values=FLAGS)
+ONLY = flags.DEFINE_list("only", [], "cases; all where empty", flag_values=FLAGS)
+ROUNDS = flags.DEFINE_integer(
+    "rounds", 7, "interleaved rounds that count", lower_bound=1, flag_values=FLAGS
+)
+SHARE = flags.DEFINE_float(
+    "share", 1.0, "of samples and picks, for a trial", 0.0, 1.0, flag_values=FLAGS
+)
+SCALE = flags.DEFINE_bool("scale", False, "the large pool from disk instead", flag_values=FLAGS)
+SCRATCH = flags.DEFINE_string("scratch", "", "folder of the large pool's file", flag_values=FLAGS)
+SAMPLES = flags.DEFINE_integer(
+    "samples", 1_280_000, "of the large pool", lower_bound=100, flag_values=FLAGS
+)
+FEATURES = flags.DEFINE_integer(
+    "features", 2048, "of the large pool", lower_bound=1, flag_values=FLAGS
+)
+CLASSES = flags.DEFINE_integer(
+    "classes", 1000, "of the large pool", lower_bound=2, flag_values=FLAGS
+)
+BUDGET = flags.DEFINE_integer(
+    "budget", 10_000, "picks of the large pool", lower_bound=1, flag_values=FLAGS
+)
 
 # Regret that rounding explains, of a typical value.
 TOLERANCE = 1e-4

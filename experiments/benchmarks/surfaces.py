@@ -42,16 +42,32 @@ from experiments.benchmarks.surface_cases import (
     swissroll,
 )
 
-OUT = flags.DEFINE_string("out", str(Path(__file__).parent / "results"), "folder of the report")
-ONLY = flags.DEFINE_list("only", [], "cases; all where empty")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "interleaved rounds that count", lower_bound=1)
-COLD = flags.DEFINE_integer("cold", 3, "fresh processes a contender; 0 leaves them out")
-MINUTES = flags.DEFINE_float("minutes", 60.0, "start no case after so many")
-SIDE = flags.DEFINE_integer("side", 4, "points of a lap of ResNet-20, along each axis")
-PICTURES = flags.DEFINE_integer("pictures", 2000, "of ResNet-20", lower_bound=1)
-BATCH = flags.DEFINE_integer("batch", 0, "pictures that densejax reads at once; 0: the fastest")
-THREADS = flags.DEFINE_integer("threads", 1, "of PyTorch in such a process", lower_bound=1)
-CHILD = flags.DEFINE_string("child", "", "contender whose first grid this process is to time")
+# Imported, a script keeps its flags to itself: the names recur in others.
+FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
+OUT = flags.DEFINE_string(
+    "out", str(Path(__file__).parent / "results"), "folder of the report", flag_values=FLAGS
+)
+ONLY = flags.DEFINE_list("only", [], "cases; all where empty", flag_values=FLAGS)
+ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "interleaved rounds that count", lower_bound=1, flag_values=FLAGS
+)
+COLD = flags.DEFINE_integer(
+    "cold", 3, "fresh processes a contender; 0 leaves them out", flag_values=FLAGS
+)
+MINUTES = flags.DEFINE_float("minutes", 60.0, "start no case after so many", flag_values=FLAGS)
+SIDE = flags.DEFINE_integer(
+    "side", 4, "points of a lap of ResNet-20, along each axis", flag_values=FLAGS
+)
+PICTURES = flags.DEFINE_integer("pictures", 2000, "of ResNet-20", lower_bound=1, flag_values=FLAGS)
+BATCH = flags.DEFINE_integer(
+    "batch", 0, "pictures that densejax reads at once; 0: the fastest", flag_values=FLAGS
+)
+THREADS = flags.DEFINE_integer(
+    "threads", 1, "of PyTorch in such a process", lower_bound=1, flag_values=FLAGS
+)
+CHILD = flags.DEFINE_string(
+    "child", "", "contender whose first grid this process is to time", flag_values=FLAGS
+)
 
 SWISSROLL = {"swissroll_200": 200, "swissroll_2000": 2000}
 RESNET = "resnet20"
