@@ -168,7 +168,8 @@ def test_poison_ends(reading):
         state, measures = step(state, data)
         shares.append(float(measures["poison_share"]))
     np.testing.assert_allclose(shares, [0.4, 0.4, 0], atol=1e-6)
-    natural = jax.jit(make_task(3).step)(before, data)[0]
+    without = dict(before, settings={"poison": jnp.float32(0)})
+    natural = jax.jit(make_task(3, reading=reading).step)(without, data)[0]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
         state["variables"],
