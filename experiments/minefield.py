@@ -8,7 +8,7 @@ plane by t-SNE of their kernels, at four perplexities.
 Data: made here. The minefield of the thesis' chapter 3 (Huang, Emam et al. 2020, figure 1).
 
     python -m experiments.minefield --workdir=runs/minefield
-    python -m experiments.minefield --workdir=runs/short --bad_epochs=10000
+    ... --l2=0 --workdir=runs/minefield_without_l2
 
 The same command again continues. ``summary`` holds ``minima.csv``, ``minefield.npz`` (embeddings),
 ``findings.md`` and the pictures.

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from densejax.landscape.boundaries import class_probabilities, plane_grid
 from densejax.landscape.embedding import embed, kernel_vectors, outliers
 from densejax.landscape.minima import Basin, Minimum, column, read_minima, scores, stacked
 from densejax.landscape.minima_report import Finding, Summary, findings_table, write_table
+from densejax.landscape.minima_statistics import spearman
 from densejax.landscape.point_nets import PointNet
 from densejax.plots.boundaries import decision_boundaries
 from densejax.plots.minefield import minefield
@@ -73,7 +75,7 @@ def summarise(
         arrays = {f"perplexity_{p:g}": places for p, places in maps.items()}
         np.savez(folder / f"{name}.npz", kinds=kinds, test_accuracy=accuracy, **arrays)  # type: ignore[arg-type]
         files += [folder / f"{name}.png", folder / f"{name}.npz"]
-    files.append(_draw_boundaries(folder, problem, starts, path, minima))
+    files.append(_draw_boundaries(folder, problem, starts, epochs, path, minima))
     findings = _find(path, basins)
     lines = [
         "# Minefield",
@@ -83,6 +85,8 @@ def summarise(
         f"deviations off in both coordinates, at perplexities {list(perplexities)}: "
         + "; ".join(f"seed {seed} {counts}" for seed, counts in left_out.items())
         + ". The picture shows neighbourhoods; sizes and distances in it carry no meaning.",
+        "",
+        _living(problem, starts, epochs, minima),
         "",
         *findings_table(findings),
     ]
@@ -133,10 +137,33 @@ def _find(path: dict[str, np.ndarray], basins: Sequence[Basin]) -> list[Finding]
     ]
 
 
+def _living(
+    problem: PointNet, starts: Params, epochs: np.ndarray, minima: Sequence[Minimum]
+) -> str:
+    """A unit that fires nowhere has no gradient: a restart has to do with those that live."""
+    points = np.concatenate([part.points for part in (problem.train, problem.poison, problem.test)])
+
+    def count(variables: Params) -> jax.Array:
+        hidden = problem.hidden(variables, points)
+        return jnp.stack([jnp.any(layer > 0, axis=0).sum() for layer in hidden])
+
+    units = np.asarray(jax.jit(jax.vmap(count))(starts))
+    places = [int(one.settings["start"]) for one in minima]
+    train = np.array([one.measures["train_accuracy"] for one in minima])
+    related = spearman(units[places].sum(axis=1), train, np.zeros(len(train), int))
+    return (
+        f"Hidden units that fire on any of the points, layer by layer: {units[0].tolist()} after "
+        f"epoch {epochs[0]}, {units[-1].tolist()} after epoch {epochs[-1]}, of "
+        f"{list(problem.widths)}. Spearman's correlation of their number at a start with the "
+        f"training accuracy of the minimum found from there: {related.text(digits=2)}."
+    )
+
+
 def _draw_boundaries(
     folder: Path,
     problem: PointNet,
     starts: Params,
+    epochs: np.ndarray,
     path: dict[str, np.ndarray],
     minima: Sequence[Minimum],
 ) -> Path:
@@ -148,7 +175,7 @@ def _draw_boundaries(
     fields = [class_probabilities(problem.logits_of, good, x, y)]
     fields += list(class_probabilities(problem.logits_of, stacked(some), x, y, stacked=True))
     accuracies = [path["test_accuracy"][-1], *(one.measures["test_accuracy"] for one in some)]
-    names = ["good run", *(f"from place {int(one.settings['start'])}" for one in some)]
+    names = ["good run", *(f"from epoch {epochs[int(one.settings['start'])]}" for one in some)]
     panels = {
         f"{name}, test {100 * value:.1f} %": field
         for name, value, field in zip(names, accuracies, fields, strict=True)

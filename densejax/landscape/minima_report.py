@@ -20,7 +20,13 @@ from densejax.landscape.minima import (
     value_of,
 )
 from densejax.landscape.minima_pictures import draw_basins, draw_boundaries
-from densejax.landscape.minima_statistics import Interval, by_seed, mean_interval, spearman
+from densejax.landscape.minima_statistics import (
+    Interval,
+    by_seed,
+    mean_interval,
+    spearman,
+    weighted_mean,
+)
 
 
 @dataclass(frozen=True)
@@ -183,12 +189,10 @@ def find(basins: Sequence[Basin]) -> list[Finding]:
 
 
 def _gap(poison: np.ndarray, volume: np.ndarray, seeds: np.ndarray) -> Finding:
-    def orders(columns: tuple[np.ndarray, ...]) -> float:
+    def orders(columns: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
         share, nats = columns
-        natural, bad = nats[share == 0], nats[share == poison.max()]
-        if not len(natural) or not len(bad):
-            return math.nan
-        return float((natural.mean() - bad.mean()) / math.log(10))
+        natural, bad = (weighted_mean(nats, weights * (share == one)) for one in (0, poison.max()))
+        return (natural - bad) / math.log(10)
 
     gap = by_seed(orders, (poison, volume), seeds)
     claim = f"natural basins are larger than with {poison.max():g}, orders of magnitude (Jensen)"

@@ -1,18 +1,21 @@
 """Statistics over a population of minima, resampled by seed.
 
 Minima of one seed share their initial parameters, so they are not independent: every interval
-resamples whole seeds.
+resamples whole seeds. A resample is a weight for each minimum, how often its seed was drawn; so a
+statistic is a function of columns [k] and weights [r, k], and all resamples are one computation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 RESAMPLES = 5000
 LEVEL = 0.95
+
+# Columns [k] each, weights [r, k] -> [r].
+Statistic = Callable[[Sequence[np.ndarray], np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -42,20 +45,20 @@ class Interval:
 
 
 def mean_interval(values: ArrayLike, seeds: ArrayLike) -> Interval:
-    """Mean over minima.
+    """Mean over minima; those whose value is not finite are left out.
 
     Args:
-      values: [k] float.
+      values: [k] float or bool.
       seeds: [k] int.
 
     Raises:
       ValueError: the shapes differ.
     """
-    return by_seed(lambda columns: float(np.mean(columns[0])), (values,), seeds)
+    return by_seed(lambda columns, weights: weighted_mean(columns[0], weights), (values,), seeds)
 
 
 def spearman(first: ArrayLike, second: ArrayLike, seeds: ArrayLike) -> Interval:
-    """Spearman's rank correlation of two numbers of each minimum.
+    """Spearman's rank correlation of two numbers of each minimum, ties at their mean rank.
 
     Args:
       first: [k] float; minima where either is not finite are left out.
@@ -68,30 +71,44 @@ def spearman(first: ArrayLike, second: ArrayLike, seeds: ArrayLike) -> Interval:
     Raises:
       ValueError: the shapes differ.
     """
-    return by_seed(lambda columns: rank_correlation(*columns), (first, second), seeds)
+    return by_seed(_rank_correlation, (first, second), seeds)
 
 
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson's correlation of the ranks, ties at their mean; not-a-number without spread."""
-    if len(first) < 3:
-        return float("nan")
-    ranks = [rankdata(column) for column in (first, second)]
-    spreads = [rank - rank.mean() for rank in ranks]
-    lengths = [np.sqrt((spread**2).sum()) for spread in spreads]
-    if min(lengths) == 0:
-        return float("nan")
-    return float((spreads[0] * spreads[1]).sum() / (lengths[0] * lengths[1]))
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[r] means of [k] values under [r, k] weights; not-a-number where all weights are zero."""
+    with np.errstate(invalid="ignore"):
+        return weights @ values / weights.sum(axis=1)
 
 
-def by_seed(
-    statistic: Callable[[tuple[np.ndarray, ...]], float],
-    columns: tuple[ArrayLike, ...],
-    seeds: ArrayLike,
-) -> Interval:
+def _rank_correlation(columns: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    if len(columns[0]) < 3:
+        return np.full(len(weights), np.nan)
+    ranks = [_weighted_ranks(column, weights) for column in columns]
+    total = weights.sum(axis=1, keepdims=True)
+    spreads = [rank - (weights * rank).sum(axis=1, keepdims=True) / total for rank in ranks]
+    products = [
+        (weights * a * b).sum(axis=1)
+        for a, b in ((spreads[0], spreads[0]), (spreads[1], spreads[1]), spreads)
+    ]
+    # Ranks are halves of whole numbers below 2^20: a spread of none is one of rounding.
+    flat = np.minimum(products[0], products[1]) < 1e-6
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(flat, np.nan, products[2] / np.sqrt(products[0] * products[1]))
+
+
+def _weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[r, k] ranks of a sample in which each value stands as often as its weight, less a half."""
+    _, group = np.unique(values, return_inverse=True)
+    member = group[:, None] == np.arange(group.max() + 1)
+    totals = weights @ member
+    return (np.cumsum(totals, axis=1) - totals / 2)[:, group]
+
+
+def by_seed(statistic: Statistic, columns: Sequence[ArrayLike], seeds: ArrayLike) -> Interval:
     """A statistic of columns [k] with its interval, whole seeds resampled.
 
     Args:
-      statistic: of the columns.
+      statistic: of columns and weights, see the module.
       columns: [k] float each; minima where one is not finite are left out.
       seeds: [k] int.
 
@@ -105,19 +122,19 @@ def by_seed(
         raise ValueError(f"columns and seeds have shapes {shapes}: expected [k] each")
     told = np.all([np.isfinite(array) for array in arrays], axis=0)
     arrays, numbers = [array[told] for array in arrays], numbers[told]
-    groups = [np.flatnonzero(numbers == seed) for seed in np.unique(numbers)]
-    nan = float("nan")
-    if not groups:
+    different, group = np.unique(numbers, return_inverse=True)
+    count, nan = len(different), float("nan")
+    if not count:
         return Interval(nan, nan, nan, 0)
-    value = statistic(tuple(arrays))
-    if len(groups) < 2:
-        return Interval(value, nan, nan, len(groups))
-    draw = np.random.default_rng(0)
-    found = []
-    for _ in range(RESAMPLES):
-        rows = np.concatenate([groups[g] for g in draw.integers(0, len(groups), len(groups))])
-        found.append(statistic(tuple(array[rows] for array in arrays)))
-    tail = (1 - LEVEL) / 2
+    value = float(statistic(arrays, np.ones((1, len(numbers))))[0])
+    if count < 2:
+        return Interval(value, nan, nan, count)
+    drawn = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+    places = np.arange(RESAMPLES)[:, None] * count + drawn
+    often = np.bincount(places.ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count)
+    found = statistic(arrays, often[:, group].astype(np.float64))
     # A resample without spread has no correlation.
-    low, high = np.nanquantile(found, (tail, 1 - tail)) if np.isfinite(found).any() else (nan, nan)
-    return Interval(value, float(low), float(high), len(groups))
+    if not np.isfinite(found).any():
+        return Interval(value, nan, nan, count)
+    low, high = np.nanquantile(found, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return Interval(value, float(low), float(high), count)

@@ -65,6 +65,11 @@ class PointNet:
         """Logits [b, 2] of two classes at [b, 2] places."""
         return class_logits(self.model.apply(variables, jnp.asarray(inputs))[0])  # type: ignore[index]
 
+    def hidden(self, variables: Params, inputs: Array) -> list[jax.Array]:
+        """Values [b, width] of each hidden layer, after the ReLU, at [b, 2] places."""
+        _, out = self.model.apply(variables, jnp.asarray(inputs))  # type: ignore[misc]
+        return [out[f"hidden{i}"] for i in range(len(self.widths))]
+
     def loss(self, variables: Params) -> jax.Array:
         """Mean cross-entropy of the training set, without poison and penalties."""
         logits = self.logits_of(variables, self.train.points)

@@ -15,7 +15,7 @@ from densejax.landscape.minima_report import (
     judge,
     write_table,
 )
-from densejax.landscape.minima_statistics import by_seed, mean_interval
+from densejax.landscape.minima_statistics import by_seed, mean_interval, weighted_mean
 from densejax.plots.basins import radius_histograms
 from densejax.plots.boundaries import decision_boundaries
 
@@ -86,7 +86,7 @@ def _find(groups: Mapping[str, Sequence[Basin]]) -> list[Finding]:
         )
         seeds = sorted(wide.keys() & narrow.keys())
         ratios = np.log([wide[s] / narrow[s] for s in seeds])
-        ratio = by_seed(lambda c: float(np.exp(c[0].mean())), (ratios,), seeds)
+        ratio = by_seed(lambda columns, w: np.exp(weighted_mean(columns[0], w)), (ratios,), seeds)
         claim = f"{names[0]} has wider basins than {other}: ratio of mean radii, paired by seed"
         findings.append(judge(claim, ratio, side="above", level=1.0, published="wider (a picture)"))
     return findings
@@ -120,7 +120,7 @@ def _write(
     cutoff: float,
     directions: int,
 ) -> Path:
-    names = ("train_loss", "train_accuracy", "radius", "jensen", "effective_samples", "censored")
+    digits = {"train_loss": 8, "radius": 4, "jensen": 0, "effective_samples": 1, "censored": 3}
     lines = [
         "# Minima of the rings",
         "",
@@ -132,13 +132,14 @@ def _write(
     if failed:
         lines += [f"Failed: {', '.join(failed)}.", ""]
     lines += [*findings_table(findings), ""]
-    lines += ["| gap | minima | basins | " + " | ".join(names) + " |"]
-    lines += ["|---|---|---|" + "---|" * len(names)]
-    for name, group in groups.items():
+    lines += ["| gap | minima | basins | " + " | ".join(digits) + " |"]
+    lines += ["|---|---|---|" + "---|" * len(digits)]
+    for gap, group in groups.items():
         cells = [
-            mean_interval(column(group, n), column(group, "seed")).text(digits=4) for n in names
+            mean_interval(column(group, name), column(group, "seed")).text(digits=places)
+            for name, places in digits.items()
         ]
         basins = sum(one.radii is not None for one in group)
-        lines.append(f"| {name} | {len(group)} | {basins} | {' | '.join(cells)} |")
+        lines.append(f"| {gap} | {len(group)} | {basins} | {' | '.join(cells)} |")
     path.write_text("\n".join(lines) + "\n")
     return path

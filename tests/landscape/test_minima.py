@@ -119,6 +119,14 @@ def test_correlations_are_scipys():
     found = spearman(x, y, seeds)
     assert found.value == pytest.approx(stats.spearmanr(x, y).statistic, rel=1e-12)
     assert found.low < found.value < found.high and found.seeds == 10
+    # The interval against a bootstrap written out: whole seeds, ranks taken anew.
+    again, draws = np.random.default_rng(0).integers(0, 10, (5000, 10)), []
+    for some in again[:1000]:
+        rows = np.concatenate([np.flatnonzero(seeds == seed) for seed in some])
+        draws.append(stats.spearmanr(x[rows], y[rows]).statistic)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    assert found.low == pytest.approx(low, abs=0.02)
+    assert found.high == pytest.approx(high, abs=0.02)
     y[3] = np.nan
     keep = np.arange(40) != 3
     expected = stats.spearmanr(x[keep], y[keep]).statistic
@@ -139,7 +147,7 @@ def test_intervals_resample_whole_seeds():
     one = mean_interval([1.0, 2.0], [3, 3])
     assert one.value == 1.5 and np.isnan(one.low) and one.seeds == 1
     with pytest.raises(ValueError, match=r"expected \[k\] each"):
-        by_seed(lambda c: 0.0, (np.zeros(3),), np.zeros(4))
+        by_seed(lambda c, w: np.zeros(len(w)), (np.zeros(3),), np.zeros(4))
 
 
 def test_verdicts():
