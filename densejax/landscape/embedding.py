@@ -1,9 +1,9 @@
 """The minefield: many networks as points of a plane, by PCA and t-SNE of their kernels.
 
-After figure 3.1 of the thesis (Huang, Emam et al. 2020, figure 1). What such a picture can show is
-which points are neighbours. Sizes of clusters and distances between them carry no meaning, and
-clusters appear in noise at small perplexities (Wattenberg et al. 2016, How to use t-SNE
-effectively): look at several perplexities, and at more than one seed.
+After the minefield of Huang, Emam et al. 2020 (figure 1) and of the thesis' chapter 3. What such a
+picture can show is which points are neighbours. Sizes of clusters and distances between them carry
+no meaning, and clusters appear in noise at small perplexities (Wattenberg et al. 2016, How to use
+t-SNE effectively): look at several perplexities, and at more than one seed.
 """
 
 from collections.abc import Sequence

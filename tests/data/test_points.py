@@ -72,12 +72,9 @@ def test_split_is_disjoint_and_random():
     assert (len(train), len(test)) == (200, 150)
     rows = np.concatenate([train.points, test.points])
     assert len(np.unique(rows, axis=0)) == 350
-    labelled = {
-        tuple(p): int(c) for p, c in zip(np.asarray(points.points), points.labels, strict=True)
-    }
-    assert all(
-        labelled[tuple(p)] == c for p, c in zip(np.asarray(train.points), train.labels, strict=True)
-    )
+    points, train = (jax.tree.map(np.asarray, one) for one in (points, train))
+    classes = {tuple(p): c for p, c in zip(points.points, points.labels, strict=True)}
+    assert all(classes[tuple(p)] == c for p, c in zip(train.points, train.labels, strict=True))
     assert 60 < int(train.labels.sum()) < 140
     assert isinstance(train, Points) and train.points.dtype == np.float32
 

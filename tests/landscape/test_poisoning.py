@@ -268,8 +268,18 @@ def test_rates_may_depend_on_the_settings():
 
 
 def test_modes(assert_modes_agree):
+    def linear(variables, x, *, train=False, mutable=()):
+        logits = x @ variables["params"]["w"]
+        return ((logits, {}), {}) if train else (logits, {})
+
     data = make_data(2)
-    task = make_task(2, batch=5, poison_batch=3, reading="concatenated")
+    task = PoisonTask(
+        lambda key: {"params": {"w": jax.random.normal(key, (2, 1))}},
+        linear,
+        SGD,
+        reading="concatenated",
+        batch=5,
+    )
 
     def one_step(key, share):
         return task.step(task.init(key, {"poison": share}), data)
