@@ -18,7 +18,7 @@ from densejax.landscape.minima_report import (
     judge,
     write_table,
 )
-from densejax.landscape.minima_statistics import by_seed, mean_interval
+from densejax.landscape.minima_statistics import by_seed, mean_interval, weighted_mean
 from densejax.landscape.pictures import PictureLoss
 from densejax.landscape.surfaces import Surface, surface
 from densejax.plots.surfaces import contours, surface_3d
@@ -174,12 +174,10 @@ def _gap(
 ) -> Finding:
     """Natural minus most poisoned, means over seeds."""
 
-    def gap(columns: tuple[np.ndarray, ...]) -> float:
+    def gap(columns: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
         shares, numbers = columns
-        natural, poisoned = numbers[shares == 0], numbers[shares == poison.max()]
-        if not len(natural) or not len(poisoned):
-            return float("nan")
-        return float(natural.mean() - poisoned.mean())
+        natural = weighted_mean(numbers, weights * (shares == 0))
+        return natural - weighted_mean(numbers, weights * (shares == poison.max()))
 
     difference = by_seed(gap, (poison, values), seeds)
     digits = 0 if name == "jensen" else 4

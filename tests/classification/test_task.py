@@ -51,10 +51,7 @@ def task_of(model=None, *, channels=1, **options):
 
 def test_a_shuffled_order_is_a_permutation_of_the_first():
     for count in (1, 5, 12):
-        orders = [
-            np.asarray(shuffled(jax.random.key(k), 12, jnp.int32(count)))
-            for k in range(3)
-        ]
+        orders = [np.asarray(shuffled(jax.random.key(k), 12, jnp.int32(count))) for k in range(3)]
         for order in orders:
             assert sorted(order[:count]) == list(range(count))
     assert not np.array_equal(orders[0], orders[1])
