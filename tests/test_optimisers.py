@@ -360,18 +360,10 @@ def test_conjugate_gradients_stop_early():
     assert np.abs(loose - solved).max() > 1e-3
 
 
-def test_methods_and_proximal_steps_map_over_instances(assert_modes_agree):
+def test_proximal_steps_map_over_instances(assert_modes_agree):
     layer, params, x, gradient = layer_problem("product")
 
     def step(p, g):
         return jax.vjp(proximal(layer), p, x)[1](g)[0]
 
     assert_modes_agree(step, params, gradient, rtol=1e-3, atol=1e-5)
-    matrix, offsets, start = problem()
-
-    method = quasi_newton(memory=2, iterations=2)
-
-    def one(p):
-        return method.step(partial(objective, matrix, offsets[0]), p, method.init(p), 0.1)[0]
-
-    assert_modes_agree(one, tree(start), rtol=1e-3, atol=1e-4)
