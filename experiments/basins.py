@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from densejax.landscape import minima_report as report
+from densejax.landscape.minima import report
 from densejax.training.config import option, start_folder
 from densejax.training.entry import main
 
@@ -38,6 +38,7 @@ class Config:
     directions: int = option(3000, "of each minimum")
     cutoff: float = option(0.1, "training loss at which a basin ends; minima above it have none")
     span: float | None = option(None, "largest distance; none is the filters' own norms, 1")
+    first_step: float = option(1e-5, "smallest distance that is looked at")
     growth: float = option(1.25, "ratio of distances between which an excursion can go unseen")
     tolerance: float = option(1e-5, "relative width of the final bracket of a radius")
     normalise: Literal["filter", "layer", "none"] = option("filter", "scale of the directions")
@@ -54,6 +55,7 @@ def build(config: Config) -> dict[str, Any]:
     """Options of ``radii_of_many``."""
     return {
         "span": config.span,
+        "first_step": config.first_step,
         "growth": config.growth,
         "rtol": config.tolerance,
         "normalise": config.normalise,

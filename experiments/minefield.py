@@ -10,6 +10,9 @@ Data: made here. The minefield of the thesis' chapter 3 (Huang, Emam et al. 2020
     python -m experiments.minefield --workdir=runs/minefield
     ... --l2=0 --workdir=runs/minefield_without_l2
 
+The second line is the same without the good run's L2: with it two thirds of the hidden units fire
+nowhere in the end, and a restart cannot revive them. About 7 minutes each on two idle cores.
+
 The same command again continues. ``summary`` holds ``minima.csv``, ``minefield.npz`` (embeddings),
 ``findings.md`` and the pictures.
 
@@ -34,10 +37,10 @@ import numpy as np
 import optax
 
 from densejax.data.points import spirals, split
-from densejax.landscape import minefield_report as report
 from densejax.landscape.embedding import PUBLISHED_PERPLEXITIES
 from densejax.landscape.iterates import kept_iterates
-from densejax.landscape.point_nets import PointNet, save_problem
+from densejax.landscape.minima import minefield as report
+from densejax.landscape.minima.point_nets import PointNet, save_problem
 from densejax.landscape.poisoning import PoisonTask, steps_of_epoch
 from densejax.training.config import option, start_folder
 from densejax.training.entry import main

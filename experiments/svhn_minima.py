@@ -39,10 +39,10 @@ import optax
 
 from densejax import trees
 from densejax.classification.poison_sets import PoisonSets, load_poison_sets
-from densejax.landscape.minima import Minimum
-from densejax.landscape.minima_report import Summary
-from densejax.landscape.picture_report import summarise
-from densejax.landscape.pictures import PictureLoss, read_minima
+from densejax.landscape.minima.image_nets import PictureLoss, read_minima
+from densejax.landscape.minima.image_report import summarise
+from densejax.landscape.minima.reading import Minimum
+from densejax.landscape.minima.report import Summary
 from densejax.landscape.poisoning import PoisonTask, step_rate, steps_of_epoch
 from densejax.models.resnet import svhn_resnet20
 from densejax.training.config import option, parse_seeds, start_folder

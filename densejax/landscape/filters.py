@@ -172,14 +172,14 @@ def check_alike(first: Tree, second: Tree, *, names: tuple[str, str]) -> None:
     right = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in _with_paths(second)}
     for path, shape in left.items():
         if path not in right:
-            raise ValueError(f"{names[0]} have {path}, {names[1]} do not")
+            raise ValueError(f"{path} is in {names[0]} and not in {names[1]}")
         if shape != right[path]:
             raise ValueError(
                 f"{path} is {list(shape)} in {names[0]}, {list(right[path])} in {names[1]}"
             )
     for path in right:
         if path not in left:
-            raise ValueError(f"{names[1]} have {path}, {names[0]} do not")
+            raise ValueError(f"{path} is in {names[1]} and not in {names[0]}")
     structures: list[Any] = [jax.tree.structure(tree) for tree in (first, second)]
     if structures[0] != structures[1]:
         raise ValueError(f"{names[0]} are {structures[0]}, {names[1]} {structures[1]}")

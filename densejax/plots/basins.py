@@ -94,6 +94,7 @@ def volume_scatter(
     label: str = "log-volume (nats)",
     title: str = "",
     note: str = "",
+    logarithmic: bool = False,
 ) -> Path:
     """A log-volume (or a median radius) of each minimum over its test accuracy or poison.
 
@@ -108,6 +109,7 @@ def volume_scatter(
       label: of the vertical axis.
       title: above the axes.
       note: in a corner, such as a rank correlation with its interval.
+      logarithmic: whether the vertical axis is, as for radii.
 
     Returns:
       The path.
@@ -144,6 +146,8 @@ def volume_scatter(
             linestyle="none",
         )
     axes.margins(x=0.06, y=0.1)
+    if logarithmic:
+        axes.set_yscale("log")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
     if note:
         axes.annotate(

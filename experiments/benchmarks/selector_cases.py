@@ -109,7 +109,7 @@ def world(sizes: Sizes, *, seed: int = 0) -> World:
     return World(x, np.ascontiguousarray(kernel), bias, labelled)
 
 
-KEY = jax.random.key(0)
+SEED = 0
 
 
 def _peers(tensors: list[torch.Tensor] | None, **functions: Callable[..., Any]) -> dict[str, Call]:
@@ -165,7 +165,7 @@ def score_case(name: str, sizes: Sizes) -> Case:
 
     tensors = w.tensors(w.x, w.kernel, w.bias, w.free)
     product, floor = _unavoidable(_product, w.x, w.kernel)
-    calls = {"densejax": lambda: select(KEY, pool, sizes.budget).indices}
+    calls = {"densejax": lambda: select(jax.random.key(SEED), pool, sizes.budget).indices}
     calls |= _peers(tensors, **{k: bound(f) for k, f in peers.items()}) | {PRODUCT: product}
     return Case(sizes, calls, partial(_score_regret, name, w), floor)
 
@@ -185,7 +185,9 @@ def k_centre_case(sizes: Sizes) -> Case:
     w = world(sizes)
     pool, b = w.pool(), sizes.budget
     product, floor = _unavoidable(_product, w.x, w.x[: sizes.labelled + b].T)
-    calls: dict[str, Call] = {"densejax": lambda: centres.core_set(KEY, pool, b).indices}
+    calls: dict[str, Call] = {
+        "densejax": lambda: centres.core_set(jax.random.key(SEED), pool, b).indices
+    }
     calls |= _peers(
         w.tensors(w.x, w.free),
         published=lambda x, free: torch_selectors.k_centre_published(x, free, b),
@@ -204,7 +206,9 @@ def badge_case(sizes: Sizes, *, relative: bool) -> Case:
     w = world(sizes)
     logits = w.logits
     pool, b = w.pool(logits=logits), sizes.budget
-    draws = np.asarray(centres._exponential(jax.random.split(KEY)[1], sizes.samples))
+    draws = np.asarray(
+        centres._exponential(jax.random.split(jax.random.key(SEED))[1], sizes.samples)
+    )
 
     def clocks(x: torch.Tensor) -> torch_selectors.Clocks:
         return torch_selectors.Clocks(torch.tensor(draws, device=x.device))
@@ -224,7 +228,7 @@ def badge_case(sizes: Sizes, *, relative: bool) -> Case:
     g = jax.nn.softmax(jnp.asarray(logits))
     product, floor = _unavoidable(_both, w.x, w.x[:references].T, g, g[:references].T)
     select = partial(centres.badge, relative_to_labelled=relative)
-    calls: dict[str, Call] = {"densejax": lambda: select(KEY, pool, b).indices}
+    calls: dict[str, Call] = {"densejax": lambda: select(jax.random.key(SEED), pool, b).indices}
     tensors = w.tensors(w.x, logits, w.free)
     calls |= _peers(tensors, published=published(True), closed_form=closed)
     regret = partial(

@@ -33,7 +33,7 @@ OURS, LEAN, TUNED, LOADER = "densejax", "lean", "tuned", "loader"
 BATCHES = (500, 125, 25)
 # The whole plane, which a lap of a small network takes in full.
 GRID = 51
-KEY = jax.random.key(0)
+SEED = 0
 
 
 @dataclass
@@ -113,7 +113,7 @@ def swissroll(samples: int, *, side: int = GRID) -> Case:
     """The swiss-roll network with its draw of PyTorch on so many points, the whole plane a lap."""
     torch.manual_seed(0)
     model = torch_surfaces.mlp(WIDTHS).eval()
-    roll = points.swiss_roll(KEY, samples // 2)
+    roll = points.swiss_roll(jax.random.key(SEED), samples // 2)
     x, labels = jnp.asarray(roll.points), jnp.asarray(roll.labels)
     net = MLP(1, widths=WIDTHS[1:-1])
 
@@ -151,7 +151,7 @@ def resnet(samples: int, *, side: int, batch: int) -> Case:
     labels = rng.integers(0, CLASSES, samples)
     net = resnet20(CLASSES)
     blank = jnp.zeros((1, PICTURE, PICTURE, 3))
-    shapes = jax.eval_shape(net.init, KEY, blank)
+    shapes = jax.eval_shape(net.init, jax.random.key(SEED), blank)
     buffers = {name: value.numpy() for name, value in model.named_buffers()}
 
     def variables(state: dict[str, np.ndarray]) -> Tree:

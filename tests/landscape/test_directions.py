@@ -301,7 +301,7 @@ def test_minima_of_different_structure():
     a, b = network(), network(1)
     del b["norm"]
     with pytest.raises(
-        ValueError, match=r"the first have \['norm'\]\['scale'\], the second do not"
+        ValueError, match=r"\['norm'\]\['scale'\] is in the first and not in the second"
     ):
         line_through(a, b)
     c = network(1)

@@ -230,7 +230,7 @@ def test_a_trajectory_tells_what_its_plane_hides():
 
 def test_what_does_not_fit_is_refused():
     first, key = network(0), jax.random.key(0)
-    with pytest.raises(ValueError, match=r"\['b'\].*the second minimum do not"):
+    with pytest.raises(ValueError, match=r"\['b'\] is in .* and not in the second minimum"):
         linear_barrier(measures, first, {"a": first["a"], "c": first["c"]})
     with pytest.raises(ValueError, match=r"\['b'\] is \[5\].*\[6\] in the second minimum"):
         train_curve(key, measures, first, {**first, "b": np.zeros(6, np.float32)})

@@ -2,26 +2,11 @@
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from densejax.plots.basins import radius_histograms, volume_curves, volume_scatter
 
 RANDOM = np.random.default_rng(0)
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures as they were saved."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(figure, *args, **kwargs):
-        figures.append(figure)
-        return save(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
 
 
 def radii(count):

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from densejax.landscape.boundaries import class_probabilities, plane_grid
-from densejax.landscape.minima import Basin, Minimum, column, stacked
-from densejax.landscape.minima_statistics import spearman
-from densejax.landscape.point_nets import PointNet
+from densejax.landscape.minima.point_nets import PointNet
+from densejax.landscape.minima.reading import Basin, Minimum, column, stacked
+from densejax.landscape.minima.statistics import spearman
 from densejax.plots.basins import radius_histograms, volume_curves, volume_scatter
 from densejax.plots.boundaries import decision_boundaries
 from densejax.plots.strips import strips
@@ -40,7 +40,7 @@ def draw_basins(folder: Path, basins: Sequence[Basin], title: str) -> list[Path]
             files.append(
                 volume_scatter(
                     x, y, path, groups=groups, x_label=x_label, label=label, title=title,
-                    note=note, **ends,
+                    note=note, logarithmic=name == "radius", **ends,
                 )
             )  # fmt: skip
     first = {one.minimum.poison: one for one in reversed(deep)}

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 
 from densejax.landscape.directions import random_plane
-from densejax.landscape.minima import Basin, Minimum, column, measure_basins
-from densejax.landscape.minima_pictures import draw_basins
-from densejax.landscape.minima_report import (
+from densejax.landscape.minima.drawing import draw_basins
+from densejax.landscape.minima.image_nets import PictureLoss
+from densejax.landscape.minima.reading import Basin, Minimum, column, measure_basins
+from densejax.landscape.minima.report import (
     Finding,
     Summary,
     by_share,
@@ -18,8 +19,7 @@ from densejax.landscape.minima_report import (
     judge,
     write_table,
 )
-from densejax.landscape.minima_statistics import by_seed, mean_interval, weighted_mean
-from densejax.landscape.pictures import PictureLoss
+from densejax.landscape.minima.statistics import by_seed, mean_interval, weighted_mean
 from densejax.landscape.surfaces import Surface, surface
 from densejax.plots.surfaces import contours, surface_3d
 from densejax.typing import Key
@@ -70,7 +70,7 @@ def summarise(
     if directions:
         basins = measure_basins(
             basin_key,
-            loss,  # type: ignore[arg-type]
+            loss,
             minima,
             folder=folder / "radii",
             directions=directions,

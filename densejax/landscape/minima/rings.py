@@ -7,15 +7,15 @@ import jax
 import numpy as np
 
 from densejax.landscape.boundaries import class_probabilities, plane_grid
-from densejax.landscape.minima import Basin, column, measure_basins, read_minima, stacked
-from densejax.landscape.minima_report import (
+from densejax.landscape.minima.reading import Basin, column, measure_basins, read_minima, stacked
+from densejax.landscape.minima.report import (
     Finding,
     Summary,
     findings_table,
     judge,
     write_table,
 )
-from densejax.landscape.minima_statistics import by_seed, mean_interval, weighted_mean
+from densejax.landscape.minima.statistics import by_seed, mean_interval, weighted_mean
 from densejax.plots.basins import radius_histograms
 from densejax.plots.boundaries import decision_boundaries
 

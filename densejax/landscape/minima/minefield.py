@@ -9,10 +9,10 @@ import numpy as np
 
 from densejax.landscape.boundaries import class_probabilities, plane_grid
 from densejax.landscape.embedding import embed, kernel_vectors, outliers
-from densejax.landscape.minima import Basin, Minimum, column, read_minima, scores, stacked
-from densejax.landscape.minima_report import Finding, Summary, findings_table, write_table
-from densejax.landscape.minima_statistics import spearman
-from densejax.landscape.point_nets import PointNet
+from densejax.landscape.minima.point_nets import PointNet
+from densejax.landscape.minima.reading import Basin, Minimum, column, read_minima, scores, stacked
+from densejax.landscape.minima.report import Finding, Summary, findings_table, write_table
+from densejax.landscape.minima.statistics import spearman
 from densejax.plots.boundaries import decision_boundaries
 from densejax.plots.minefield import minefield
 from densejax.typing import Params

@@ -6,18 +6,22 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from densejax.landscape.basins import Radii, radii_of_many
-from densejax.landscape.point_nets import SETS, PointNet, load_problem
+from densejax.landscape.minima.point_nets import SETS, PointNet, load_problem
 from densejax.landscape.volume import LogVolume, log_volume
 from densejax.training.checkpoint import restore_tree
 from densejax.typing import Key, Params, Tree
 
 GROUP = 20  # minima whose radii are searched in one program
+# Of the filters' norms. Poisoned minima have radii of a thousandth, the default first step of
+# ``radii_of_many``, below which a crossing need not be the first.
+FIRST_STEP = 1e-5
+RUNNING = ("chunk", "devices", "progress")
 
 
 MEASURES = ("train_loss", "train_accuracy", "test_accuracy", "poison_accuracy")
@@ -58,6 +62,14 @@ class Minimum:
     def poison(self) -> float:
         """Its share of poison; 0 where nothing is said."""
         return float(self.settings.get("poison", 0.0))
+
+
+class HasLoss(Protocol):
+    """What basins are measured of: a network with its points, or with its pictures."""
+
+    def loss(self, variables: Params) -> jax.Array:
+        """The training loss, [] float."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -141,12 +153,13 @@ def stacked(minima: Sequence[Minimum]) -> Params:
 
 def measure_basins(
     key: Key,
-    problem: PointNet,
+    problem: HasLoss,
     minima: Sequence[Minimum],
     *,
     folder: Path,
     directions: int = 3000,
     cutoff: float = 0.1,
+    first_step: float = FIRST_STEP,
     bootstrap: int = 200,
     **options: Any,
 ) -> list[Basin]:
@@ -160,6 +173,7 @@ def measure_basins(
         that is of other settings is refused.
       directions: of each minimum.
       cutoff: of the training loss.
+      first_step: smallest distance that is looked at.
       bootstrap: resamples of the volumes' intervals.
       options: of ``radii_of_many``, such as ``geometry`` or ``span``.
 
@@ -170,7 +184,9 @@ def measure_basins(
       ValueError: a file is of other settings, or as ``radii_of_many``.
     """
     folder = folder / f"{directions}_to_{cutoff:g}"
-    setting = {"directions": directions, "cutoff": cutoff, **options}
+    setting = {"directions": directions, "cutoff": cutoff, "first_step": first_step}
+    # How the search is run changes no radius.
+    setting |= {name: v for name, v in options.items() if name not in RUNNING}
     setting["key"] = np.asarray(jax.random.key_data(key)).tolist()
     text = ";".join(f"{name}={value}" for name, value in sorted(setting.items()))
     deep = [one for one in minima if one.measures["train_loss"] < cutoff]
@@ -179,7 +195,13 @@ def measure_basins(
         group = missing[start : start + GROUP]
         print(f"radii of minima {start + 1} to {start + len(group)} of {len(missing)}", flush=True)
         found = radii_of_many(
-            key, problem.loss, stacked(group), directions=directions, cutoff=cutoff, **options
+            key,
+            problem.loss,
+            stacked(group),
+            directions=directions,
+            cutoff=cutoff,
+            first_step=first_step,
+            **options,
         )
         for one, radii in zip(group, found, strict=True):
             _write(folder / f"{one.name}.npz", radii, text)

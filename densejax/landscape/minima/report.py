@@ -10,7 +10,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from densejax.landscape.minima import (
+from densejax.landscape.minima.drawing import draw_basins, draw_boundaries
+from densejax.landscape.minima.reading import (
     MEASURED,
     MEASURES,
     Basin,
@@ -19,8 +20,7 @@ from densejax.landscape.minima import (
     read_minima,
     value_of,
 )
-from densejax.landscape.minima_pictures import draw_basins, draw_boundaries
-from densejax.landscape.minima_statistics import (
+from densejax.landscape.minima.statistics import (
     Interval,
     by_seed,
     mean_interval,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densejax.landscape.batch_norm import recalibrated
-from densejax.landscape.minima import Minimum
+from densejax.landscape.minima.reading import Minimum
 from densejax.landscape.objective import over_batches
 from densejax.losses import weighted_cross_entropy
 from densejax.training.checkpoint import restore_tree

@@ -1,0 +1,1 @@
+"""Minima of the studies: read back from a run, measured, compared, reported."""
