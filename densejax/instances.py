@@ -310,7 +310,8 @@ def memory_limit(devices: Sequence[jax.Device]) -> int:
     """Bytes that each device may use: the accelerator's own limit, or a CPU device's share.
 
     The share is of what the machine has free now, or of the control group's limit (batch systems
-    set one far below the machine's memory) where that is less.
+    set one far below the machine's memory), or of ``DENSEJAX_MEMORY_BYTES`` (where a launcher knows
+    the process's part), whichever is least.
     """
     stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
     if stats and "bytes_limit" in stats:
@@ -323,6 +324,9 @@ def memory_limit(devices: Sequence[jax.Device]) -> int:
     group = Path("/sys/fs/cgroup/memory.max")
     if group.exists() and group.read_text().strip().isdigit():
         free = min(free, int(group.read_text()))
+    allotted = os.environ.get("DENSEJAX_MEMORY_BYTES", "")
+    if allotted.isdecimal():
+        free = min(free, int(allotted))
     return free // len(devices)
 
 

@@ -155,6 +155,23 @@ def iou(confusion: Array) -> Array:
     return _ratio(library, hits, confusion.sum(-1) + confusion.sum(-2) - hits)
 
 
+def dice(confusion: Array) -> Array:
+    """Dice coefficient (F1 score) of each class, ``2 n_ii / (row_i + column_i)``.
+
+    Args:
+      confusion: ``[..., c, c]`` int.
+
+    Returns:
+      ``[..., c]`` float in 0..1; nan for a class that is in neither truth nor prediction.
+
+    Raises:
+      ValueError: the table is not square.
+    """
+    # By way of the other score, because row_i + column_i may be twice what int32 holds.
+    scores = iou(confusion)
+    return 2 * scores / (1 + scores)
+
+
 def mean_iou(confusion: Array, *, classes: Sequence[int] | None = None) -> Array:
     """Unweighted mean over classes of the intersection over union (MIoU).
 

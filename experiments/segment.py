@@ -10,6 +10,11 @@ Data: a synthetic platelet world generated here (default), the Drosophila VNC st
 
     python -m experiments.segment --workdir=runs/first
     python -m experiments.segment --data=vnc --data_folder=data/vnc --seeds=0:8 --workdir=runs/vnc
+    python -m experiments.segment --init_from=runs/first --extra_labels=corrections \\
+        --learning_rate=3e-4 --workdir=runs/second
+
+The third trains on from the best members of a run, with blocks that an annotator corrected
+(``experiments.correct``) beside the training volume.
 
 The same command again continues; more ``--seeds`` extend the sweep. Published setting:
 ``--data=platelets --width=32 --logit_relu --window=5,300,300 --spacing=2,100,100 --steps=33120
@@ -18,16 +23,18 @@ two CPU cores. Expected results: ``experiments/results/README.md``.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-
 from densejax.data.augment import Augmentation, draw_window
+from densejax.data.extra_windows import draw_mixed_window
 from densejax.models import hybrid, unet, unet3d
 from densejax.models.layers import draw_parameters
 from densejax.segmentation import report, sources
+from densejax.segmentation.corrections import continued
 from densejax.segmentation.prepare import sweep_data
+from densejax.segmentation.rendering.films import record_section
 from densejax.segmentation.task import PUBLISHED_L2, WindowTask
 from densejax.training.config import option, parse_grid, parse_seeds, start_folder
 from densejax.training.entry import main
@@ -36,7 +43,7 @@ from densejax.training.logs import Reporter
 from densejax.training.sweep import Schedule, Sweep
 
 # Settings that change no trained number: a run may go on with others.
-VARYING = ("seeds", "slots", "strategy", "grid", "overlap")
+VARYING = ("seeds", "slots", "strategy", "grid", "overlap", "record")
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,9 @@ class Config:
         64, "windows of the evaluation volume that rank while training, spread evenly; 0 is all"
     )
     checkpoint_every: int = option(200, "interval of checkpoints", unit="steps")
+    record: int = option(
+        0, "interval of frames for films (experiments.render --run); 0 records none", unit="steps"
+    )
     overlap: tuple[int, ...] = option(
         (), "voxels z,y,x that windows of the final prediction share; default: a third, as released"
     )
@@ -103,6 +113,9 @@ class Config:
         "map", "instances of one device one after another, side by side, or the faster of the two"
     )
     base_seed: int = option(0, "from which all seeds' keys are folded")
+    init_from: str = option("", "folder of a run: seed s starts from its s-th best member")
+    extra_labels: str = option("", "folder of corrections (experiments.correct) to train on too")
+    extra_share: float = option(0.5, "share of the windows around corrected voxels, in hundredths")
 
 
 def build(config: Config, classes: int) -> tuple[Any, WindowTask]:
@@ -127,17 +140,16 @@ def build(config: Config, classes: int) -> tuple[Any, WindowTask]:
     window = sources.three(config.window, "--window")
     output = model.output_window(window)
 
-    def draw(key: jax.Array, step: jax.Array, data: Any) -> Any:
-        return draw_window(
-            key,
-            step,
-            data,
-            input_window=window,
-            output_window=output,
-            spacing=config.spacing,
-            augmentation=config.augmentation,
-        )
-
+    draw: Any = partial(
+        draw_window,
+        input_window=window,
+        output_window=output,
+        spacing=config.spacing,
+        augmentation=config.augmentation,
+    )
+    if config.extra_labels:
+        percent = continued.percent_of(config.extra_share)
+        draw = partial(draw_mixed_window, percent=percent, **draw.keywords)
     task = WindowTask(
         init_params=lambda key: draw_parameters(key, model, (1, *window, 1)),
         network=model.apply,
@@ -162,24 +174,34 @@ def run(config: Config, workdir: Path) -> report.Summary:
     model, task = build(config, len(parts.class_names))
     window = sources.three(config.window, "--window")
     output = model.output_window(window)
-    data = sweep_data(
-        parts.train,
-        parts.evaluation,
-        sources.error_weights_of(parts, config.error_weights),
-        window=window,
-        output=output,
-        at_most=config.evaluation_windows,
+    weights = sources.error_weights_of(parts, config.error_weights)
+    sizes: dict[str, Any] = {"window": window, "output": output}
+    most = config.evaluation_windows
+    data = sweep_data(parts.train, parts.evaluation, weights, at_most=most, **sizes)
+    origin = continued.read_continued(
+        config, parts, task.init_params, weights=weights, workdir=workdir, **sizes
     )
     members = members_of(config.seeds, parse_grid(config.grid))
     schedule = Schedule(
         config.steps, config.log_every, config.evaluate_every, config.checkpoint_every
     )
     start_folder(config, workdir, ignore=VARYING)
+    origin.keep(workdir)
     report.print_setting(parts, task, window=window, output=output)
+    recording = None
+    if config.record:
+        recording = record_section(
+            parts.evaluation,
+            task,
+            every=config.record,
+            window=window,
+            output=output,
+            workdir=workdir,
+        )
     reporter = Reporter(score=task.score, events=workdir / "tensorboard")
     sweep = Sweep(
         task,
-        data,
+        {**data, **origin.data},
         members,
         workdir=workdir,
         schedule=schedule,
@@ -187,6 +209,8 @@ def run(config: Config, workdir: Path) -> report.Summary:
         strategy=config.strategy,
         base_seed=config.base_seed,
         reporter=reporter,
+        begin=origin.begin,
+        recording=recording,
     )
     outcomes = sweep.run()
     reporter.close()

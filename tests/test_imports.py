@@ -1,6 +1,8 @@
 """Who may know whom: the imports of every module, read from its syntax tree."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +33,8 @@ ONLY = {
     "jax.experimental.shard_map": ("densejax/instances.py",),
     "jax.experimental.mesh_utils": ("densejax/instances.py",),
 }
+# An experiment that goes on from another's runs builds their networks by the other's ``build``.
+CONTINUES = {"experiments/predict.py": "experiments.segment"}
 # Whatever they are reached through; a bare "Mesh" may be a surface of triangles.
 MESH_NAMES = {"pmap", "shard_map", "make_mesh", "create_device_mesh", "PmapSharding"}
 
@@ -79,7 +83,8 @@ def _wrong_arrow(name: str, path: Path) -> list[str]:
     room, top = room_of(path), path.parts[0]
     arrow = [f"{path} imports {name}"]
     if parts[0] == "experiments":
-        return [] if top == "tests" or path.parts[:2] == ("experiments", "benchmarks") else arrow
+        allowed = top == "tests" or path.parts[:2] == ("experiments", "benchmarks")
+        return [] if allowed or name.startswith(CONTINUES.get(path.as_posix(), "-")) else arrow
     if top == "launch":
         return arrow if parts[0] in ("jax", "jaxlib", "flax", "optax", "densejax") else []
     if parts[0] == "launch":
@@ -102,6 +107,24 @@ def _wrong_library(name: str, path: Path) -> list[str]:
             if not path.as_posix().startswith(allowed):
                 return [f"{path} imports {name}, which is for {', '.join(allowed)} alone"]
     return []
+
+
+def test_importing_starts_no_device():
+    # A key or an array made while a module is imported starts JAX with one device a host, and
+    # ``use_all_cores`` comes too late, without a word.
+    code = """
+import importlib, pkgutil, jax, densejax, experiments
+for package in (densejax, experiments):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        try:
+            importlib.import_module(module.name)
+        except ImportError as error:
+            assert not error.name.startswith(("densejax", "experiments")), error
+jax.config.update("jax_num_cpu_devices", 3)
+assert len(jax.devices("cpu")) == 3
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("path", modules(), ids=str)
@@ -150,7 +173,7 @@ def test_a_planted_violation_is_caught(path, source):
         ("densejax/training/provenance.py", "from densejax import __version__"),
         ("densejax/active/scores.py", "from densejax.landscape import slices"),
         (
-            "densejax/segmentation/meshes.py",
+            "densejax/segmentation/rendering/meshes.py",
             "import trimesh\nclass Mesh: ...\ntrimesh.Mesh()\nMesh()",
         ),
         ("experiments/benchmarks/speed.py", "from experiments.segment import Config"),

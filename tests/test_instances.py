@@ -257,3 +257,10 @@ def test_devices_of_one_host_share_its_memory():
     one, eight = memory_limit(jax.devices()[:1]), memory_limit(jax.devices())
     assert one > 2**20
     np.testing.assert_allclose(one, 8 * eight, rtol=0.2)
+
+
+def test_the_part_of_memory_that_a_launcher_names(monkeypatch):
+    monkeypatch.setenv("DENSEJAX_MEMORY_BYTES", "1000000")
+    assert memory_limit(jax.devices()[:1]) == 1_000_000
+    monkeypatch.setenv("DENSEJAX_MEMORY_BYTES", str(2**62))
+    assert memory_limit(jax.devices()[:1]) < 2**62

@@ -77,6 +77,8 @@ def test_scores_equal_sklearn(host):
     jaccard = reference.jaccard_score(t, p, average=None)
     np.testing.assert_allclose(metrics.iou(table), jaccard, **tolerance)
     np.testing.assert_allclose(metrics.mean_iou(table), jaccard.mean(), **tolerance)
+    f1 = reference.f1_score(t, p, average=None)
+    np.testing.assert_allclose(metrics.dice(table), f1, **tolerance)
     organelles = reference.jaccard_score(t, p, average="macro", labels=[2, 3, 4, 5, 6])
     found = metrics.mean_iou(table, classes=(2, 3, 4, 5, 6))
     np.testing.assert_allclose(found, organelles, **tolerance)
@@ -91,6 +93,7 @@ def test_scores_are_mapped_over_leading_axes_and_traceable():
     tables = jnp.stack([count(*sample(s, right=r)) for s, r in ((3, 0.9), (4, 0.2))])
     for score in (
         metrics.iou,
+        metrics.dice,
         metrics.mean_iou,
         metrics.accuracy,
         metrics.normalised_confusion,
@@ -107,6 +110,7 @@ def test_absent_classes_are_nan_and_skipped(host):
     table = count(np.array([0, 0, 1, 1], np.int32), np.array([0, 1, 1, 1], np.int32), 4)
     table = np.asarray(table) if host else table
     np.testing.assert_allclose(metrics.iou(table), [1 / 2, 2 / 3, np.nan, np.nan], rtol=1e-6)
+    np.testing.assert_allclose(metrics.dice(table), [2 / 3, 4 / 5, np.nan, np.nan], rtol=1e-6)
     np.testing.assert_allclose(metrics.mean_iou(table), 7 / 12, rtol=1e-6)
     assert np.isnan(metrics.mean_iou(table, classes=(2, 3)))
     empty = table * 0

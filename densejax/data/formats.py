@@ -2,7 +2,7 @@
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,26 @@ class LazyArray:
     ellipsis). Reads share no state, so several threads may read at once.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, read: Callable[[Box], np.ndarray]):
-        """Wrap ``read``, which gets three slices with step 1 and returns that box."""
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: Any,
+        read: Callable[[Box], np.ndarray],
+        *,
+        chunks: Sequence[int] | None = None,
+    ):
+        """Wrap ``read``, which gets three slices with step 1 and returns that box.
+
+        ``chunks`` [z, y, x] is the least box that is read at no more cost than a part of it;
+        without it every voxel is.
+        """
         self.shape: tuple[int, int, int] = (int(shape[0]), int(shape[1]), int(shape[2]))
         self.dtype = np.dtype(dtype).newbyteorder("=")
         self._read = read
+        sizes = [
+            max(1, min(int(c), s)) for c, s in zip(chunks or (1,) * 3, self.shape, strict=True)
+        ]
+        self.chunks: tuple[int, int, int] = (sizes[0], sizes[1], sizes[2])
 
     ndim = 3
 

@@ -152,7 +152,8 @@ def _lazy(store: ts.TensorStore, names: list[str], name: str) -> LazyArray:
         except Exception as error:  # tensorstore raises its own kinds, by cause
             raise ValueError(f"{name}: {box} cannot be read ({error})") from error
 
-    return LazyArray(view.shape, dtype, read)
+    chunks = [size or 1 for size in view.chunk_layout.read_chunk.shape or ()]
+    return LazyArray(view.shape, dtype, read, chunks=chunks or None)
 
 
 def _multiscale(metadata: dict[str, dict[str, Any]]) -> dict[str, Any] | None:

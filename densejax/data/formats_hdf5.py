@@ -33,9 +33,11 @@ def open_hdf5(path: str | Path, *, dataset: str | None = None) -> Opened:
             chosen = file[inner]
             shape, dtype = chosen.shape, check_dtype(chosen.dtype, name)
             voxel_nm = _voxel(chosen, name)
+            chunks = chosen.chunks
     except OSError as error:
         raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
-    return Opened(LazyArray(shape, dtype, lambda box: _read(path, inner, box)), name, voxel_nm)
+    array = LazyArray(shape, dtype, lambda box: _read(path, inner, box), chunks=chunks)
+    return Opened(array, name, voxel_nm)
 
 
 def _read(path: Path, inner: str, box: Box) -> np.ndarray:

@@ -58,7 +58,7 @@ def open_tiff(path: str | Path) -> Opened:
     except (tifffile.TiffFileError, struct.error, IndexError, KeyError) as error:
         raise ValueError(f"{path}: not a readable TIFF file ({error})") from error
     if offset is None:
-        array = LazyArray(shape, dtype, lambda box: _read_pages(path, box))
+        array = LazyArray(shape, dtype, lambda box: _read_pages(path, box), chunks=(1, *shape[1:]))
     else:
         mapped = np.memmap(path, dtype.newbyteorder(order), "r", offset, shape)
         array = LazyArray(shape, dtype, lambda box: np.array(mapped[box]))
@@ -84,7 +84,12 @@ def open_folder(path: str | Path) -> Opened:
             raise ValueError(
                 f"{file}: section is {found[0]} {found[1]}; expected {shape} {dtype} as {files[0]}"
             )
-    array = LazyArray((len(files), *shape), dtype, lambda box: _read_sections(files, box))
+    array = LazyArray(
+        (len(files), *shape),
+        dtype,
+        lambda box: _read_sections(files, box),
+        chunks=(1, *shape),
+    )
     return Opened(array, str(path), None)
 
 

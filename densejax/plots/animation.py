@@ -290,7 +290,7 @@ def _pixels(frames: Iterable[Figure | np.ndarray], dpi: int) -> Iterator[np.ndar
 
 
 def _write_mp4(frames: Iterator[np.ndarray], path: Path, seconds: float, hold: float) -> None:
-    program = _ffmpeg()
+    program = find_ffmpeg()
     first = next(frames)
     height, width = first.shape[:2]
     command = [program, "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
@@ -319,7 +319,12 @@ def _write_mp4(frames: Iterator[np.ndarray], path: Path, seconds: float, hold: f
             )
 
 
-def _ffmpeg() -> str:
+def find_ffmpeg() -> str:
+    """The program that writes an MP4.
+
+    Raises:
+      RuntimeError: there is none; the message says where it was looked for.
+    """
     found = shutil.which("ffmpeg")
     if found is None and importlib.util.find_spec("imageio_ffmpeg") is not None:
         import imageio_ffmpeg
@@ -331,3 +336,13 @@ def _ffmpeg() -> str:
             " install either, or name a .gif"
         )
     return found
+
+
+def film_suffix(*, report: Callable[[str], Any]) -> str:
+    """``.mp4``, or ``.gif`` where there is no ffmpeg; ``report`` is told why."""
+    try:
+        find_ffmpeg()
+    except RuntimeError as error:
+        report(f"a GIF in place of an MP4: {error}")
+        return ".gif"
+    return ".mp4"

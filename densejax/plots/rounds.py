@@ -21,6 +21,7 @@ def round_curves(
     intervals: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
     published: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
     label: str = "test accuracy",
+    x_label: str = "labelled samples",
     band_label: str = "95 % interval of the mean",
     title: str = "",
     logarithmic: bool = False,
@@ -36,6 +37,7 @@ def round_curves(
       published: curves of a paper, (labelled ``[s]``, scores ``[s]``) by name, faint; one that has
         the name of a strategy has its colour.
       label: of the vertical axis, with its unit if there is one.
+      x_label: of the horizontal axis.
       band_label: what the bands show.
       title: above the axes.
       logarithmic: of the vertical axis.
@@ -53,7 +55,7 @@ def round_curves(
         raise ValueError(f"labelled {x.shape} and curves of {wrong or 'nobody'}: expected [t] each")
     figure = style.new_figure(5.4, 3.7)
     axes = figure.add_subplot()
-    style.dress(axes, x="labelled samples", y=label)
+    style.dress(axes, x=x_label, y=label)
     for index, (name, curve) in enumerate(values.items()):
         colour = style.series_colour(index)
         if intervals and name in intervals:

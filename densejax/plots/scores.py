@@ -190,6 +190,7 @@ def confusion_matrix(
     path: str | Path,
     *,
     class_names: Sequence[str] | None = None,
+    sides: tuple[str, str] = ("true class", "predicted class"),
     title: str = "",
 ) -> Path:
     """What each true class was called, as parts of its row.
@@ -198,6 +199,7 @@ def confusion_matrix(
       normalised: ``[c, c]`` float in 0..1, rows truth; nan rows (class not in the truth) stay grey.
       path: of the PNG.
       class_names: c names; None is their numbers.
+      sides: what rows and columns are.
       title: above the axes.
 
     Returns:
@@ -212,9 +214,10 @@ def confusion_matrix(
         raise ValueError(f"normalised has shape {table.shape}: expected [c, c]")
     classes = len(table)
     names = style.class_names(class_names, classes)
-    figure = style.new_figure(2.4 + 0.5 * classes, 1.7 + 0.46 * classes)
+    longest = max(map(len, names))
+    figure = style.new_figure(1.6 + 0.062 * longest + 0.5 * classes, 1.7 + 0.46 * classes)
     axes = figure.add_subplot()
-    style.dress(axes, x="predicted class", y="true class", title=title, grid="")
+    style.dress(axes, x=sides[1], y=sides[0], title=title, grid="")
     axes.set_facecolor(style.GRID)
     image = axes.imshow(np.ma.masked_invalid(table), cmap="Blues", vmin=0, vmax=1)
     for (row, column), value in np.ndenumerate(table):
@@ -240,7 +243,9 @@ def confusion_matrix(
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03, ticks=[0, 0.5, 1])
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     bar.ax.tick_params(labelsize=style.TICK_SIZE, length=0, labelcolor=style.INK)
-    bar.set_label("part of the true class (cells in %)", fontsize=style.LABEL_SIZE, color=style.INK)
+    bar.set_label(
+        f"part of the {sides[0]} (cells in %)", fontsize=style.LABEL_SIZE, color=style.INK
+    )
     bar.outline.set_visible(False)  # type: ignore[operator]
     return style.save(figure, path)
 

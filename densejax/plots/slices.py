@@ -45,7 +45,7 @@ class _Layout:
 
 
 def orthoslices(
-    image: ArrayLike,
+    image: ArrayLike | None,
     labellings: Mapping[str, ArrayLike],
     path: str | Path,
     *,
@@ -63,7 +63,8 @@ def orthoslices(
     other plane cuts; a bar gives the scale, the same along both axes and in both rows.
 
     Args:
-      image: ``[z, y, x]`` float or int; shown from its 0.5th to its 99.5th percentile.
+      image: ``[z, y, x]`` float or int; shown from its 0.5th to its 99.5th percentile. None shows
+        the labellings alone.
       labellings: ``[z, y, x]`` int in 0..c-1 or -1 (white), by the title of its column.
       path: of the PNG.
       voxel_nm: size of a voxel in nanometres (z, y, x).
@@ -81,18 +82,18 @@ def orthoslices(
       ValueError: a shape is not the image's, a voxel size is not positive, a plane is outside, a
         label is outside -1..c-1, the names do not match, or the name does not end in ``.png``.
     """
-    image = np.asarray(image)
     columns = {name: np.asarray(volume) for name, volume in labellings.items()}
     doubt = None if entropy is None else np.asarray(entropy, float)
-    _check_shapes(image, {**columns, **({} if doubt is None else {"entropy": doubt})})
+    grey = {} if image is None else {"image": np.asarray(image)}
+    shape = _shape({**grey, **columns, **({} if doubt is None else {"entropy": doubt})})
     if len(voxel_nm) != 3 or min(voxel_nm) <= 0:
         raise ValueError(f"voxel_nm is {voxel_nm}: expected three positive sizes (z, y, x)")
-    z, y = _plane(z, image.shape[0], "z"), _plane(y, image.shape[1], "y")
+    z, y = _plane(z, shape[0], "z"), _plane(y, shape[1], "y")
     classes = _count(columns, classes, class_names)
     names = style.class_names(class_names, classes)
 
-    microns = np.array(image.shape) * np.array(voxel_nm) / 1000
-    columns_drawn = 1 + len(columns) + (doubt is not None)
+    microns = np.array(shape) * np.array(voxel_nm) / 1000
+    columns_drawn = len(grey) + len(columns) + (doubt is not None)
     width = float(np.clip(9.6 / columns_drawn, 1.6, 2.6))
     heights = (width * microns[1] / microns[2], width * microns[0] / microns[2])
     missing = any((v < 0).any() for v in columns.values())
@@ -106,10 +107,10 @@ def orthoslices(
         bottom=0.22 + 0.165 * rows,
     )
     figure = style.new_figure(*layout.size, constrained=False)
-    _column(figure, layout, 0, "image", image, (z, y), microns, _grey(image))
     palette = _palette(classes)
-    for index, (name, volume) in enumerate(columns.items(), 1):
-        _column(figure, layout, index, name, volume, (z, y), microns, palette)
+    for index, (name, volume) in enumerate([*grey.items(), *columns.items()]):
+        scale = _grey(volume) if name in grey else palette
+        _column(figure, layout, index, name, volume, (z, y), microns, scale)
     if doubt is not None:
         scale = {"cmap": "magma", "vmin": 0.0, "vmax": float(np.log(max(classes, 2)))}
         shown = _column(
@@ -131,12 +132,17 @@ def orthoslices(
     return style.save(figure, path)
 
 
-def _check_shapes(image: np.ndarray, others: Mapping[str, np.ndarray]) -> None:
-    if image.ndim != 3 or not image.size:
-        raise ValueError(f"image has shape {image.shape}: expected [z, y, x]")
-    for name, volume in others.items():
-        if volume.shape != image.shape:
-            raise ValueError(f"{name} has shape {volume.shape}: expected the image's {image.shape}")
+def _shape(volumes: Mapping[str, np.ndarray]) -> tuple[int, int, int]:
+    """The shape that all volumes have."""
+    if not volumes:
+        raise ValueError("there is neither an image nor a labelling: expected one at least")
+    (first, one), *others = volumes.items()
+    if one.ndim != 3 or not one.size:
+        raise ValueError(f"{first} has shape {one.shape}: expected [z, y, x]")
+    for name, volume in others:
+        if volume.shape != one.shape:
+            raise ValueError(f"{name} has shape {volume.shape}: expected the {first}'s {one.shape}")
+    return one.shape[0], one.shape[1], one.shape[2]
 
 
 def _plane(index: int | None, size: int, name: str) -> int:
@@ -202,18 +208,28 @@ def _column(
             axes.axhline(cut * extent, color="#FFD23F", linewidth=1.0, linestyle=(0, (3, 3)))
             axes.set_ylabel(plane_name, fontsize=style.LABEL_SIZE, color=style.INK)
             if row == 0:
-                _scale_bar(axes, width, extent)
+                scale_bar(axes, width, extent)
         if row == 0:
             axes.set_title(name, fontsize=style.TITLE_SIZE, color=style.INK, pad=4)
     return shown
 
 
-def _scale_bar(axes: Axes, width: float, height: float) -> None:
-    """A bar of a round length, near a quarter of the width, on a dark ground."""
-    target = width / 4
-    power = 10.0 ** np.floor(np.log10(target))
-    length = max((r * power for r in _ROUND_LENGTHS if r * power <= target), default=power)
-    text = f"{length:g} µm" if length >= 1 else f"{1000 * length:g} nm"
+def round_length(most: float) -> tuple[float, str]:
+    """The longest of 1, 2, 5 times a power of ten micrometres up to ``most``, and its name."""
+    power = 10.0 ** np.floor(np.log10(most))
+    length = max((r * power for r in _ROUND_LENGTHS if r * power <= most), default=power)
+    return length, f"{length:g} µm" if length >= 1 else f"{1000 * length:g} nm"
+
+
+def scale_bar(axes: Axes, width: float, height: float) -> None:
+    """A bar of a round length, near a quarter of the width, on a dark ground.
+
+    Args:
+      axes: x from 0 to ``width`` and y from 0, at the top, to ``height``, in micrometres.
+      width: micrometres.
+      height: micrometres.
+    """
+    length, text = round_length(width / 4)
     pad = 0.04 * width
     box_width, box_height = length + 2 * pad, 0.135 * width
     left, top = width - box_width - pad * 0.6, height - box_height - pad * 0.6
@@ -268,17 +284,4 @@ def _legend(
                 lw=0.6,
             )
         )
-    across, down = layout.size
-    figure.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=((layout.left - 0.06) / across, (layout.bottom - 0.08) / down),
-        ncols=-(-len(handles) // rows),
-        frameon=False,
-        fontsize=style.TICK_SIZE,
-        labelcolor=style.INK,
-        handlelength=1.1,
-        handleheight=1.1,
-        columnspacing=1.2,
-        borderaxespad=0,
-    )
+    style.legend_at(figure, handles, (layout.left - 0.06, layout.bottom - 0.08), rows=rows)

@@ -7,6 +7,7 @@ touches pyplot or any other global state, so pictures may be drawn from threads 
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -115,6 +116,35 @@ def legend_above(axes: Axes, title: str, *, rows: int = 1, columns: int = 3) -> 
     )
     if title:
         axes.set_title(title, fontsize=TITLE_SIZE, color=INK, loc="left", pad=8 + 12 * rows)
+
+
+def legend_at(
+    figure: Figure, handles: Sequence[Artist], place: tuple[float, float], *, rows: int
+) -> None:
+    """A figure's legend of small patches.
+
+    Args:
+      figure: to draw on.
+      handles: entries; without any nothing is drawn.
+      place: of the upper left corner, x and y in inches from the lower left of the figure.
+      rows: of entries.
+    """
+    if not handles:
+        return
+    across, down = figure.get_size_inches()
+    figure.legend(
+        handles=list(handles),
+        loc="upper left",
+        bbox_to_anchor=(place[0] / across, place[1] / down),
+        ncols=-(-len(handles) // rows),
+        frameon=False,
+        fontsize=TICK_SIZE,
+        labelcolor=INK,
+        handlelength=1.1,
+        handleheight=1.1,
+        columnspacing=1.2,
+        borderaxespad=0,
+    )
 
 
 def save(figure: Figure, path: str | Path) -> Path:

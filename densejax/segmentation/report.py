@@ -23,6 +23,7 @@ from densejax.ensembles.rank import rank_members
 from densejax.plots.curves import learning_curves, top_k_curve
 from densejax.plots.scores import class_iou, confusion_matrix, score_histogram
 from densejax.plots.slices import orthoslices
+from densejax.segmentation.prediction.trained_run import save_learned_from
 from densejax.segmentation.prepare import class_counts
 from densejax.segmentation.sources import Parts
 from densejax.segmentation.task import WindowTask
@@ -101,6 +102,8 @@ def summarise_sweep(
 ) -> Summary:
     """Rank the members, label evaluation and test volumes by ensembles of every size, write it all.
 
+    What the members have learned from is left in ``learned_from.json``, for who predicts with them.
+
     Args:
       outcomes: of all members.
       parts: the sweep's volumes.
@@ -115,6 +118,7 @@ def summarise_sweep(
     """
     folder = workdir / "summary"
     folder.mkdir(parents=True, exist_ok=True)
+    save_learned_from(workdir, parts)
     done = [outcome for outcome in outcomes if outcome.status == "DONE"]
     if not done:
         _write_scores(folder / "scores.csv", outcomes)

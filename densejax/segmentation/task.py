@@ -143,6 +143,26 @@ class WindowTask:
             "confusion": confusion,
         }
 
+    def section(self, state: Tree, data: Batch) -> dict[str, jax.Array]:
+        """Probabilities of one section, as a film of training shows it.
+
+        ``data`` holds ``images`` [n, z, y, x], windows that cover the section; ``plane``, at which
+        depth of their outputs it lies; and ``places`` int32 [h, w], for each of its voxels the
+        index among all the outputs' voxels of that plane (``prepare.section_data``).
+
+        Returns:
+          ``probabilities`` uint8 [h, w, c]; 255 is one.
+        """
+
+        def one(image: jax.Array) -> jax.Array:
+            logits = self.network(state["params"], image[None, ..., None])[0][0]
+            plane = jax.lax.dynamic_index_in_dim(logits, data["plane"], 0, keepdims=False)
+            shares = jax.nn.softmax(plane.astype(jnp.float32), axis=-1)
+            return jnp.rint(255 * shares).astype(jnp.uint8)
+
+        tiles = jax.lax.map(one, data["images"])
+        return {"probabilities": tiles.reshape(-1, self.classes)[data["places"]]}
+
     def parameters(self, state: Tree) -> Params:
         """The network's parameters."""
         return state["params"]

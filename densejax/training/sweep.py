@@ -6,7 +6,7 @@ under the ``map`` strategy.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from densejax.instances import Population, Strategy, instance_key, memory_limit
 from densejax.training.folders import Member, MemberFolder, Outcome
 from densejax.training.logs import Reporter
+from densejax.training.recording import Recorder, Recording
 from densejax.training.slots import SCORE_OF_NOTHING, Programs, empty_slot
 from densejax.training.task import Task
 from densejax.typing import Batch, Measures, Tree
@@ -87,6 +88,8 @@ class Sweep:
         strategy: Strategy = "map",
         base_seed: int = 0,
         reporter: Reporter | None = None,
+        begin: Callable[[Member, Tree], Tree] | None = None,
+        recording: Recording | None = None,
     ) -> None:
         """Set a sweep up; nothing is compiled or allocated before ``run``.
 
@@ -100,10 +103,22 @@ class Sweep:
           strategy: ``map``, ``vmap`` or ``auto``.
           base_seed: from which every member's key is folded, by its seed.
           reporter: what to tell and where.
+          begin: ``(member, slot) -> slot``, on the host: what to make of the slot of a member that
+            has made no step, such as parameters of an earlier run; None leaves it as it is.
+          recording: frames to keep of every member while it trains; they change nothing else.
+
+        Raises:
+          ValueError: ``recording.every`` is no multiple of ``schedule.log_every``.
         """
+        if recording and (recording.every < 1 or recording.every % schedule.log_every):
+            raise ValueError(
+                f"frames every {recording.every} steps: expected a multiple of "
+                f"log_every={schedule.log_every}"
+            )
         self.task, self.data, self.workdir, self.schedule = task, data, workdir, schedule
         self.reporter = reporter or Reporter(score=task.score)
-        self._strategy, self._base = strategy, jax.random.key(base_seed)
+        self._recording = recording
+        self._strategy, self._base, self._begin = strategy, jax.random.key(base_seed), begin
         self._outcomes: dict[str, Outcome] = {}
         self._members, self._waiting = list(members), []
         for member in members:
@@ -130,6 +145,7 @@ class Sweep:
         self._shape = shape
         self.population, self.programs = self._fit(shape)
         self._shared = self.population.replicate(self.data)
+        self._recorder = Recorder(self._recording, self.population) if self._recording else None
         rows = jax.tree.map(lambda leaf: np.zeros((self._slots, *leaf.shape), leaf.dtype), shape)
         self._placed = self.population.place(rows)
         self._occupants: list[Occupant | None] = [None] * self._slots
@@ -182,6 +198,8 @@ class Sweep:
             member = self._waiting.pop(0)
             occupant = Occupant(member, MemberFolder(self.workdir, member), step=0)
             row = occupant.folder.restore(self._shape, report=self.reporter.warn)
+            if row is None and self._begin is not None:
+                row = self._begin(member, self._empty_slot(member))
             if row is None:
                 fresh[slot] = member
             else:
@@ -194,6 +212,11 @@ class Sweep:
         if fresh:
             self._fill(fresh)
         return any(occupant is not None for occupant in self._occupants)
+
+    def _empty_slot(self, member: Member) -> Tree:
+        key = jax.random.key_data(instance_key(self._base, member.seed))
+        make = jax.jit(lambda key, settings: empty_slot(key, self.task, settings))
+        return jax.device_get(make(key, self._settings(member)))
 
     def _install(self, rows: dict[int, Tree]) -> None:
         stacked = jax.tree.map(np.array, self.population.fetch(self._placed))
@@ -216,6 +239,7 @@ class Sweep:
     def _advance(self) -> None:
         """One interval of every running instance, then what is due after it."""
         schedule, place, fetch = self.schedule, self.population.place, self.population.fetch
+        self._record((), np.ones(self._slots, bool))
         start = time.perf_counter()
         steps = np.array(
             [
@@ -237,8 +261,22 @@ class Sweep:
             self._placed, measures = self.programs.judge(self._placed, place(due), self._shared)
             measures = fetch(measures)
         endings = self._log(means, measures, due)
+        self._record(endings, means["finite"])
         self.reporter.interval(self._occupants, int(steps.sum()), trained, bool(due.any()))
         self._keep(endings)
+
+    def _record(self, endings: Collection[int], finite: np.ndarray) -> None:
+        """Keep the frames that are due: at the interval, and of members that end."""
+        if self._recording is None or self._recorder is None:
+            return
+        at = {
+            slot: (occupant.folder, occupant.step)
+            for slot, occupant in enumerate(self._occupants)
+            if occupant is not None
+            and finite[slot]
+            and (occupant.step % self._recording.every == 0 or slot in endings)
+        }
+        self._recorder.keep(self._placed, at)
 
     def _at(self, occupant: Occupant, every: int) -> bool:
         return occupant.step % every == 0 or occupant.step >= self.schedule.steps

@@ -310,3 +310,27 @@ def test_given_voxel_size_wins_and_a_disagreement_warns(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         open_volume(tmp_path / "a.h5", voxel_nm=VOXEL)
+
+
+def test_chunks_are_what_is_read_at_once(tmp_path):
+    data = make()
+    tifffile.imwrite(tmp_path / "plain.tif", data)
+    tifffile.imwrite(tmp_path / "packed.tif", data, compression="zlib")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", data=data, chunks=(2, 3, 7))
+    ts.open(
+        {
+            "driver": "n5",
+            "kvstore": (tmp_path / "a.n5").as_uri(),
+            "metadata": {
+                "dimensions": [7, 6, 5],
+                "blockSize": [4, 3, 2],
+                "dataType": "uint8",
+                "compression": {"type": "raw"},
+            },
+        },
+        create=True,
+    ).result()[...] = data.T
+    expected = {"plain.tif": (1, 1, 1), "packed.tif": (1, 6, 7), "a.h5": (2, 3, 7)}
+    for name, chunks in (expected | {"a.n5": (2, 3, 4)}).items():
+        assert open_volume(tmp_path / name, voxel_nm=VOXEL).array.chunks == chunks, name

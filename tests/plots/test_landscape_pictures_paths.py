@@ -2,27 +2,12 @@
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from densejax.plots.paths import barrier_matrix, path_profiles, trajectory_losses
 from densejax.plots.spectrum import spectral_densities
 
 T = np.linspace(0, 1, 51)
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures as they were saved."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(figure, *args, **kwargs):
-        figures.append(figure)
-        return save(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
 
 
 def bulk(centres, width=0.3):

@@ -9,25 +9,10 @@ import matplotlib.colors
 import matplotlib.image
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from densejax.plots import curves, scores, slices, style
 
 NAMES = ("background", "cell", "mitochondrion")
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures as they were saved."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(figure, *args, **kwargs):
-        figures.append(figure)
-        return save(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
 
 
 def volume(shape=(6, 20, 30), classes=3):

@@ -185,3 +185,46 @@ def test_outcomes_are_read_back_from_the_folder(tmp_path):
     again, _ = run(tmp_path, [0])
     assert first == again
     assert json.loads((first[0].folder / "DONE").read_text())["step"] == SCHEDULE.steps
+
+
+def begin(member, slot):
+    """Weights that tell the seed, in the place of those that were drawn."""
+    w = np.array([member.seed, 1], np.float32)
+    return dict(slot, state=dict(slot["state"], w=w), best={"w": w})
+
+
+def test_a_member_may_begin_from_given_parameters(tmp_path):
+    import jax
+
+    from densejax.instances import instance_key
+
+    outcomes, _ = run(tmp_path, [3, 5, 4], begin=begin, slots=2)
+    task, data = Line(), line_data()
+    for outcome in outcomes:
+        seed = outcome.member.seed
+        state = task.init(instance_key(jax.random.key(0), seed), {})
+        state = dict(state, w=np.array([seed, 1], np.float32))
+        for _ in range(SCHEDULE.steps):
+            state, _measures = task.step(state, data)
+        np.testing.assert_allclose(parameters(outcome), state["w"], rtol=1e-5)
+
+
+def test_a_member_begins_once_and_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    whole, _ = run(tmp_path / "whole", [0, 1], begin=begin)
+    keep, calls = Sweep._keep, []
+
+    def stop_at_the_third(self, endings):
+        keep(self, endings)
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sweep, "_keep", stop_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cut", [0, 1], begin=begin)
+    begun = []
+    cut, _ = run(tmp_path / "cut", [0, 1], begin=lambda member, slot: begun.append(member))
+    assert not begun
+    for one, other in zip(whole, cut, strict=True):
+        np.testing.assert_array_equal(parameters(one), parameters(other))

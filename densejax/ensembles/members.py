@@ -1,0 +1,324 @@
+"""All members of an ensemble on tiles that stay on the device, reduced there to what is kept.
+
+A tile's members are evaluated one after another in one compiled program; what leaves the device is
+a byte a voxel and map, not the probabilities of every member. Tiles are spread over devices by
+``Population``, or go to one device that has all cores, or several at a time side by side: a probe
+on the real window tells which is fastest. One tile at a time, a tile's bits depend on nothing else;
+side by side they may differ in rounding, so that a prediction keeps to what it began with.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from densejax.ensembles.tiles import Blend, Sizes
+from densejax.instances import Population, memory_limit
+from densejax.typing import Params, Tree
+
+Network = Callable[..., Any]
+Precision = Literal["float32", "bfloat16"]
+
+NOT_PREDICTED = 255
+SIDE_BY_SIDE = (2, 4, 8)
+# bfloat16 is taken where labels and mean probabilities of the real window agree so well; a wrong
+# kernel misses by far, rounding to 8 bits moves few voxels at the edge between two classes.
+LEAST_AGREEMENT, LARGEST_DIFFERENCE = 0.995, 0.005
+
+_ON_DEVICE = (np.uint8, np.int8, np.uint16, np.int16, np.float32)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How tiles are spread.
+
+    Attributes:
+      devices: how many are used; each holds all members.
+      side_by_side: tiles that a device evaluates at once, as a batch; 1 is one after another.
+    """
+
+    devices: int = 1
+    side_by_side: int = 1
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of one call."""
+        return self.devices * self.side_by_side
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is computed of a tile.
+
+    Attributes:
+      blend: ``centre`` keeps maps of bytes; ``gaussian`` the mean probabilities, to be blended.
+      probabilities: keep the mean probabilities as bytes, too.
+      flips: average each member over all eight reflections along z, y and x.
+    """
+
+    blend: Blend = "centre"
+    probabilities: bool = False
+    flips: bool = False
+
+
+class Ensemble:
+    """Members of one network, compiled for one window."""
+
+    def __init__(
+        self,
+        network: Network,
+        members: Params,
+        *,
+        size: int,
+        window: Sizes,
+        dtype: Any,
+        grey: tuple[float, float],
+        wanted: Wanted,
+        plan: Plan,
+        devices: Sequence[jax.Device] | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        """Compile; the members are copied to every device.
+
+        Args:
+          network: ``(params, [b, z, y, x, 1]) -> (logits [b, z', y', x', c], out)``.
+          members: stacked parameters, [k, ...].
+          size: k.
+          window: (z, y, x) of a tile.
+          dtype: of the volume.
+          grey: mean and deviation of the grey levels, by which a tile is standardised.
+          wanted: what to compute.
+          plan: how tiles are spread.
+          devices: to choose from, all local ones by default.
+          precision: ``float32`` keeps full float32 products also on an accelerator.
+
+        Raises:
+          MemoryError: the program does not fit on a device; the message has both sizes.
+        """
+        self.window, self.plan = window, plan
+        self.dtype = tile_dtype(dtype)
+        chosen = tuple(devices or jax.local_devices())[: plan.devices]
+        strategy: Any = "vmap" if plan.side_by_side > 1 else "map"
+        self._population = Population(plan.tiles, devices=chosen, strategy=strategy)
+
+        def one(tile: jax.Array, members: Params, grey: jax.Array) -> Tree:
+            if precision == "bfloat16":
+                return _reduce(network, members, (tile, grey), size, wanted)
+            with jax.default_matmul_precision("float32"):
+                return _reduce(network, members, (tile, grey), size, wanted)
+
+        self._program = self._population.map(one, shared=(1, 2), name="tile")
+        self._shared = (
+            self._population.replicate(members),
+            self._population.replicate(np.array(grey, np.float32)),
+        )
+        tile = jax.ShapeDtypeStruct(window, self.dtype)
+        shapes = [jax.tree.map(_shape_of, shared) for shared in self._shared]
+        self._program.compile(self._population.placed_shapes(tile), *shapes)
+        self.peak_bytes = self._program.peak_bytes()
+        limit = memory_limit(chosen)
+        if self.peak_bytes > limit:
+            raise MemoryError(
+                f"a tile of {window} with {size} members needs {self.peak_bytes / 1e9:.2f} GB on "
+                f"each of {plan.devices} devices, and {limit / 1e9:.2f} GB are to be had: choose a "
+                "smaller --window or fewer members"
+            )
+
+    def start(self, tiles: Sequence[np.ndarray]) -> tuple[int, Tree]:
+        """Send up to ``plan.tiles`` tiles [z, y, x] off; returns what ``finish`` takes."""
+        batch = np.empty((self.plan.tiles, *self.window), self.dtype)
+        for place, tile in enumerate(tiles):
+            batch[place] = tile
+        batch[len(tiles) :] = batch[0]
+        return len(tiles), self._program(self._population.place(batch), *self._shared)
+
+    def finish(self, started: tuple[int, Tree]) -> list[dict[str, np.ndarray]]:
+        """Wait for tiles.
+
+        Returns:
+          For each: with ``centre``, ``labels``, ``entropy`` and ``disagreement`` uint8 [z, y, x]
+          and on request ``probabilities`` uint8 [c, z, y, x]; with ``gaussian``, ``mean`` float32
+          [c, z, y, x] and ``disagreement`` float32 [z, y, x].
+        """
+        count, placed = started
+        maps = self._population.fetch(placed)
+        return [{name: array[place] for name, array in maps.items()} for place in range(count)]
+
+
+def tile_dtype(dtype: Any) -> np.dtype:
+    """The dtype in which a volume's voxels go to the device: their own where it is a small one."""
+    kind = np.dtype(dtype)
+    if kind == np.dtype(bool):
+        return np.dtype(np.uint8)
+    return kind if kind in _ON_DEVICE else np.dtype(np.float32)
+
+
+def choose_plan(
+    make: Callable[[Plan], Ensemble],
+    tile: np.ndarray,
+    *,
+    devices: Sequence[jax.Device],
+    side_by_side: int | None = None,
+) -> tuple[Ensemble, dict[str, float]]:
+    """Time the ways of spreading tiles and keep the fastest that fits.
+
+    Args:
+      make: an ensemble of a plan.
+      tile: [z, y, x], a window of the volume.
+      devices: that may be used.
+      side_by_side: tiles a device at once, where a prediction has begun with it.
+
+    Returns:
+      The ensemble, and tiles a second of each plan that was timed, by what it is called.
+
+    Raises:
+      MemoryError: not even one tile fits.
+    """
+    counts = sorted({1, len(devices)})
+    batches: Sequence[int] = (1,) if devices[0].platform == "cpu" else (1, *SIDE_BY_SIDE)
+    if side_by_side is not None:
+        batches = (side_by_side,)
+    plans = [Plan(count, batch) for batch, count in itertools.product(batches, counts)]
+    if len(plans) == 1:
+        return make(plans[0]), {}
+    speeds: dict[str, float] = {}
+    best: tuple[float, Ensemble] | None = None
+    refused: MemoryError | None = None
+    for plan in plans:
+        try:
+            ensemble = make(plan)
+        except MemoryError as error:
+            refused = error
+            continue
+        speed = plan.tiles / _seconds(ensemble, tile)
+        speeds[f"{plan.devices} devices x {plan.side_by_side} side by side"] = speed
+        if best is None or speed > best[0]:
+            best = (speed, ensemble)
+    if best is None:
+        assert refused is not None
+        raise refused
+    return best[1], speeds
+
+
+def parity(reference: Ensemble, other: Ensemble, tile: np.ndarray) -> tuple[float, float]:
+    """How two ensembles agree on a tile; both with ``gaussian``, which keeps probabilities.
+
+    Returns:
+      Share of voxels with the same label, and mean absolute difference of the mean probabilities.
+    """
+    a, b = (e.finish(e.start([tile]))[0]["mean"] for e in (reference, other))
+    return float(np.mean(a.argmax(0) == b.argmax(0))), float(np.mean(np.abs(a - b)))
+
+
+def agrees(measured: tuple[float, float]) -> bool:
+    """Whether ``parity`` is good enough to predict in the lower precision."""
+    return measured[0] >= LEAST_AGREEMENT and measured[1] <= LARGEST_DIFFERENCE
+
+
+def maps_of(mean: np.ndarray, disagreement: np.ndarray, *, probabilities: bool) -> dict:
+    """Maps of bytes from blended probabilities.
+
+    Args:
+      mean: [c, z, y, x] float32.
+      disagreement: [z, y, x] float32, 0 to 1.
+      probabilities: keep them.
+
+    Returns:
+      As ``Ensemble.finish`` with ``centre``.
+    """
+    maps = {
+        "labels": np.empty(mean.shape[1:], np.uint8),
+        "entropy": np.empty(mean.shape[1:], np.uint8),
+        "disagreement": _byte(disagreement, np),
+    }
+    for z in range(mean.shape[1]):  # a plane at a time: logarithms of a whole block take its size
+        plane = mean[:, z]
+        maps["labels"][z] = plane.argmax(0)
+        maps["entropy"][z] = _byte(_entropy(plane, 0, np), np)
+    if probabilities:
+        maps["probabilities"] = _byte(mean, np)
+    return maps
+
+
+def _reduce(
+    network: Network, members: Params, seen: tuple[jax.Array, jax.Array], size: int, wanted: Wanted
+) -> dict[str, jax.Array]:
+    tile, grey = seen
+    image = (tile.astype(jnp.float32) - grey[0]) / grey[1]
+    shape = jax.eval_shape(lambda: _share(network, _first(members), image, wanted.flips)).shape
+
+    def member(total: jax.Array, params: Params) -> tuple[jax.Array, jax.Array]:
+        share = _share(network, params, image, wanted.flips)
+        return total + share, jnp.argmax(share, axis=-1).astype(jnp.uint8)
+
+    total, own = jax.lax.scan(member, jnp.zeros(shape, jnp.float32), members)
+    mean = total / size
+    labels = jnp.argmax(mean, axis=-1).astype(jnp.uint8)
+    disagreement = jnp.mean((own != labels).astype(jnp.float32), axis=0)
+    if wanted.blend == "gaussian":
+        return {"mean": jnp.moveaxis(mean, -1, 0), "disagreement": disagreement}
+    maps = {
+        "labels": labels,
+        "entropy": _byte(_entropy(mean, -1, jnp), jnp),
+        "disagreement": _byte(disagreement, jnp),
+    }
+    if wanted.probabilities:
+        maps["probabilities"] = jnp.moveaxis(_byte(mean, jnp), -1, 0)
+    return maps
+
+
+def _share(network: Network, params: Params, image: jax.Array, flips: bool) -> jax.Array:
+    """A member's probabilities, [z, y, x, c] float32."""
+
+    def seen(image: jax.Array) -> jax.Array:
+        logits = network(params, image[None, ..., None])[0][0]
+        return jax.nn.softmax(jnp.asarray(logits, jnp.float32), axis=-1)
+
+    if not flips:
+        return seen(image)
+
+    def flipped(total: jax.Array, code: jax.Array) -> tuple[jax.Array, None]:
+        return total + _flip(seen(_flip(image, code)), code), None
+
+    codes = jnp.array(list(itertools.product((False, True), repeat=3)))
+    start = jnp.zeros(jax.eval_shape(seen, image).shape, jnp.float32)
+    return jax.lax.scan(flipped, start, codes)[0] / len(codes)
+
+
+def _flip(image: jax.Array, code: jax.Array) -> jax.Array:
+    for axis in range(3):
+        image = jnp.where(code[axis], jnp.flip(image, axis), image)
+    return image
+
+
+def _entropy(mean: Any, axis: int, xp: Any) -> Any:
+    """Of probabilities, divided by its largest value."""
+    total = -xp.sum(mean * xp.log(xp.maximum(mean, 1e-30)), axis=axis)
+    return total / np.float32(np.log(mean.shape[axis]))
+
+
+def _byte(share: Any, xp: Any) -> Any:
+    return xp.rint(255 * xp.clip(share, 0, 1)).astype(xp.uint8)
+
+
+def _first(members: Params) -> Params:
+    return jax.tree.map(lambda leaf: leaf[0], members)
+
+
+def _shape_of(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _seconds(ensemble: Ensemble, tile: np.ndarray) -> float:
+    """Least time of a call, of two after one that warms up."""
+    tiles, laps = [tile] * ensemble.plan.tiles, []
+    for _ in range(3):
+        start = time.perf_counter()
+        ensemble.finish(ensemble.start(tiles))
+        laps.append(time.perf_counter() - start)
+    return min(laps[1:])

@@ -1,0 +1,269 @@
+"""Labellings beside one another: scores by class, who agrees with whom, fractions, thresholds."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import ArrayLike
+
+from densejax.plots import style
+
+_STRENGTHS = (0.9, 0.4)  # of the first and the second score's bars
+
+
+def class_scores(
+    scores: Mapping[str, ArrayLike],
+    path: str | Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    label: str = "score",
+    title: str = "",
+) -> Path:
+    """One or two scores of each class as bars in the class's colour, the second one paler.
+
+    Args:
+      scores: ``[c]`` float in 0..1 by name, such as IoU and Dice; nan for an absent class.
+      path: of the PNG.
+      class_names: c names; None is their numbers.
+      label: of the vertical axis.
+      title: above the axes.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: there is no score or more than two, the shapes or names do not match, or the name
+        does not end in ``.png``.
+    """
+    values = {name: np.asarray(v, float) for name, v in scores.items()}
+    if not 1 <= len(values) <= 2:
+        raise ValueError(f"scores has {len(values)} entries: expected one or two")
+    classes = len(next(iter(values.values())))
+    names = _same_length(values, class_names, classes)
+    figure = style.new_figure(max(4.2, 1.3 + 0.86 * classes), 3.0)
+    axes = figure.add_subplot()
+    style.dress(axes, y=label)
+    width = 0.72 / len(values)
+    for place, (name, row) in enumerate(values.items()):
+        for index, colour in enumerate(style.class_colours(classes)):
+            x = index + (place - (len(values) - 1) / 2) * width
+            _bar(axes, x, row[index], width, colour, _STRENGTHS[place])
+        axes.bar(0, 0, color=style.FAINT, alpha=_STRENGTHS[place], label=name)
+    style.legend_above(axes, title)
+    axes.set_ylim(0, 1.12)
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.set_xlim(-0.6, classes - 0.4)
+    axes.set_xticks(range(classes), [name.replace(" ", "\n") for name in names])
+    axes.tick_params(axis="x", length=0)
+    return style.save(figure, path)
+
+
+def agreement_matrices(
+    matrices: Mapping[str, ArrayLike],
+    path: str | Path,
+    *,
+    names: Sequence[str],
+    title: str = "",
+) -> Path:
+    """Who agrees with whom, one square a score (figure 4.9 of the thesis, Emam 2022).
+
+    The scale of each square begins at its lowest score, so that differences show; the diagonal,
+    which says nothing, is left grey.
+
+    Args:
+      matrices: ``[n, n]`` float by name of the score, at most 1; nan is left grey.
+      path: of the PNG.
+      names: of the n labellings.
+      title: above the squares.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: there is no matrix, one is not n by n, or the name does not end in ``.png``.
+    """
+    tables = {name: np.asarray(v, float) for name, v in matrices.items()}
+    count = len(names)
+    if not tables:
+        raise ValueError("matrices is empty: expected at least one score")
+    for name, table in tables.items():
+        if table.shape != (count, count):
+            raise ValueError(f"{name} has shape {table.shape}: expected ({count}, {count})")
+    side, longest = 0.55 * count + 0.3, 0.06 * max(map(len, names))
+    figure = style.new_figure(len(tables) * side + 0.7 + longest, side + 0.35 + longest)
+    grid = figure.subplots(1, len(tables), squeeze=False)[0]
+    for place, (axes, (name, table)) in enumerate(zip(grid, tables.items(), strict=True)):
+        style.dress(axes, title=name, grid="")
+        _square(axes, table)
+        axes.set_xticks(range(count), names, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(count), names if place == 0 else [])
+    if title:
+        figure.suptitle(title, fontsize=style.TITLE_SIZE, color=style.INK, x=0.02, ha="left")
+    return style.save(figure, path)
+
+
+def volume_fractions(
+    fractions: Mapping[str, ArrayLike],
+    path: str | Path,
+    *,
+    class_names: Sequence[str],
+    title: str = "",
+) -> Path:
+    """The part of the cell that each class takes, by labelling (figure 4.9 of the thesis).
+
+    Args:
+      fractions: ``[c]`` float in 0..1 by labelling; nan for none.
+      path: of the PNG.
+      class_names: c names.
+      title: above the axes.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: there is no labelling, lengths do not match, or the name does not end in ``.png``.
+    """
+    values = {name: np.asarray(v, float) for name, v in fractions.items()}
+    if not values:
+        raise ValueError("fractions is empty: expected at least one labelling")
+    names = _same_length(values, class_names, len(class_names))
+    figure = style.new_figure(max(4.2, 1.3 + 1.05 * len(names)), 3.0 + 0.1 * len(values))
+    axes = figure.add_subplot()
+    style.dress(axes, y="part of the cell's volume")
+    width = 0.8 / len(values)
+    for place, (name, row) in enumerate(values.items()):
+        x = np.arange(len(names)) + (place - (len(values) - 1) / 2) * width
+        shown = np.nan_to_num(row)
+        axes.bar(x, shown, width * 0.94, color=style.series_colour(place), label=name)
+        for at, part in zip(x, row, strict=True):
+            if np.isfinite(part) and len(values) <= 4:
+                text = f"{100 * part:#.2g}" if part < 0.0995 else f"{100 * part:.0f}"
+                axes.annotate(
+                    text,
+                    (at, part),
+                    (0, 1.5),
+                    textcoords="offset points",
+                    ha="center",
+                    va="bottom",
+                    fontsize=style.TICK_SIZE - 1.5,
+                    color=style.INK,
+                )
+    axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
+    axes.tick_params(axis="x", length=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    style.legend_above(axes, title, rows=-(-len(values) // 4), columns=4)
+    return style.save(figure, path)
+
+
+def threshold_curve(
+    thresholds: ArrayLike,
+    scores: Mapping[str, ArrayLike],
+    path: str | Path,
+    *,
+    best: tuple[float, float] | None = None,
+    levels: Mapping[str, float] | None = None,
+    label: str = "IoU",
+    title: str = "",
+) -> Path:
+    """Scores as functions of the threshold on a probability.
+
+    Args:
+      thresholds: ``[t]`` float in 0..1, ascending.
+      scores: ``[t]`` float in 0..1 by name.
+      path: of the PNG.
+      best: threshold and score that a ring marks.
+      levels: scores that no threshold decides, drawn as dashed lines, by name.
+      label: of the vertical axis.
+      title: above the axes.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: lengths do not match, or the name does not end in ``.png``.
+    """
+    at = np.asarray(thresholds, float)
+    figure = style.new_figure(4.6, 3.2)
+    axes = figure.add_subplot()
+    style.dress(axes, x="threshold on the probability of the cell", y=label, grid="both")
+    for index, (name, values) in enumerate(scores.items()):
+        row = np.asarray(values, float)
+        if row.shape != at.shape:
+            raise ValueError(f"{name} has shape {row.shape}: expected {at.shape} as thresholds")
+        axes.plot(at, row, color=style.series_colour(index), linewidth=1.5, label=name)
+    for index, (name, level) in enumerate((levels or {}).items()):
+        colour = style.series_colour(len(scores) + index)
+        axes.axhline(level, color=colour, linewidth=1.1, linestyle=(0, (4, 3)), label=name)
+    if best is not None:
+        axes.plot(
+            *best,
+            marker="o",
+            markersize=6,
+            markerfacecolor="white",
+            markeredgecolor=style.INK,
+            markeredgewidth=1.3,
+            linestyle="",
+            label=f"best: {best[1]:.3f} at {best[0]:.2f}",
+        )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    entries = len(scores) + len(levels or {}) + (best is not None)
+    style.legend_above(axes, title, rows=-(-entries // 3))
+    return style.save(figure, path)
+
+
+def _same_length(
+    values: Mapping[str, np.ndarray], class_names: Sequence[str] | None, classes: int
+) -> list[str]:
+    for name, row in values.items():
+        if row.shape != (classes,):
+            raise ValueError(f"{name} has shape {row.shape}: expected ({classes},)")
+    return style.class_names(class_names, classes)
+
+
+def _bar(axes: Axes, x: float, value: float, width: float, colour: str, alpha: float) -> None:
+    """A bar with its score above; "none" for an absent class."""
+    known = bool(np.isfinite(value))
+    if known:
+        axes.bar(x, value, width * 0.94, color=colour, alpha=alpha, linewidth=0)
+    axes.annotate(
+        f"{value:.2f}" if known else "none",
+        (x, value if known else 0),
+        (0, 1.5),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize=style.TICK_SIZE - 1,
+        color=style.INK,
+    )
+
+
+def _square(axes: Axes, table: np.ndarray) -> None:
+    count = len(table)
+    off = table[~np.eye(count, dtype=bool)]
+    known = off[np.isfinite(off)]
+    low = float(known.min()) if known.size else 0.0
+    high = float(known.max()) if known.size else 1.0
+    shown = np.ma.masked_invalid(np.where(np.eye(count, dtype=bool), np.nan, table))
+    axes.set_facecolor(style.GRID)
+    # A scale over less than a twentieth would paint noise as difference.
+    axes.imshow(shown, cmap="Blues", vmin=low - max(0.05, 0.35 * (high - low)), vmax=high + 0.02)
+    for (row, column), value in np.ndenumerate(shown):
+        if row != column and np.isfinite(value):
+            axes.text(
+                column,
+                row,
+                f"{value:.3f}",
+                ha="center",
+                va="center",
+                fontsize=style.TICK_SIZE,
+                color="white" if value > low + 0.5 * (high - low) else style.INK,
+            )
+    for axis in (axes.set_xticks, axes.set_yticks):
+        axis(np.arange(count + 1) - 0.5, minor=True)  # type: ignore[operator]
+    axes.grid(which="minor", color="white", linewidth=1.2)
+    axes.tick_params(which="both", length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,1 @@
+"""The correction loop: blocks given to annotators, taken back, trained on."""

@@ -1,0 +1,1 @@
+"""Comparing labellings of whole volumes: counts, scores, tables, the page."""

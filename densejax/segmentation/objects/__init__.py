@@ -1,0 +1,1 @@
+"""Single objects of a labelled volume: components out of core, and a table of them."""

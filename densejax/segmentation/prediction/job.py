@@ -1,0 +1,220 @@
+"""What is to be predicted, with which networks: opened and checked before a folder is touched."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from densejax.data.formats_chunked import is_remote
+from densejax.data.volumes import Volume, open_volume
+from densejax.data.windows import check_windows
+from densejax.ensembles.members import NOT_PREDICTED, Network, Precision, Wanted
+from densejax.ensembles.prediction import PREDICTION, parse_part, read_prediction
+from densejax.ensembles.tiles import Box, Sizes, corner, pooling_factor, sizes
+from densejax.segmentation.prediction.trained_run import TrainedRun, checksum
+from densejax.segmentation.sources import three
+from densejax.typing import Params
+
+# Beyond this ratio of voxel lengths a network sees structures of sizes that it was not trained on.
+STRANGE_RATIO = 1.25
+_REFUSALS = ("credential", "permission", "denied", "unauth", "401", "403", "forbidden")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A run's network.
+
+    Attributes:
+      init_params: fresh parameters from a key.
+      networks: ``(params, [b, z, y, x, 1]) -> (logits, out)`` by precision.
+      output_window: (z, y, x) of its input -> (z, y, x) of its output.
+      window: (z, y, x) of the training windows.
+    """
+
+    init_params: Callable[[Any], Params]
+    networks: Mapping[Precision, Network]
+    output_window: Callable[[Sizes], Sequence[int]]
+    window: Sizes
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prediction that is asked for.
+
+    Attributes:
+      config: settings of ``experiments.predict``.
+      folder: of the prediction.
+      run: whose members predict.
+      architecture: its network.
+      volume: to predict.
+      part: the box of it that is asked for.
+      window: (z, y, x) of the network's input.
+      members: names, the best first.
+      params: of the members, stacked.
+      devices: that may be used.
+    """
+
+    config: Any
+    folder: Path
+    run: TrainedRun
+    architecture: Architecture
+    volume: Volume
+    part: Box
+    window: Sizes
+    members: tuple[str, ...]
+    params: Params
+    devices: tuple[jax.Device, ...]
+
+    @property
+    def output(self) -> Sizes:
+        """(z, y, x) of the network's output."""
+        z, y, x = self.architecture.output_window(self.window)
+        return z, y, x
+
+    @property
+    def factor(self) -> Sizes:
+        """(z, y, x) by which the network pools."""
+        return pooling_factor(self.architecture.output_window, self.window)
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is computed of a tile."""
+        return Wanted(self.config.blend, self.config.probabilities, self.config.flips)
+
+    def facts(self) -> dict[str, Any]:
+        """What is asked for; a folder that holds another of these is another prediction."""
+        config = self.config
+        remote = is_remote(config.volume)
+        return {
+            "volume": config.volume if remote else str(Path(config.volume).resolve()),
+            "dataset": config.dataset,
+            "volume_shape": self.volume.array.shape,
+            "dtype": str(self.volume.array.dtype),
+            "shape": sizes(self.part),
+            "voxel_nm": self.volume.voxel_nm,
+            "offset": corner(self.part),
+            "run": str(Path(config.run).resolve()),
+            "members": self.members,
+            "members_checksum": checksum(self.params),
+            "class_names": self.run.class_names,
+            "organelles": self.run.organelles,
+            "window": self.window,
+            "output": self.output,
+            "blend": config.blend,
+            "flips": config.flips,
+            "probabilities": config.probabilities,
+            "normalise": config.normalise,
+            "not_predicted": NOT_PREDICTED,
+        }
+
+
+def prepare(config: Any, folder: Path, run: TrainedRun, architecture: Architecture) -> Job:
+    """Open the volume and the members, and check what can be checked beforehand.
+
+    Args:
+      config: has the settings of ``experiments.predict``.
+      folder: of the prediction, which is only read.
+      run: whose members predict.
+      architecture: its network.
+
+    Raises:
+      ConnectionError: a bucket does not answer or asks for credentials.
+      FileNotFoundError: there is no volume.
+      ValueError: the volume, the part or a setting does not fit; the message names it.
+    """
+    if not 1 <= config.top_k <= len(run.members):
+        raise ValueError(
+            f"--top_k={config.top_k}: {run.folder} has {len(run.members)} members that are done"
+        )
+    if len(config.grey_levels) not in (0, 2) or min(config.grey_levels[1:], default=1.0) <= 0:
+        raise ValueError(
+            f"--grey_levels={config.grey_levels}; expected a mean and a deviation above 0"
+        )
+    volume = _open(config)
+    part = parse_part(config.part or ":,:,:", volume.array.shape)
+    window = three(config.window, "--window") if config.window else architecture.window
+    output = architecture.output_window(window)
+    try:
+        check_windows(volume.array.shape, window, output)
+    except ValueError as error:
+        raise ValueError(f"{volume.path}: {error}. A smaller --window may do") from error
+    _check_flips(config, window, output)
+    devices = tuple(jax.local_devices())
+    if not 0 <= config.devices <= len(devices):
+        raise ValueError(f"--devices={config.devices}; expected 0, that is all, to {len(devices)}")
+    _warn_of_voxels(volume, run)
+    members = _members(config, folder, run)
+    params = run.load(members, architecture.init_params)
+    _check_classes(run, architecture, window, params)
+    chosen = devices[: config.devices or len(devices)]
+    return Job(config, folder, run, architecture, volume, part, window, members, params, chosen)
+
+
+def _open(config: Any) -> Volume:
+    try:
+        return open_volume(
+            config.volume, voxel_nm=config.voxel_nm or None, dataset=config.dataset or None
+        )
+    except (ConnectionError, ValueError) as error:
+        refused = any(word in str(error).lower() for word in _REFUSALS)
+        if not (is_remote(config.volume) and refused):
+            raise
+        raise ConnectionError(
+            f"{config.volume}: the bucket asks for credentials that this process does not have. "
+            "For gs:// run 'gcloud auth application-default login' or set "
+            "GOOGLE_APPLICATION_CREDENTIALS; for s3:// set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+            f"AWS_SECRET_ACCESS_KEY. It said: {error}"
+        ) from error
+
+
+def _check_flips(config: Any, window: Sizes, output: Sequence[int]) -> None:
+    if config.flips and any((w - o) % 2 for w, o in zip(window, output, strict=True)):
+        raise ValueError(
+            f"--flips: window {window} has its output {output} not in its middle, so that a "
+            "reflected window is labelled one voxel aside; expected an even difference"
+        )
+
+
+def _warn_of_voxels(volume: Volume, run: TrainedRun) -> None:
+    if run.voxel_nm is None:
+        return
+    ratios = [a / b for a, b in zip(volume.voxel_nm, run.voxel_nm, strict=True)]
+    if any(max(ratio, 1 / ratio) > STRANGE_RATIO for ratio in ratios):
+        print(
+            f"warning: {volume.path} has voxels of {_nm(volume.voxel_nm)} (z, y, x), the networks "
+            f"were trained on {_nm(run.voxel_nm)}: they have not seen structures of such sizes",
+            file=sys.stderr,
+        )
+
+
+def _nm(voxel_nm: Sequence[float]) -> str:
+    return " x ".join(f"{size:g}" for size in voxel_nm) + " nm"
+
+
+def _members(config: Any, folder: Path, run: TrainedRun) -> tuple[str, ...]:
+    """The members: those that the folder was begun with, else the best."""
+    if (folder / PREDICTION).exists():
+        # A run that has trained on may rank others higher by now.
+        held = read_prediction(folder).get("members", ())
+        if set(held) <= set(run.members) and len(held) == config.top_k:
+            return tuple(held)
+    return run.members[: config.top_k]
+
+
+def _check_classes(
+    run: TrainedRun, architecture: Architecture, window: Sizes, params: Params
+) -> None:
+    if len(run.class_names) > NOT_PREDICTED:
+        raise ValueError(f"{run.folder}: {len(run.class_names)} classes; expected at most 255")
+    image = jax.ShapeDtypeStruct((1, *window, 1), np.float32)
+    one = jax.tree.map(lambda leaf: leaf[0], params)
+    found = jax.eval_shape(architecture.networks["float32"], one, image)[0].shape[-1]
+    if found != len(run.class_names):
+        raise ValueError(
+            f"{run.folder}: its networks tell {found} classes apart, and it names "
+            f"{len(run.class_names)}: {', '.join(run.class_names)}"
+        )

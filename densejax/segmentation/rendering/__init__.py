@@ -1,0 +1,1 @@
+"""What a labelled volume looks like: sections, surfaces, meshes, films, a viewer."""

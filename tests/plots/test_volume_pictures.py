@@ -1,0 +1,252 @@
+"""Pictures of volumes: true proportions, the right colours, nothing read that is not drawn."""
+
+import importlib.util
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+from PIL import Image
+
+from densejax.data.formats import LazyArray
+from densejax.plots import films, overlays, scenes, style, volumes
+from densejax.segmentation.rendering.sections import counts_along, informative_sections
+
+NAMES = ("background", "cell", "mitochondrion")
+VOXEL = (50.0, 10.0, 10.0)
+needs_vtk = pytest.mark.skipif(
+    importlib.util.find_spec("pyvista") is None or scenes.find_renderer()[0] != "vtk",
+    reason="VTK is not installed or cannot draw here",
+)
+
+
+def world(shape=(12, 60, 80)):
+    rng = np.random.default_rng(0)
+    labels = np.zeros(shape, np.uint8)
+    labels[2:10, 10:50, 10:70] = 1
+    labels[4:7, 20:40, 40:60] = 2
+    return (90 * labels + rng.integers(0, 60, shape)).astype(np.uint8), labels
+
+
+def lazy(array, reads):
+    def read(box):
+        reads.append(array[box].size)
+        return array[box]
+
+    return LazyArray(array.shape, array.dtype, read)
+
+
+def cube(low, high, colour="#D55E00", opacity=1.0, name="cube"):
+    """The box between two corners (z, y, x), its faces seen from outside."""
+    corners = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
+    quads = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
+    faces = np.array([[q[0], q[i], q[i + 1]] for q in quads for i in (1, 2)])
+    ends = np.array([low, high], float)[:, ::-1]
+    vertices = ends[0] + corners * (ends[1] - ends[0])
+    return scenes.Body(name, vertices[:, ::-1], faces, colour, opacity)
+
+
+def test_planes_are_drawn_and_nothing_else_is_read(tmp_path):
+    image, labels = world()
+    reads = []
+    layer = overlays.Layer(lazy(labels, reads), class_names=NAMES)
+    path = overlays.orthogonal(
+        lazy(image, reads), layer, tmp_path / "o.png", voxel_nm=VOXEL, at=(5, 30, 50)
+    )
+    assert sum(reads) == 2 * (60 * 80 + 12 * 80 + 12 * 60)
+    assert matplotlib.image.imread(path).shape[1] > 800
+    reads.clear()
+    overlays.montage(
+        lazy(image, reads), layer, tmp_path / "m.png", voxel_nm=VOXEL, sections=[2, 5, 9]
+    )
+    assert sum(reads) == 2 * 3 * 60 * 80
+
+
+def test_a_large_plane_is_thinned():
+    index = []
+
+    class Large:
+        shape = (3, 5000, 3000)
+
+        def __getitem__(self, asked):
+            index.append(asked)
+            return np.zeros((1250, 1000), np.uint8)
+
+    overlays._plane(Large(), 0, 1)
+    assert index == [(1, slice(None, None, 4), slice(None, None, 3))]
+
+
+def test_colours_are_the_houses_and_the_background_lies_bare():
+    image = np.full((2, 4), 100, np.uint8)
+    labels = np.array([[0, 1, 2, 255], [0, 1, 2, -1]])
+    shown = overlays.tinted(image, labels, 3, grey=(0.0, 200.0), strength=0.5)
+    np.testing.assert_allclose(shown[0, 0], 0.5)
+    blue = np.array(matplotlib.colors.to_rgb(style.CLASS_COLOURS[2]))
+    np.testing.assert_allclose(shown[0, 2], 0.5 * 0.5 + 0.5 * blue, rtol=1e-6)
+    # Not labelled: washed out, whichever number says so.
+    assert (shown[0, 3] > 0.7).all()
+    np.testing.assert_array_equal(shown[0, 3], shown[1, 3])
+    alone = overlays.tinted(None, labels, 3, grey=(0.0, 1.0))
+    np.testing.assert_allclose(alone[0, 2], blue)
+
+
+def test_pictures_without_an_image_and_of_heat_are_drawn(tmp_path):
+    _, labels = world()
+    layer = overlays.Layer(labels, class_names=NAMES)
+    bare = overlays.orthogonal(None, layer, tmp_path / "a.png", voxel_nm=VOXEL, at=(5, 30, 50))
+    heat = overlays.Layer(heat=labels * 100, heat_name="entropy", heat_most=255)
+    hot = overlays.orthogonal(None, heat, tmp_path / "b.png", voxel_nm=VOXEL, at=(5, 30, 50))
+    assert bare.stat().st_size > 5000 and hot.stat().st_size > 5000
+
+
+def test_bad_planes_and_shapes_are_named(tmp_path):
+    image, labels = world()
+    layer = overlays.Layer(labels, class_names=NAMES)
+    path = tmp_path / "a.png"
+    with pytest.raises(ValueError, match=r"at is \(12, 0, 0\).*\(12, 60, 80\)"):
+        overlays.orthogonal(image, layer, path, voxel_nm=VOXEL, at=(12, 0, 0))
+    with pytest.raises(ValueError, match="expected one shape"):
+        overlays.orthogonal(image[1:], layer, path, voxel_nm=VOXEL, at=(0, 0, 0))
+    with pytest.raises(ValueError, match="three positive"):
+        overlays.montage(image, layer, path, voxel_nm=(50, 0, 10), sections=[1])
+    with pytest.raises(ValueError, match=r"sections are \[12\]"):
+        overlays.montage(image, layer, path, voxel_nm=VOXEL, sections=[12])
+
+
+def test_informative_sections_show_every_class():
+    labels = np.zeros((30, 8, 8), np.uint8)
+    labels[2:20] = 1
+    labels[7, :2] = 2
+    labels[25, :3] = 3
+    counts = counts_along(labels, 4, 0)
+    np.testing.assert_array_equal(counts.sum(0), np.bincount(labels.ravel(), minlength=4))
+    assert informative_sections(counts) in ([7], [25])
+    four = informative_sections(counts, number=4)
+    assert {7, 25} <= set(four) and all(z // 8 == i for i, z in enumerate(four[:2]))
+    assert informative_sections(counts, number=99) == list(range(30))
+    # Where nothing is to be seen, the middle.
+    assert informative_sections(np.eye(1, 4)[[0] * 9]) == [4]
+    assert counts_along(np.full((2, 2, 2), 255), 4, 1).tolist() == [[0] * 4] * 2
+
+
+def shadow(picture):
+    """Rows and columns that a coloured body covers, and its share of the picture."""
+    pixels = picture.astype(int)
+    covered = np.ptp(pixels, axis=2) > 40
+    rows, columns = np.where(covered.any(1))[0], np.where(covered.any(0))[0]
+    return rows, columns
+
+
+@pytest.mark.parametrize("renderer", ["matplotlib", pytest.param("vtk", marks=needs_vtk)])
+def test_a_body_lies_where_the_projection_puts_it(renderer):
+    # Deeper sections are lower, larger x is to the right; seen along y from in front.
+    body = cube((0, 0, 600), (200, 100, 900))
+    view = scenes.View((0, 0, 0), (400, 100, 1000), (300, 200), elevation=0.0)
+    scene = scenes.open_scene([body], view, renderer=renderer)
+    rows, columns = shadow(scene.image(0.0))
+    scene.close()
+    pixel = view.pixel_nm
+    x = (np.array([600, 900]) - 500) / pixel + 150
+    z = (np.array([0, 200]) - 200) / pixel + 100
+    assert [columns[0], columns[-1] + 1] == pytest.approx(x, abs=2)
+    assert [rows[0], rows[-1] + 1] == pytest.approx(z, abs=2)
+
+
+@needs_vtk
+def test_both_renderers_draw_the_same_shadow():
+    bodies = [cube((0, 0, 0), (300, 200, 400)), cube((100, 300, 300), (300, 500, 700), "#0072B2")]
+    view = scenes.View((0, 0, 0), (400, 600, 800), (240, 180))
+    covers = []
+    for renderer in ("vtk", "matplotlib"):
+        scene = scenes.open_scene(bodies, view, renderer=renderer)
+        covers.append(
+            [np.ptp(scene.image(azimuth).astype(int), axis=2) > 40 for azimuth in (30, 200)]
+        )
+        scene.close()
+    both, either = np.logical_and(*covers).sum(), np.logical_or(*covers).sum()
+    # All but the outline's pixels.
+    assert both / either > 0.95
+
+
+@pytest.mark.parametrize("renderer", ["matplotlib", pytest.param("vtk", marks=needs_vtk)])
+def test_a_near_body_hides_a_far_one_and_a_veil_does_not(renderer):
+    far = cube((100, 500, 300), (300, 600, 500), "#0072B2")
+    view = scenes.View((0, 0, 0), (400, 600, 800), (160, 120), elevation=10.0)
+    blue = {}
+    for opacity in (1.0, 0.15):
+        near = cube((0, 0, 0), (400, 100, 800), "#D55E00", opacity)
+        scene = scenes.open_scene([far, near], view, renderer=renderer)
+        for azimuth in (0.0, 180.0):
+            picture = scene.image(azimuth).astype(int)
+            blue[opacity, azimuth] = np.sum(picture[..., 2] - picture[..., 0] > 30)
+        scene.close()
+    front = max((1.0, 0.0), (1.0, 180.0), key=blue.get)
+    back = (1.0, 180.0 - front[1])
+    assert blue[back] < 0.2 * blue[front]
+    assert blue[0.15, back[1]] > 0.5 * blue[front]
+
+
+def test_turning_is_not_mirroring():
+    points = np.random.default_rng(0).normal(size=(3, 3))
+    # z, y, x in a left-handed order of names; x, y, z as vectors: the same handedness.
+    assert np.linalg.det(scenes.turned(points)) == pytest.approx(np.linalg.det(points[:, ::-1]))
+
+
+def test_a_picture_and_a_turn_have_legend_and_frames(tmp_path):
+    bodies = [cube((0, 0, 0), (300, 200, 400)), cube((0, 300, 300), (300, 500, 700), "#0072B2")]
+    options = {"corners_nm": [[0, 0, 0], [400, 600, 800]], "renderer": "matplotlib"}
+    path = volumes.picture(bodies, tmp_path / "p.png", title="two", **options)
+    assert matplotlib.image.imread(path).shape[1] == round(volumes.WIDTH * style.DPI)
+    film = volumes.turntable(bodies, tmp_path / "t.gif", frames=4, seconds=1, **options)
+    with Image.open(film) as turning:
+        assert turning.n_frames == 4
+    with pytest.raises(ValueError, match="no body"):
+        volumes.picture([], tmp_path / "p.png", **options)
+
+
+def test_why_matplotlib_draws_is_said(monkeypatch):
+    scenes.find_renderer.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    renderer, why = scenes.find_renderer()
+    assert renderer == "matplotlib" and "densejax[render]" in why
+    scenes.find_renderer.cache_clear()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyvista") is None, reason="pyvista is not installed")
+def test_a_driver_that_kills_its_process_is_survived(monkeypatch, tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text("#!/bin/sh\necho 'bad X server connection' >&2\nkill -SEGV $$\n")
+    stub.chmod(0o755)
+    scenes.find_renderer.cache_clear()
+    monkeypatch.setattr(sys, "executable", str(stub))
+    renderer, why = scenes.find_renderer()
+    assert renderer == "matplotlib"
+    assert "libEGL or libOSMesa" in why and "bad X server" in why
+    scenes.find_renderer.cache_clear()
+
+
+def frames(folder, section, steps=(0, 10, 20)):
+    rng = np.random.default_rng(0)
+    files = []
+    for step in steps:
+        shares = rng.random((*section.image.shape, 3)) + step * np.eye(3)[section.truth % 3]
+        shares = 255 * shares / shares.sum(-1, keepdims=True)
+        files.append(folder / f"{step:04d}.npz")
+        np.savez(files[-1], probabilities=np.rint(shares).astype(np.uint8))
+    return films.Frames(list(steps), files, [10, 20], [0.4, 0.6], "seed 0000")
+
+
+def test_films_have_a_picture_a_frame_and_refuse_another_section(tmp_path):
+    image, labels = world()
+    section = films.Section(image[5], labels[5], (10, 10), NAMES, "world, section 5")
+    held = frames(tmp_path, section)
+    assert held.heading(0) == "seed 0000   step 0 of 20"
+    assert held.heading(2).endswith("evaluation MIoU 0.600")
+    for make in (films.probability_film, films.segmentation_film):
+        with Image.open(make(held, section, tmp_path / "film.gif")) as film:
+            assert film.n_frames == 3
+    other = films.Section(image[5, 1:], labels[5, 1:], (10, 10), NAMES)
+    with pytest.raises(ValueError, match=r"0000\.npz: shape \(60, 80, 3\); expected \(59, 80, 3\)"):
+        films.probability_film(held, other, tmp_path / "film.gif")
+    with pytest.raises(ValueError, match="no frame"):
+        films.segmentation_film(films.Frames([], []), section, tmp_path / "film.gif")
