@@ -213,7 +213,7 @@ def run(config: Config, workdir: Path) -> report.Results:
         slots=config.slots,
         side=config.side,
     )
-    start_folder(given, workdir, ignore=(*VARYING, *settings.unsaid_then(given, workdir)))
+    start_folder(given, workdir, ignore=VARYING)
     print(f"{source.name}: {len(source.labels):,} samples, {int(held_out.sum()):,} held out")
     results = report.collect(rounds.run(), names)
     title = f"{source.name}, {len(source.labels):,} training samples, {len(config.seeds)} seeds"

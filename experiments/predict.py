@@ -73,7 +73,7 @@ class Config:
         (), "chunk z,y,x of the output; default: to fit the windows", unit="voxels"
     )
     block_voxels: int = option(
-        BLOCK_VOXELS, "of a block, about: what a kill loses, and memory in proportion"
+        0, f"of a block, about: what a kill loses; 0: what takes a minute, at most {BLOCK_VOXELS}"
     )
     skip_unreadable: bool = option(False, "leave what cannot be read as 255 and go on")
     devices: int = option(0, "devices to use; 0 is all")

@@ -3,10 +3,7 @@
 Where the thesis and its released code differ, ``VALUES`` has both.
 """
 
-import dataclasses
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from densejax.active import vaal
@@ -83,20 +80,3 @@ def vaal_of(values: str, data: str | None, *, schedule: str | None, recipe: str)
     rates = vaal.IMAGENET if released or data == "imagenet" else vaal.CIFAR
     decay = "cosine" if released and schedule == "cosine" else "none"
     return {**rates, "recipe": recipe, "decay": decay}
-
-
-def unsaid_then(config: Any, folder: Path) -> tuple[str, ...]:
-    """Fields that the configuration in a run's folder does not have, and that are at their default.
-
-    A run that was begun before a field existed was begun with its default: it may go on.
-
-    Args:
-      config: a dataclass instance.
-      folder: of the run.
-    """
-    try:
-        before = json.loads((Path(folder) / "config.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return ()
-    absent = [field for field in dataclasses.fields(config) if field.name not in before]
-    return tuple(f.name for f in absent if getattr(config, f.name) == f.default)

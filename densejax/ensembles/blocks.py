@@ -14,7 +14,9 @@ import numpy as np
 
 from densejax.ensembles.tiles import Axis, Box, Grid, Sizes, sizes
 
-BLOCK_VOXELS = 2**24
+# What a block is at most, for its memory, and about how long a slow network may work on one: that
+# is what a kill loses.
+BLOCK_VOXELS, BLOCK_SECONDS = 2**24, 60.0
 # Thin windows belong to volumes of thick sections, whose chunks are flat.
 FLAT_CHUNK, CUBIC_CHUNK = (16, 128, 128), (64, 64, 64)
 
@@ -95,6 +97,12 @@ def choose_blocks(
         chosen.append(one)
         edges.append(cuts)
     return Blocks(part, (chosen[0], chosen[1], chosen[2]), (edges[0], edges[1], edges[2]))
+
+
+def voxels_in_time(grid: Grid, tiles_a_second: float, *, seconds: float = BLOCK_SECONDS) -> int:
+    """Voxels of a block that takes so long, at most ``BLOCK_VOXELS``."""
+    own = math.prod(axis.stride for axis in grid.axes)
+    return int(min(max(1.0, seconds * tiles_a_second * own), BLOCK_VOXELS))
 
 
 def computed_twice(grid: Grid, blocks: Blocks) -> float:

@@ -174,7 +174,8 @@ def choose_plan(
       side_by_side: tiles a device at once, where a prediction has begun with it.
 
     Returns:
-      The ensemble, and tiles a second of each plan that was timed, by what it is called.
+      The ensemble, and tiles a second of each plan that was timed, by what it is called; none where
+      a prediction has begun and there is one plan only.
 
     Raises:
       MemoryError: not even one tile fits.
@@ -184,7 +185,7 @@ def choose_plan(
     if side_by_side is not None:
         batches = (side_by_side,)
     plans = [Plan(count, batch) for batch, count in itertools.product(batches, counts)]
-    if len(plans) == 1:
+    if len(plans) == 1 and side_by_side is not None:
         return make(plans[0]), {}
     speeds: dict[str, float] = {}
     best: tuple[float, Ensemble] | None = None

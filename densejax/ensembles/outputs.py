@@ -33,6 +33,7 @@ class Layout:
       class_names: c names.
       probabilities: whether they are kept.
       version: of NGFF, ``0.5`` or ``0.4``.
+      colours: ``#RRGGBB`` for each class, for viewers; by default the format chooses hues.
     """
 
     shape: Sizes
@@ -42,6 +43,7 @@ class Layout:
     class_names: tuple[str, ...]
     probabilities: bool = False
     version: ngff.Version = "0.5"
+    colours: tuple[str, ...] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,6 +125,7 @@ def _create(folder: Path, name: str, layout: Layout) -> None:
         offset=layout.offset,
         channel_names=layout.class_names if channels else None,
         class_names=layout.class_names if name == "labels" else None,
+        colours=layout.colours if name == "labels" or channels else None,
         attributes=meaning,
     )
 

@@ -35,8 +35,8 @@ def draw(
     x, y, z, faces = lit(
         part.x, part.y, heights, colours, light=(light[0], view[1] + light[1]), eye=view
     )
-    _dress(axes, part, colours, floor, labels)
     axes.view_init(*view)
+    _dress(axes, part, colours, floor, labels)
     if part.complete and colours.lines:
         axes.contour(
             part.x,
@@ -202,8 +202,10 @@ def _dress(
     axes.set_xlim(part.x[0], part.x[-1])
     axes.set_ylim(part.y[0], part.y[-1])
     axes.set_zlim(floor, colours.high)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(4, steps=sheets.STEPS))
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=sheets.STEPS))
+    # Both axes end in the corner before the eye, where two numbers would lie upon each other.
+    shared = "upper" if np.sin(np.radians(axes.azim)) > 0 else "lower"
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=sheets.STEPS, prune=shared))
     heights, texts = colours.ticks(most=5)
     axes.set_zticks(heights, labels=texts)
     for axis, label in zip((axes.xaxis, axes.yaxis, axes.zaxis), (*labels, ""), strict=True):

@@ -178,6 +178,9 @@ def save_config(config: Any, path: Path) -> None:
 def check_same_config(config: Any, folder: Path, *, ignore: Sequence[str] = ("seeds",)) -> None:
     """Refuse to go on in a folder that another configuration has begun.
 
+    A folder that was begun before a field existed was begun with that field's default: it may go on
+    with the default, and with nothing else.
+
     Args:
       config: a dataclass instance.
       folder: a run's folder; without a ``config.json`` in it any configuration may begin.
@@ -196,6 +199,7 @@ def check_same_config(config: Any, folder: Path, *, ignore: Sequence[str] = ("se
     except (json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{path}: expected a configuration in JSON, found {error}") from error
     now = _flat(json.loads(json.dumps(dataclasses.asdict(config))))
+    before = _flat_defaults(config) | before
     differing = [
         f"{name} was {before.get(name, 'absent')} and is {now.get(name, 'absent')}"
         for name in sorted(before.keys() | now.keys())
@@ -241,6 +245,17 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             found[prefix + name] = json.dumps(value)
     return found
+
+
+def _flat_defaults(config: Any) -> dict[str, str]:
+    """Dotted name -> JSON text of each field's default, of those that have one."""
+    defaults = {}
+    for field in dataclasses.fields(config):
+        if field.default is not dataclasses.MISSING:
+            defaults[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            defaults[field.name] = field.default_factory()
+    return _flat(json.loads(json.dumps(defaults, default=_as_dict)))
 
 
 def _as_dict(value: Any) -> Any:

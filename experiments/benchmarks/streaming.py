@@ -33,12 +33,12 @@ from absl import app, flags
 
 from densejax.data.ome_zarr import create_image, open_level
 from densejax.data.volumes import open_volume
-from densejax.ensembles.blocks import choose_blocks, computed_twice
+from densejax.ensembles.blocks import choose_blocks, computed_twice, voxels_in_time
 from densejax.ensembles.claims import Claims
 from densejax.ensembles.members import Ensemble, Plan, Wanted, choose_plan
 from densejax.ensembles.outputs import Layout, Outputs
 from densejax.ensembles.reach import blind_margin, choose_overlap
-from densejax.ensembles.stream import Stream, block_names
+from densejax.ensembles.stream import IN_FLIGHT, Stream, block_names
 from densejax.ensembles.tiles import Grid, Sizes, grid_of, pooling_factor
 from densejax.instances import use_all_cores
 from densejax.models.hybrid import Hybrid2D3D
@@ -124,7 +124,7 @@ def stream_volume(name: str, folder: Path) -> dict[str, Any]:
     tile = grid.read(volume, grid.input_of((0, 0, 0)))
     ensemble, speeds = choose_plan(make, tile, devices=jax.local_devices())
     before = call_seconds(ensemble, tile)
-    blocks = choose_blocks(grid)
+    blocks = choose_blocks(grid, voxels=voxels_in_time(grid, max(speeds.values())))
     layout = Layout(grid.shape, blocks.chunk, VOXEL_NM, (0, 0, 0), NAMES)
     with Claims(folder / "out" / "blocks", block_names(len(blocks))) as claims, Peak() as peak:
         stream = Stream(
@@ -140,7 +140,7 @@ def stream_volume(name: str, folder: Path) -> dict[str, Any]:
         stream.run()
         processor = time.process_time() - processor
     clock = stream.clock
-    call = min(before, call_seconds(ensemble, tile))
+    call = (before + call_seconds(ensemble, tile)) / 2
     calls = -(-clock.windows // ensemble.plan.tiles)
     voxels = int(np.prod(grid.shape, dtype=np.int64))
     return {
@@ -189,16 +189,19 @@ class Peak:
             self.gib = max(self.gib, pages * resource.getpagesize() / 2**30)
 
 
-def call_seconds(ensemble: Ensemble, tile: np.ndarray) -> float:
-    """Median time of one call alone, from sending tiles to holding their maps."""
-    tiles = [tile] * ensemble.plan.tiles
-    laps: list[float] = []
+def call_seconds(ensemble: Ensemble, tile: np.ndarray, *, seconds: float = 20.0) -> float:
+    """Mean time of a call in a loop that keeps as many in flight as a stream does."""
+    tiles, calls = [tile] * ensemble.plan.tiles, 0
+    flying = [ensemble.start(tiles) for _ in range(IN_FLIGHT)]
     begin = time.perf_counter()
-    while len(laps) < 5 or time.perf_counter() - begin < 2:
-        start = time.perf_counter()
-        ensemble.finish(ensemble.start(tiles))
-        laps.append(time.perf_counter() - start)
-    return float(np.median(laps))
+    while time.perf_counter() - begin < seconds:
+        ensemble.finish(flying.pop(0))
+        flying.append(ensemble.start(tiles))
+        calls += 1
+    lap = (time.perf_counter() - begin) / calls
+    for started in flying:
+        ensemble.finish(started)
+    return lap
 
 
 def run_child(name: str) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Published settings, the table of strategies, and runs that began before a flag existed."""
-
-import json
-from dataclasses import dataclass
+"""Published settings and the table of strategies."""
 
 import numpy as np
 import pytest
@@ -32,22 +29,6 @@ def test_vaal_has_the_rates_with_which_it_ran():
     assert thesis == {**vaal.CIFAR, "recipe": "cifar", "decay": "none"}
     steps = settings.vaal_of("code", "imagenet", schedule="step", recipe="imagenet")
     assert steps["decay"] == "none" and steps["latent"] == 64
-
-
-@dataclass(frozen=True)
-class Config:
-    old: int = 1
-    new: float = 0.0
-    newer: str = "none"
-
-
-def test_a_field_that_did_not_exist_was_at_its_default(tmp_path):
-    assert settings.unsaid_then(Config(), tmp_path) == ()
-    (tmp_path / "config.json").write_text(json.dumps({"old": 3}))
-    assert settings.unsaid_then(Config(), tmp_path) == ("new", "newer")
-    assert settings.unsaid_then(Config(new=0.5), tmp_path) == ("newer",)
-    (tmp_path / "config.json").write_text("cut sh")
-    assert settings.unsaid_then(Config(), tmp_path) == ()
 
 
 def test_rounds_know_every_strategy_of_files_and_more():

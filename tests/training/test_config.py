@@ -197,13 +197,27 @@ def test_a_folder_goes_on_with_its_configuration_and_no_other(tmp_path):
     assert [start["varying"] for start in starts] == [{"seeds": [0]}, {"seeds": [0, 1]}]
 
 
-def test_a_field_that_came_or_went_is_named(tmp_path):
+def test_a_field_that_went_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"brightness": 0.12, "old": 1}))
-    with pytest.raises(ValueError, match=r"kind was absent and is null; old was 1 and is absent"):
+    with pytest.raises(ValueError, match=r"configuration: old was 1 and is absent\."):
         configuration.check_same_config(Inner(), tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json"):
         configuration.check_same_config(Inner(), tmp_path)
+
+
+def test_a_folder_from_before_a_field_goes_on_with_its_default_and_nothing_else(tmp_path):
+    before = dataclasses.asdict(Config())
+    del before["rate"], before["names"], before["inner"]["kind"]
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    configuration.check_same_config(Config(), tmp_path)
+    other = Config(rate=0.5, names=("cell",), inner=Inner(kind="new"))
+    expected = (
+        r'inner\.kind was null and is "new"; names was \[\] and is \["cell"\]; '
+        r"rate was 0\.001 and is 0\.5\."
+    )
+    with pytest.raises(ValueError, match=expected):
+        configuration.check_same_config(other, tmp_path)
 
 
 def test_a_configuration_is_not_written_over(tmp_path):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from densejax.data.grey_levels import pieces, volume_moments
-from densejax.ensembles.blocks import Blocks, choose_blocks
+from densejax.ensembles.blocks import BLOCK_VOXELS, Blocks, choose_blocks, voxels_in_time
 from densejax.ensembles.members import (
     Ensemble,
     Plan,
@@ -21,6 +21,7 @@ from densejax.ensembles.outputs import Layout
 from densejax.ensembles.prediction import check_room, memory_needed
 from densejax.ensembles.reach import blind_margin, choose_overlap
 from densejax.ensembles.tiles import Grid, Sizes, corner, grid_of, sizes
+from densejax.plots.style import class_colours
 from densejax.segmentation.prediction.job import Job
 from densejax.segmentation.sources import three
 
@@ -38,12 +39,17 @@ def measure(job: Job) -> tuple[dict[str, Any], Ensemble]:
     blind, overlap = _overlap(job)
     grid = grid_over(job, overlap)
     chunk = three(job.config.chunk, "--chunk") if job.config.chunk else None
-    blocks = choose_blocks(grid, part=job.part, chunk=chunk, voxels=job.config.block_voxels)
+    voxels = job.config.block_voxels
+    blocks = choose_blocks(grid, part=job.part, chunk=chunk, voxels=voxels or BLOCK_VOXELS)
     room_for(job, grid, blocks)
     grey, unread = grey_levels(job)
     tile = _middle_tile(job, grid)
     precision, agreement = _precision(job, grey, tile)
     ensemble, speeds = fastest(job, grey=grey, precision=precision, tile=tile)
+    if not voxels:
+        # The chunks stay as they are: files do not depend on how fast a machine was.
+        voxels = voxels_in_time(grid, max(speeds.values()))
+        blocks = choose_blocks(grid, part=job.part, chunk=blocks.chunk, voxels=voxels)
     return {
         "mean": grey[0],
         "deviation": grey[1],
@@ -83,6 +89,7 @@ def layout_of(job: Job, blocks: Blocks) -> Layout:
         class_names=job.run.class_names,
         probabilities=job.config.probabilities,
         version=job.config.format,
+        colours=tuple(class_colours(len(job.run.class_names))),
     )
 
 
