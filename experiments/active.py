@@ -24,6 +24,7 @@ Runtime: the tiny world at its defaults in about ten minutes on two CPU cores; A
 hours on one GPU.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ import jax
 from densejax.active import report, settings
 from densejax.active.features import open_features
 from densejax.active.oracles import KnownLabels, LabelFile
-from densejax.active.records import Plan, Samples, Strategy
+from densejax.active.records import Plan, Samples, Strategy, Trained, read_rounds, together
 from densejax.active.rounds import Rounds
 from densejax.active.strategies import IN_ROUNDS, Options, check_names, in_rounds
 from densejax.classification.networks import perceptron, with_head
@@ -42,7 +43,7 @@ from densejax.classification.pretrained import Encoder, load_encoder
 from densejax.classification.sources import Source, held_out_rows, load_source
 from densejax.classification.task import ImageTask
 from densejax.data.images import augment
-from densejax.training.config import option, parse_seeds, start_folder
+from densejax.training.config import check_same_config, option, parse_seeds, start_folder
 from densejax.training.entry import main
 
 # Settings that change no number of a round: a run may go on with others.
@@ -114,6 +115,9 @@ class Config:
         "map", "networks of one device one after another, side by side, or the faster of the two"
     )
     base_seed: int = option(0, "from which everything is drawn")
+    combine: tuple[str, ...] = option(
+        (), "folders of runs with other seeds, to be summarised together; nothing is trained"
+    )
 
 
 def filled(config: Config) -> Config:
@@ -185,6 +189,8 @@ def run(config: Config, workdir: Path) -> report.Results:
     """All rounds, and what they came to."""
     given, config = config, filled(config)
     check_names(config.strategies)
+    if config.combine:
+        return combine(given, workdir)
     source = load(config)
     task = build(config, source, 1)
     same = ("initial", "budget", "rounds", "patience", "weighted", "evaluate_every", "keep")
@@ -201,9 +207,6 @@ def run(config: Config, workdir: Path) -> report.Results:
     oracle: Any = KnownLabels(source.labels, classes=len(names))
     if config.oracle == "file":
         oracle = LabelFile(class_names=names, files=source.files)
-    published = (
-        report.published_curves(given.published, list(IN_ROUNDS)) if given.published else None
-    )
     rounds = Rounds(
         replace(task, largest=plan.largest),
         samples,
@@ -215,8 +218,30 @@ def run(config: Config, workdir: Path) -> report.Results:
     )
     start_folder(given, workdir, ignore=VARYING)
     print(f"{source.name}: {len(source.labels):,} samples, {int(held_out.sum()):,} held out")
-    results = report.collect(rounds.run(), names)
-    title = f"{source.name}, {len(source.labels):,} training samples, {len(config.seeds)} seeds"
+    return summarise(given, source, rounds.run(), workdir)
+
+
+def combine(config: Config, workdir: Path) -> report.Results:
+    """The summary of runs that differ in their seeds, as of one run."""
+    for folder in map(Path, config.combine):
+        if not (folder / "config.json").exists():
+            raise FileNotFoundError(f"{folder}: no run of active learning, it has no config.json")
+        check_same_config(config, folder, ignore=(*VARYING, "seeds", "combine"))
+    rounds = together([read_rounds(Path(folder)) for folder in config.combine])
+    start_folder(config, workdir, ignore=(*VARYING, "seeds", "combine"))
+    return summarise(config, load(filled(config)), rounds, workdir)
+
+
+def summarise(
+    config: Config, source: Source, rounds: Sequence[Trained], workdir: Path
+) -> report.Results:
+    """Tables and pictures of rounds."""
+    published = (
+        report.published_curves(config.published, list(IN_ROUNDS)) if config.published else None
+    )
+    results = report.collect(rounds, source.class_names)
+    seeds = f"{len(results.seeds)} seeds"
+    title = f"{source.name}, {len(source.labels):,} training samples, {seeds}"
     report.summarise_rounds(results, workdir / "summary", title=title, published=published)
     return results
 

@@ -44,12 +44,15 @@ def collect(sweep: sweeps.Sweep, *, local: bool, say: Callable[[str], None] = pr
         raise ValueError(f"{sweep.workdir}: no block has ended, there is nothing to collect")
     if missing:
         say(f"without seeds {write_seeds(missing)}, which have not ended")
-    if not sweep.experiment.extends:
+    runs = [block.folder / claims.ENDED for block in sweep.blocks() if block.ending()]
+    if not (sweep.experiment.extends or sweep.experiment.combines):
         say(f"{sweep.experiment.module}: each block is a run of its own, with its own summary:")
-        for block in sweep.blocks():
-            if block.ending():
-                say(f"  seeds {write_seeds(block.seeds)}: {block.folder / claims.ENDED}")
+        for run in runs:
+            say(f"  {run}")
         return 0
+    command = sweep.experiment.command(write_seeds(done), sweep.workdir)
+    if not sweep.experiment.extends:
+        command.append("--combine=" + ",".join(map(str, runs)))
     place = sweep.folder / "collecting"
     if not place.exists():
         claims.make_free(place)
@@ -57,7 +60,6 @@ def collect(sweep: sweeps.Sweep, *, local: bool, say: Callable[[str], None] = pr
     work = claims.claim(place, owner)
     assert work is not None  # it is never renamed to run
     try:
-        command = sweep.experiment.command(write_seeds(done), sweep.workdir)
         environment = child_environment(os.environ, {}, "-")
         sys.stdout.flush()
         # In this process's group, so that a terminal's Ctrl-C ends both.

@@ -24,6 +24,7 @@ class Experiment:
       python: interpreter.
       extends: more seeds extend a run of it, so that blocks of seeds are parts of one sweep; else
         each block is a run of its own.
+      combines: it summarises runs of other seeds together, by a flag ``--combine=RUN,RUN``.
     """
 
     module: str
@@ -31,6 +32,7 @@ class Experiment:
     folder: str
     python: str
     extends: bool
+    combines: bool = False
 
     def command(self, seeds: str, workdir: Path) -> list[str]:
         """The command that runs it with these seeds in this folder."""
@@ -44,7 +46,7 @@ def find(module: str, flags: Sequence[str], *, python: str = sys.executable) -> 
     """An experiment in the present folder or among the installed packages.
 
     An experiment says that more seeds extend its runs by naming ``seeds`` in its ``VARYING``, the
-    settings with which a run may go on.
+    settings with which a run may go on, and that it combines runs by an option ``combine``.
 
     Args:
       module: its dotted name.
@@ -58,7 +60,10 @@ def find(module: str, flags: Sequence[str], *, python: str = sys.executable) -> 
         name = flag.lstrip("-").partition("=")[0]
         if flag.startswith("-") and name.removeprefix("no") in OURS:
             raise ValueError(f"{flag}: --seeds and --workdir are named before the --, not after it")
-    return Experiment(module, tuple(flags), os.getcwd(), python, extends(module))
+    tree = _source(module)
+    return Experiment(
+        module, tuple(flags), os.getcwd(), python, _extends(tree), "combine" in _options(tree)
+    )
 
 
 def extends(module: str) -> bool:
@@ -67,16 +72,31 @@ def extends(module: str) -> bool:
     Raises:
       ValueError: there is no such module.
     """
+    return _extends(_source(module))
+
+
+def _source(module: str) -> ast.Module:
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
         spec = None
     if spec is None or spec.origin is None:
         raise ValueError(f"no module {module!r} in {os.getcwd()} or among the installed packages")
-    for node in ast.parse(Path(spec.origin).read_text()).body:
+    return ast.parse(Path(spec.origin).read_text())
+
+
+def _extends(tree: ast.Module) -> bool:
+    for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VARYING":
             return "seeds" in _strings(node.value)
     return False
+
+
+def _options(tree: ast.Module) -> set[str]:
+    """Names of the fields of a module's dataclass ``Config``."""
+    configs = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config"]
+    fields = [n for config in configs for n in config.body if isinstance(n, ast.AnnAssign)]
+    return {ast.unparse(field.target) for field in fields}
 
 
 def _strings(node: ast.AST) -> set[Any]:

@@ -177,6 +177,11 @@ class Query:
     predicted: np.ndarray
 
 
+def round_folder(workdir: Path, number: int) -> Path:
+    """Where a round of a run is."""
+    return workdir / "rounds" / f"{number:02d}"
+
+
 def write_record(record: Trained | Query, path: Path) -> None:
     """Write a record as ``.npz``, whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -194,6 +199,44 @@ def read_record(kind: type[Record], path: Path) -> Record | None:
         return None
     with np.load(path) as arrays:
         return kind(**{name: arrays[name] for name in arrays.files})
+
+
+def read_rounds(folder: Path) -> list[Trained]:
+    """The rounds that have ended in a run's folder, the first first.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    found: list[Trained] = []
+    while (
+        one := read_record(Trained, round_folder(folder, len(found)) / "trained.npz")
+    ) is not None:
+        found.append(one)
+    if not found:
+        raise FileNotFoundError(f"{folder}: no round of active learning has ended in it")
+    return found
+
+
+def together(runs: Sequence[Sequence[Trained]]) -> list[Trained]:
+    """Runs of other seeds as one: the rounds that all of them have.
+
+    Raises:
+      ValueError: a seed is in two runs, or a round is larger in one than in another.
+    """
+    found: list[Trained] = []
+    for rounds in zip(*runs, strict=False):
+        seeds, counts = np.unique(
+            np.concatenate([np.unique(one.seeds) for one in rounds]), return_counts=True
+        )
+        if counts.max() > 1:
+            raise ValueError(f"seeds {seeds[counts > 1].tolist()} are in more than one run")
+        sizes = sorted({one.sets.shape[1] for one in rounds})
+        if len(sizes) > 1:
+            raise ValueError(f"round {len(found)} has {sizes} labelled samples in different runs")
+        names = [field.name for field in fields(Trained)]
+        arrays = {n: np.concatenate([getattr(one, n) for one in rounds]) for n in names}
+        found.append(Trained(**arrays))
+    return found
 
 
 def check_selection(chosen: Selection, pool: Pool, budget: int, name: str) -> None:

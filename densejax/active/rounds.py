@@ -30,6 +30,7 @@ from densejax.active.records import (
     Trained,
     check_selection,
     read_record,
+    round_folder,
     write_record,
 )
 from densejax.classification.predict import Predictor, head_of
@@ -111,7 +112,7 @@ class Rounds:
         """
         done: list[Trained] = []
         for number in range(self.plan.rounds):
-            folder = self._workdir / "rounds" / f"{number:02d}"
+            folder = round_folder(self._workdir, number)
             trained = read_record(Trained, folder / "trained.npz")
             if trained is None:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -238,7 +239,7 @@ class Rounds:
 
     def _query(self, number: int, trained: Trained) -> Query:
         """What is labelled after a round; read, or chosen and published."""
-        folder = self._workdir / "rounds" / f"{number:02d}"
+        folder = round_folder(self._workdir, number)
         query = read_record(Query, folder / "query.npz")
         if query is not None:
             return query

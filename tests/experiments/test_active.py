@@ -76,6 +76,27 @@ def test_a_run_leaves_tables_pictures_and_goes_on(tmp_path, capsys):
         active.run(replace(config, seeds=(0, 1, 2)), tmp_path / "run")
 
 
+def test_runs_of_other_seeds_are_summarised_as_one(tmp_path):
+    config = replace(SMALL, strategies=("margin", "random"))
+    whole = active.run(replace(config, seeds=(0, 1, 2)), tmp_path / "whole")
+    for seeds in ((0,), (1, 2)):
+        active.run(replace(config, seeds=seeds), tmp_path / f"{seeds[0]}")
+    folders = (str(tmp_path / "0"), str(tmp_path / "1"))
+    found = active.run(replace(config, combine=folders), tmp_path / "both")
+    assert found.seeds == (0, 1, 2) and found.strategies == ("margin", "random")
+    np.testing.assert_array_equal(found.accuracy, whole.accuracy)
+    for name in ("rounds.csv", "summary.json"):
+        both = [(tmp_path / run / "summary" / name).read_bytes() for run in ("both", "whole")]
+        assert both[0] == both[1]
+    with pytest.raises(ValueError, match=r"seeds \[0\] are in more than one run"):
+        active.run(replace(config, combine=folders[:1] * 2), tmp_path / "twice")
+    with pytest.raises(ValueError, match="budget was 6 and is 7"):
+        active.run(replace(config, budget=7, combine=folders), tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        active.run(replace(config, combine=(str(tmp_path),)), tmp_path / "none")
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("mode", ["linear", "end_to_end"])
 def test_a_checkpoint_decides_the_network(tmp_path, mode):
     encoder = Encoder("resnet20", 2, "cifar", (0.5,) * 3, (0.25,) * 3)

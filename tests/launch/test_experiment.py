@@ -18,11 +18,16 @@ def test_found_and_asked(tiny):
 
 
 @pytest.mark.parametrize(
-    ("module", "extends"),
-    [(SEGMENT, True), ("experiments.svhn_minima", True), ("experiments.active", False)],
+    ("module", "extends", "combines"),
+    [
+        (SEGMENT, True, False),
+        ("experiments.svhn_minima", True, False),
+        ("experiments.active", False, True),
+    ],
 )
-def test_whether_seeds_extend_a_run(module, extends):
-    assert experiment.find(module, []).extends == extends
+def test_what_becomes_of_more_seeds(module, extends, combines):
+    found = experiment.find(module, [])
+    assert (found.extends, found.combines) == (extends, combines)
 
 
 @pytest.mark.parametrize("module", ["experiments.segmnet", "nothing.at.all"])

@@ -159,3 +159,34 @@ def test_a_real_sweep_to_the_bit(tiny, tmp_path, commands):
     metrics = [name for name in other if name.endswith(("metrics.jsonl", "DONE", "FAILED"))]
     assert len(metrics) == 8
     assert {name: one[name] for name in metrics} == {name: other[name] for name in metrics}
+
+
+COMBINING = """
+import argparse
+from pathlib import Path
+
+
+class Config:
+    combine: str
+
+
+parser = argparse.ArgumentParser()
+for name in ("seeds", "workdir", "combine"):
+    parser.add_argument(f"--{name}", default="")
+parser.add_argument("--only_check_args", action="store_true")
+given = parser.parse_args()
+if not given.only_check_args:
+    folder = Path(given.workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = [Path(run) for run in given.combine.split(",") if run]
+    words = [given.seeds, *((run / "summary.txt").read_text() for run in runs)]
+    (folder / "summary.txt").write_text(" ".join(words))
+"""
+
+
+def test_runs_that_cannot_be_extended_are_combined(tiny, tmp_path, commands, monkeypatch):
+    (tiny / "combining.py").write_text(COMBINING)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ["PYTHONPATH"], str(tiny)]))
+    words = ("--module=combining", "--seeds=0:5", "--block=2", f"--workdir={tmp_path / 'a'}", "--")
+    commands("local", *words)
+    assert (tmp_path / "a" / "summary.txt").read_text() == "0:5 0:2 2:4 4"
