@@ -55,6 +55,7 @@ def orthoslices(
     class_names: Sequence[str] | None = None,
     z: int | None = None,
     y: int | None = None,
+    white: str = "not labelled",
     title: str = "",
 ) -> Path:
     """An xy and a zx plane of an image beside its labellings, in true proportion.
@@ -73,6 +74,7 @@ def orthoslices(
       class_names: c names for the legend; None is their numbers.
       z: the xy plane; None is the middle.
       y: the zx plane; None is the middle.
+      white: what -1 means, for the legend.
       title: above the columns, at the left.
 
     Returns:
@@ -96,8 +98,8 @@ def orthoslices(
     columns_drawn = len(grey) + len(columns) + (doubt is not None)
     width = float(np.clip(9.6 / columns_drawn, 1.6, 2.6))
     heights = (width * microns[1] / microns[2], width * microns[0] / microns[2])
-    missing = any((v < 0).any() for v in columns.values())
-    rows = _legend_rows(names, columns_drawn * width, missing)
+    white = white if any((v < 0).any() for v in columns.values()) else ""
+    rows = _legend_rows([*names, *filter(None, [white])], columns_drawn * width)
     layout = _Layout(
         width=width,
         heights=heights,
@@ -117,7 +119,7 @@ def orthoslices(
             figure, layout, layout.columns - 1, "entropy", doubt, (z, y), microns, scale
         )
         _colourbar(figure, layout, shown)
-    _legend(figure, layout, names, rows, missing)
+    _legend(figure, layout, names, rows, white)
     if title:
         across, down = layout.size
         figure.text(
@@ -222,7 +224,7 @@ def round_length(most: float) -> tuple[float, str]:
 
 
 def scale_bar(axes: Axes, width: float, height: float) -> None:
-    """A bar of a round length, near a quarter of the width, on a dark ground.
+    """A bar of a round length, near a quarter of the width, on a dark ground, above all else.
 
     Args:
       axes: x from 0 to ``width`` and y from 0, at the top, to ``height``, in micrometres.
@@ -233,13 +235,14 @@ def scale_bar(axes: Axes, width: float, height: float) -> None:
     pad = 0.04 * width
     box_width, box_height = length + 2 * pad, 0.135 * width
     left, top = width - box_width - pad * 0.6, height - box_height - pad * 0.6
-    axes.add_patch(
-        Rectangle((left, top), box_width, box_height, facecolor="black", alpha=0.6, linewidth=0)
+    ground = Rectangle(
+        (left, top), box_width, box_height, facecolor="black", alpha=0.6, linewidth=0
     )
     thick = 0.018 * width
-    axes.add_patch(
-        Rectangle((left + pad, top + box_height - 1.8 * thick), length, thick, color="white", lw=0)
-    )
+    place = (left + pad, top + box_height - 1.8 * thick)
+    for patch in (ground, Rectangle(place, length, thick, color="white", lw=0)):
+        patch.set_zorder(6)
+        axes.add_patch(patch)
     axes.text(
         left + box_width / 2,
         top + 0.1 * box_height,
@@ -248,6 +251,7 @@ def scale_bar(axes: Axes, width: float, height: float) -> None:
         ha="center",
         va="top",
         fontsize=style.TICK_SIZE - 0.5,
+        zorder=7,
     )
 
 
@@ -262,25 +266,21 @@ def _colourbar(figure: Figure, layout: _Layout, shown: AxesImage) -> None:
     axes.set_ylabel("entropy (nats)", fontsize=style.TICK_SIZE, color=style.INK, labelpad=2)
 
 
-def _legend_rows(names: Sequence[str], width: float, unlabelled: bool) -> int:
+def _legend_rows(names: Sequence[str], width: float) -> int:
     """Rows that the legend needs below ``width`` inches, from the length of its longest name."""
-    entries = len(names) + unlabelled
-    longest = max(len(name) for name in [*names, "not labelled"])
-    fitting = max(1, int(width / (0.36 + 0.055 * longest)))
-    return -(-entries // fitting)
+    fitting = max(1, int(width / (0.36 + 0.055 * max(map(len, names)))))
+    return -(-len(names) // fitting)
 
 
-def _legend(
-    figure: Figure, layout: _Layout, names: Sequence[str], rows: int, unlabelled: bool
-) -> None:
+def _legend(figure: Figure, layout: _Layout, names: Sequence[str], rows: int, white: str) -> None:
     colours = style.class_colours(len(names))
     handles = [Patch(color=c, label=n) for c, n in zip(colours, names, strict=True)]
-    if unlabelled:
+    if white:
         handles.append(
             Patch(
                 facecolor=style.UNLABELLED_COLOUR,
                 edgecolor=style.FAINT,
-                label="not labelled",
+                label=white,
                 lw=0.6,
             )
         )

@@ -96,6 +96,7 @@ def _cut(evaluation: Evaluation, folder: Path, image: Labelling | None) -> Pictu
         class_names=evaluation.class_names,
         z=int(shown.sum((1, 2)).argmax()),
         y=int(shown.sum((0, 2)).argmax()),
+        white="not labelled, or right",
     )
     first = ", ".join(str(s.start + r) for s, r in zip(box, region.start, strict=True))
     return Picture(
