@@ -43,8 +43,8 @@ class Config:
     seed: int = option(0, "of the order of --by=random")
     distance_nm: float = option(0.0, "least distance between centres of blocks", unit="nm")
     image: str = option("", "the image volume, where it has moved since the prediction")
-    whole_blocks: bool = option(
-        False, "count all voxels of a block in which a label was changed, not only those changed"
+    changed_only: bool = option(
+        False, "count changed labels alone: members that train on with them unlearn the rest"
     )
 
 
@@ -69,7 +69,7 @@ def run(config: Config, workdir: Path) -> Result:
             f"--export={config.export} --collect={config.collect!r}"
         )
     if config.collect:
-        collected = collect_blocks(Path(config.collect), workdir, whole_blocks=config.whole_blocks)
+        collected = collect_blocks(Path(config.collect), workdir, changed_only=config.changed_only)
         start_folder(config, workdir, ignore=VARYING)
         print_collected(collected)
         return Result(collected.folder, collected)

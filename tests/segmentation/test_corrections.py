@@ -172,7 +172,7 @@ def test_images_of_other_dtypes_open_with_their_values(tmp_path, dtype):
     np.testing.assert_array_equal(found, tifffile.imread(tmp_path / "image.tif")[whole])
 
 
-def test_only_changed_voxels_count_unless_the_annotator_says_more(predicted, tmp_path):
+def test_only_changed_voxels_count_on_request_unless_the_annotator_says_more(predicted, tmp_path):
     """Blocks 1 to 5: some voxels changed; done; a mask; untouched; deleted."""
     out, _, _ = predicted
     folder = export(out, tmp_path / "work", count=5)
@@ -191,8 +191,8 @@ def test_only_changed_voxels_count_unless_the_annotator_says_more(predicted, tmp
     save(folder, "block_0003", mask, kind="mask")
     expected[2] = np.where(mask, before[2], -1)
     (folder / "block_0005_labels.tif").unlink()
-    collected = collect_blocks(folder, tmp_path / "work")
-    rules = ["changed", "done", "mask", "changed", "missing"]
+    collected = collect_blocks(folder, tmp_path / "work", changed_only=True)
+    rules = ["changed", "done", "mask", "untouched", "missing"]
     assert [block.rule for block in collected.blocks] == rules
     assert collected.folder == tmp_path / "work" / "collected" / "0001"
     found = corrections.read_corrections(tmp_path / "work")
@@ -206,15 +206,16 @@ def test_only_changed_voxels_count_unless_the_annotator_says_more(predicted, tmp
     assert (volume >= 0).sum() == (expected >= 0).sum()
 
 
-def test_whole_blocks_count_where_anything_was_changed(predicted, tmp_path):
+def test_a_block_counts_where_anything_was_changed(predicted, tmp_path):
     out, _, _ = predicted
     folder = export(out, tmp_path / "work", count=2)
     labels = labels_of(folder, "block_0001")
     labels[0, 0, 0] = (labels[0, 0, 0] + 1) % 3
     labels[1, 1, 1] = 255
     save(folder, "block_0001", labels)
-    collected = collect_blocks(folder, tmp_path / "work", whole_blocks=True)
+    collected = collect_blocks(folder, tmp_path / "work")
     assert [block.corrected for block in collected.blocks] == [labels.size - 1, 0]
+    assert [block.rule for block in collected.blocks] == ["whole block", "untouched"]
 
 
 def test_an_annotators_last_word_on_a_block_replaces_the_one_before(predicted, tmp_path):
@@ -232,12 +233,14 @@ def test_an_annotators_last_word_on_a_block_replaces_the_one_before(predicted, t
     second[0, 0] = (start[0, 0] + 2) % 3
     save(folder, "block_0001", second)
     collected = collect_blocks(folder, work)
-    assert collected.again["block_0001"] == collected.conflicts["block_0001"] == 10
+    # The whole block counted both times; two rows of ten say something else now.
+    assert collected.again["block_0001"] == start.size
+    assert collected.conflicts["block_0001"] == 20
     found = corrections.read_corrections(work)
     assert len(found.blocks) == 1 and found.collections == ("0001", "0002")
-    np.testing.assert_array_equal(found.blocks[0].read(), np.where(second != start, second, -1))
+    np.testing.assert_array_equal(found.blocks[0].read(), second)
     earlier = corrections.read_corrections(work, collections=["0001"])
-    np.testing.assert_array_equal(earlier.blocks[0].read(), np.where(first != start, first, -1))
+    np.testing.assert_array_equal(earlier.blocks[0].read(), first)
 
 
 def test_two_annotators_of_a_voxel_are_counted_and_the_later_wins(predicted, tmp_path):

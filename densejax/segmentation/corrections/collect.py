@@ -1,10 +1,10 @@
 """Take back what an annotator corrected: which voxels count, checked before anything is kept.
 
 The rule, block by block: with a mask beside the labels, the voxels where it is not 0; of a block
-that ``done.txt`` names, all; of any other, the voxels whose label was changed, or with
-``whole_blocks`` all of a block in which at least one was. A voxel that holds 255 never counts. So a
-block that nobody touched never counts by itself, and a label that the annotator left as it was
-counts only where the annotator says so.
+that ``done.txt`` names, or in which a label was changed, all; nothing of a block that nobody
+touched. A voxel that holds 255 never counts. With ``changed_only`` no label that the annotator left
+as it was counts, unless a mask or ``done.txt`` says so: but changed voxels are those that the
+ensemble had wrong, and one that trains on with them alone unlearns what it had right.
 """
 
 import hashlib
@@ -34,7 +34,8 @@ class Returned:
       name: such as ``block_0001``.
       offset: (z, y, x) of its first voxel in the volume.
       labels: [z, y, x] int32, -1 where not corrected; None for a block that is not there.
-      rule: which voxels count: ``mask``, ``done``, ``whole block``, ``changed``, or ``missing``.
+      rule: which voxels count: ``mask``, ``done``, ``whole block``, ``changed``,
+        ``untouched`` or ``missing``.
       changed: voxels whose label is not the predicted one.
     """
 
@@ -70,7 +71,7 @@ class Collected:
 
 
 def read_returned(
-    folder: Path, *, classes: int, shape: Sequence[int], whole_blocks: bool = False
+    folder: Path, *, classes: int, shape: Sequence[int], changed_only: bool = False
 ) -> list[Returned]:
     """Read and check all blocks of an export that came back.
 
@@ -78,7 +79,7 @@ def read_returned(
       folder: the export's, or a copy of it.
       classes: number of classes, c.
       shape: (z, y, x) of the volume.
-      whole_blocks: whether all voxels of a changed block count.
+      changed_only: whether only the changed voxels of a changed block count.
 
     Returns:
       One entry a block of the list, in its order.
@@ -101,7 +102,7 @@ def read_returned(
                 f"{tuple(block['offset'])}; expected a block inside the volume of {tuple(shape)}"
             )
     done = _done(folder, [block["name"] for block in listed])
-    returned = [_read_block(folder, block, classes, done, whole_blocks) for block in listed]
+    returned = [_read_block(folder, block, classes, done, changed_only) for block in listed]
     if not any(block.corrected for block in returned):
         missing = sum(block.labels is None for block in returned)
         raise ValueError(
@@ -124,7 +125,7 @@ def _done(folder: Path, names: Sequence[str]) -> set[str]:
 
 
 def _read_block(
-    folder: Path, block: dict[str, Any], classes: int, done: set[str], whole_blocks: bool
+    folder: Path, block: dict[str, Any], classes: int, done: set[str], changed_only: bool
 ) -> Returned:
     name, offset = block["name"], tuple(block["offset"])
     place: dict[str, Any] = {"shape": tuple(block["shape"]), "offset": offset}
@@ -140,10 +141,12 @@ def _read_block(
         counts, rule = read_integers(mask, **place) != 0, "mask"
     elif name in done:
         counts, rule = np.ones(labels.shape, bool), "done"
-    elif whole_blocks and changed.any():
-        counts, rule = np.ones(labels.shape, bool), "whole block"
-    else:
+    elif not changed.any():
+        counts, rule = changed, "untouched"
+    elif changed_only:
         counts, rule = changed, "changed"
+    else:
+        counts, rule = np.ones(labels.shape, bool), "whole block"
     kept = np.where(counts, labels, UNLABELLED).astype(np.int32)
     return Returned(name, offset, kept, rule, int(changed.sum()))
 
@@ -162,13 +165,13 @@ def _predicted(folder: Path, block: dict[str, Any]) -> np.ndarray:
     return stored.astype(np.int32)
 
 
-def collect_blocks(folder: Path, workdir: Path, *, whole_blocks: bool = False) -> Collected:
+def collect_blocks(folder: Path, workdir: Path, *, changed_only: bool = False) -> Collected:
     """Take an export back into the corrections' folder; nothing there is written over.
 
     Args:
       folder: the export's, or a copy of it.
       workdir: the corrections' folder; begun if it is not there.
-      whole_blocks: whether all voxels of a changed block count.
+      changed_only: whether only the changed voxels of a changed block count.
 
     Returns:
       What came of it. A block that is the same as when it was taken back last is not kept twice.
@@ -184,7 +187,7 @@ def collect_blocks(folder: Path, workdir: Path, *, whole_blocks: bool = False) -
         folder,
         classes=len(subject.class_names),
         shape=subject.shape,
-        whole_blocks=whole_blocks,
+        changed_only=changed_only,
     )
     corrections.start_corrections(workdir, subject)
     export = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -33,7 +33,8 @@ block_0001_labels.tif  what was predicted: correct this file and save it in its 
 Which voxels count when the folder is taken back (experiments.correct --collect=THIS_FOLDER):
 - of a block named in done.txt (one name a line, such as block_0001): all but {nothing}
 - of a block with block_0001_mask.tif beside it: those where the mask is not 0, but for {nothing}
-- of any other block: those whose label was changed; with --whole_blocks all of a changed block
+- of any other block in which a label was changed: all but {nothing} (with --changed_only: the
+  changed ones)
 A block that is right as it is counts when it is named in done.txt. The folder may be taken back
 as often as you like while you work; the files in predicted/ are for comparison, leave them alone.
 """
