@@ -36,7 +36,7 @@ def make_run(folder):
         place = folder / "seeds" / f"{seed:04d}"
         place.mkdir(parents=True)
         params = task.init_params(jax.random.key(seed))
-        save_tree(place / "best", jax.tree.map(lambda leaf: 3 * leaf, params))
+        save_tree(place / "best", params)
         marker = {"step": 1, "best_score": seed / 10, "best_step": 1, "reason": "all steps made"}
         (place / "DONE").write_text(json.dumps(marker))
     learned = {
@@ -115,6 +115,8 @@ def test_the_maps_are_those_of_each_window_in_memory(world, finished):
         mean[place] = shares.mean(0)[inner]
         other = shares.argmax(-1) != shares.mean(0).argmax(-1)
         disagreement[place] = other.mean(0)[inner]
+    # Networks that all say one thing would prove little.
+    assert len(np.unique(mean.argmax(-1))) > 2 and 0.01 < np.mean(disagreement > 0) < 0.99
     labels = open_volume(workdir / "labels.zarr")
     assert labels.voxel_nm == VOXEL_NM and result.failed == 0
     found = labels.read()
@@ -123,11 +125,11 @@ def test_the_maps_are_those_of_each_window_in_memory(world, finished):
     np.testing.assert_array_equal(found[sure], mean.argmax(-1)[sure])
     entropy = -np.sum(mean * np.log(np.maximum(mean, 1e-30)), -1) / np.log(7)
     found = open_volume(workdir / "entropy.zarr").read()
-    assert np.mean(np.abs(found - 255 * entropy) < 1) > 0.999
+    np.testing.assert_allclose(found, 255 * entropy, atol=0.51)
     found = open_volume(workdir / "disagreement.zarr").read()
-    assert np.mean(found == np.rint(255 * disagreement)) > 0.999
+    np.testing.assert_array_equal(found[sure], np.rint(255 * disagreement)[sure])
     shares = np.asarray(open_level(workdir / "probabilities.zarr").read().result())
-    assert np.mean(np.abs(np.moveaxis(shares, 0, -1) - 255 * mean) < 0.6) > 0.999
+    np.testing.assert_allclose(np.moveaxis(shares, 0, -1), 255 * mean, atol=0.51)
 
 
 def test_a_prediction_leaves_what_the_others_read(finished):
