@@ -6,6 +6,12 @@ from collections.abc import Sequence
 Slices = tuple[slice, ...]
 
 
+def box_text(box: Sequence[slice | tuple[int, int]]) -> str:
+    """A box as flags and messages write it, such as ``0:16,0:128,0:128``."""
+    ends = [(part.start, part.stop) if isinstance(part, slice) else part for part in box]
+    return ",".join(f"{low}:{high}" for low, high in ends)
+
+
 def cut_blocks(shape: Sequence[int], step: Sequence[int], *, voxels: int) -> list[Slices]:
     """Cut an array into blocks that are near to cubes, so that few voxels lie at their faces.
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from densejax.data.blocks import box_text
 from densejax.data.formats import Box, LazyArray, Opened, check_dtype, unit_nm, voxel_size
 
 REMOTE = ("gs://", "s3://", "http://", "https://")
@@ -150,7 +151,7 @@ def _lazy(store: ts.TensorStore, names: list[str], name: str) -> LazyArray:
         try:
             return view[box].read().result()
         except Exception as error:  # tensorstore raises its own kinds, by cause
-            raise ValueError(f"{name}: {box} cannot be read ({error})") from error
+            raise ValueError(f"{name}: [{box_text(box)}] cannot be read ({error})") from error
 
     chunks = [size or 1 for size in view.chunk_layout.read_chunk.shape or ()]
     return LazyArray(view.shape, dtype, read, chunks=chunks or None)

@@ -5,6 +5,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from densejax.data.blocks import box_text
 from densejax.data.formats import Box, LazyArray, Opened, check_dtype, voxel_size
 
 # Attribute names and what one of their units is in nm: CREMI, funlib and Ilastik write these.
@@ -46,7 +47,9 @@ def _read(path: Path, inner: str, box: Box) -> np.ndarray:
         try:
             return file[inner][box]
         except OSError as error:
-            raise ValueError(f"{path}:{inner}: {box} cannot be read ({error})") from error
+            raise ValueError(
+                f"{path}:{inner}: [{box_text(box)}] cannot be read ({error})"
+            ) from error
 
 
 def _shapes(file: h5py.File) -> dict[str, tuple[int, ...]]:

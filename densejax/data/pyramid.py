@@ -15,7 +15,7 @@ import numpy as np
 import tensorstore as ts
 
 from densejax.data import ngff
-from densejax.data.blocks import Slices, cut_blocks
+from densejax.data.blocks import Slices, box_text, cut_blocks
 from densejax.data.halving import halve_labels, halve_mean
 from densejax.data.ome_zarr import create_array, open_array, read_attributes, update_attributes
 
@@ -211,9 +211,8 @@ def _read(source: ts.TensorStore, box: Slices) -> np.ndarray:
     try:
         return source[box].read().result()
     except Exception as error:  # tensorstore raises its own kinds, by cause
-        where = ", ".join(f"{s.start}:{s.stop}" for s in box)
         name: Any = source.kvstore.url if source.kvstore is not None else "array"
-        raise ValueError(f"{name}: [{where}] cannot be read ({error})") from error
+        raise ValueError(f"{name}: [{box_text(box)}] cannot be read ({error})") from error
 
 
 def _finer(box: Slices, steps: Sequence[int], shape: Sequence[int]) -> Slices:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from densejax.data.blocks import box_text
 from densejax.ensembles.tiles import Axis, Box, Grid, Sizes, sizes
 
 # What a block is at most, for its memory, and about how long a slow network may work on one: that
@@ -81,7 +82,7 @@ def choose_blocks(
     part = part or _whole(grid.shape)
     if any(not 0 <= low < high <= n for (low, high), n in zip(part, grid.shape, strict=True)):
         raise ValueError(
-            f"part {_text(part)} of a volume of shape {grid.shape}; expected z0:z1,y0:y1,x0:x1 "
+            f"part {box_text(part)} of a volume of shape {grid.shape}; expected z0:z1,y0:y1,x0:x1 "
             "inside it, each with at least one voxel"
         )
     if chunk is not None and (len(chunk) != 3 or min(chunk) < 1):
@@ -114,10 +115,6 @@ def computed_twice(grid: Grid, blocks: Blocks) -> float:
 def _whole(shape: Sizes) -> Box:
     z, y, x = ((0, size) for size in shape)
     return z, y, x
-
-
-def _text(part: Box) -> str:
-    return ",".join(f"{low}:{high}" for low, high in part)
 
 
 def _targets(grid: Grid, part: Box, voxels: int) -> list[int]:

@@ -1,7 +1,7 @@
 """The images that a prediction leaves: made, and written block by block."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from densejax.data import ngff
+from densejax.data.blocks import box_text
 from densejax.data.ome_zarr import create_image, open_level
 from densejax.ensembles.members import NOT_PREDICTED
 from densejax.ensembles.tiles import Box, Sizes, slices
@@ -94,7 +95,7 @@ class Outputs:
             except Exception as error:  # tensorstore raises its own kinds, by cause
                 free = shutil.disk_usage(self.folder).free
                 raise OSError(
-                    f"{self.folder / name}.zarr: block {_text(inside)} could not be written "
+                    f"{self.folder / name}.zarr: block {box_text(inside)} could not be written "
                     f"({free / 1e6:.1f} MB free on its disk): {error}. What is done is kept; the "
                     "same command goes on when there is room"
                 ) from error
@@ -128,7 +129,3 @@ def _create(folder: Path, name: str, layout: Layout) -> None:
         colours=layout.colours if name == "labels" or channels else None,
         attributes=meaning,
     )
-
-
-def _text(box: Sequence[tuple[int, int]]) -> str:
-    return ",".join(f"{low}:{high}" for low, high in box)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from densejax.data.blocks import box_text
 from densejax.data.patchy import Patchy
 from densejax.ensembles.blocks import Blocks
 from densejax.ensembles.claims import Claims
@@ -180,7 +181,7 @@ class Stream:
         block = _Block(self.grid, self.blocks.box(number), blank, self.classes)
         self._compute(block, region, [box for box, _ in unread])
         if unread:
-            record["unreadable"] = [f"{_text(box)}: {why}" for box, why in unread]
+            record["unreadable"] = [f"{box_text(box)}: {why}" for box, why in unread]
         record["windows"] = self.clock.windows - computed
         record["seconds"] = time.perf_counter() - begin
         return block, record
@@ -307,10 +308,6 @@ def _meet(a: Box, b: Box) -> bool:
 def _box_of(box: tuple[slice, slice, slice]) -> Box:
     z, y, x = ((s.start, s.stop) for s in box)
     return z, y, x
-
-
-def _text(box: Box) -> str:
-    return ",".join(f"{low}:{high}" for low, high in box)
 
 
 def _nbytes(maps: Maps) -> int:
