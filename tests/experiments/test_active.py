@@ -193,7 +193,7 @@ def test_a_run_of_before_the_newer_flags_goes_on(tmp_path):
         fields = json.loads(path.read_text())
         assert all((name in fields) == (start == 0) for name in newer)
         path.write_text(json.dumps({n: v for n, v in fields.items() if n not in newer}, indent=2))
-    with pytest.raises(ValueError, match=r"dropout was absent and is 0\.5"):
+    with pytest.raises(ValueError, match=r"dropout was 0\.0 and is 0\.5"):
         active.run(replace(config, dropout=0.5), tmp_path)
 
 
