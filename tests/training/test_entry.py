@@ -34,6 +34,9 @@ def run(config, workdir):
     if config.steps == 17:
         raise KeyboardInterrupt
     start_folder(config, workdir)
+    if config.steps == 19:
+        with open("/dev/full", "w") as file:  # a write to it fails as on a full disk
+            file.write("lost")
     (workdir / "ran").write_text(f"{config.steps} {len(jax.devices())}")
     print("ran with", config.steps, workdir)
     return Result(config.failed)
@@ -58,6 +61,7 @@ LINES = {
     "failed": ("--workdir={} --failed=2",),
     "refused": ("--workdir={} --steps=0",),
     "fault": ("--workdir={} --steps=13",),
+    "full": ("--workdir={} --steps=19",),
     "interrupted": ("--workdir={} --steps=17",),
 }
 
@@ -131,6 +135,15 @@ def test_what_is_refused_is_named_ends_with_two_and_leaves_nothing(ended, name, 
     assert code == 2
     assert "Traceback" not in err
     assert not (folder / "ran").exists()
+
+
+def test_a_full_disk_is_named_with_what_to_do(ended):
+    folder, [(code, _, err)] = ended["full"]
+    assert code == 2
+    said = err.splitlines()[-1]
+    assert said.startswith("error: [Errno 28] No space left on device (")
+    assert f"MB free on the disk of {folder})" in said
+    assert "the same command goes on" in said
 
 
 def test_the_message_of_a_refusal_is_the_last_line(ended):
