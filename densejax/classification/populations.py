@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from densejax.ensembles.distributions import bootstrap_median
-from densejax.plots.strips import strips
+from densejax.plots.scores import strips
 from densejax.training.folders import Member, MemberFolder, Outcome, read_metrics
 
 WHAT = ("last", "best", "train")

@@ -11,7 +11,7 @@ from densejax.landscape.minima.reading import Basin, Minimum, column, stacked
 from densejax.landscape.minima.statistics import spearman
 from densejax.plots.basins import radius_histograms, volume_curves, volume_scatter
 from densejax.plots.boundaries import decision_boundaries
-from densejax.plots.strips import strips
+from densejax.plots.scores import strips
 
 
 def draw_basins(folder: Path, basins: Sequence[Basin], title: str) -> list[Path]:
