@@ -10,7 +10,11 @@ import optax
 
 from densejax.losses import Reduction, grouped_l2, weighted_cross_entropy
 from densejax.metrics import confusion_counts, mean_iou
-from densejax.optim import PUBLISHED_DECAY_STEPS, scale_by_adam_epsilon_hat, staircase_decay
+from densejax.optimisers.tensorflow_forms import (
+    PUBLISHED_DECAY_STEPS,
+    scale_by_adam_epsilon_hat,
+    staircase_decay,
+)
 from densejax.typing import Array, Batch, Key, Measures, Params, Tree
 
 Network = Callable[[Params, Array], tuple[jax.Array, Mapping[str, jax.Array]]]

@@ -1,4 +1,4 @@
-"""Optimisers and schedules of the published systems, as optax transformations."""
+"""Adam and the schedule of the published segmentation networks, in the form of TensorFlow 1."""
 
 import jax
 import jax.numpy as jnp
