@@ -41,7 +41,7 @@ from densejax.classification.task import image_data
 from densejax.data.images import augment
 from densejax.models.pairwise import PairwiseLinear
 from densejax.models.resnet import resnet18, resnet20
-from densejax.optimisers.published import setting
+from densejax.optim.published import setting
 from densejax.training.config import option, parse_seeds, start_folder
 from densejax.training.entry import main
 from densejax.training.folders import members_of

@@ -38,8 +38,8 @@ from densejax.classification.sources import Source, load_source
 from densejax.classification.task import image_data
 from densejax.data.images import augment
 from densejax.models.vgg import vgg
-from densejax.optimisers.proximal import proximal
-from densejax.optimisers.published import OTHERS, THESIS, setting
+from densejax.optim.proximal import proximal
+from densejax.optim.published import OTHERS, THESIS, setting
 from densejax.training.config import option, parse_seeds, start_folder
 from densejax.training.entry import main
 from densejax.training.folders import members_of

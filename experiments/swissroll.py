@@ -45,7 +45,7 @@ from densejax.landscape.minima import report
 from densejax.landscape.minima.point_nets import PointNet, save_problem
 from densejax.landscape.poisoning import PoisonTask, step_rate
 from densejax.models.mlp import SWISS_ROLL_WIDTHS
-from densejax.optimisers.tensorflow_forms import scale_by_adam_epsilon_hat
+from densejax.optim.tensorflow_forms import scale_by_adam_epsilon_hat
 from densejax.training.config import option, parse_seeds, start_folder
 from densejax.training.entry import main
 from densejax.training.folders import members_of

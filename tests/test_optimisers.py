@@ -9,12 +9,12 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from densejax.optimisers.averaged import averaged
-from densejax.optimisers.method import Method, line_searched, sharpness_aware
-from densejax.optimisers.proximal import conjugate_gradients, proximal
-from densejax.optimisers.published import OTHERS, THESIS, setting
-from densejax.optimisers.quasi_newton import quasi_newton
-from densejax.optimisers.torch_forms import scale_by_amsgrad
+from densejax.optim.averaged import averaged
+from densejax.optim.method import Method, line_searched, sharpness_aware
+from densejax.optim.proximal import conjugate_gradients, proximal
+from densejax.optim.published import OTHERS, THESIS, setting
+from densejax.optim.quasi_newton import quasi_newton
+from densejax.optim.torch_forms import scale_by_amsgrad
 
 STEPS = 25
 

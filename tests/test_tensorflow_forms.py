@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.optimisers.tensorflow_forms import (
+from densejax.optim.tensorflow_forms import (
     PUBLISHED_BETA1,
     PUBLISHED_BETA2,
     PUBLISHED_DECAY_STEPS,

@@ -10,7 +10,7 @@ import optax
 
 from densejax import trees
 from densejax.classification.task import ImageTask
-from densejax.optimisers.method import Method, descent
+from densejax.optim.method import Method, descent
 from densejax.typing import Batch, Key, Measures, Params, Tree
 
 

@@ -10,7 +10,7 @@ import optax
 
 from densejax.losses import Reduction, grouped_l2, weighted_cross_entropy
 from densejax.metrics import confusion_counts, mean_iou
-from densejax.optimisers.tensorflow_forms import (
+from densejax.optim.tensorflow_forms import (
     PUBLISHED_DECAY_STEPS,
     scale_by_adam_epsilon_hat,
     staircase_decay,

@@ -9,8 +9,8 @@ import pytest
 from densejax.classification.descent import DescentTask
 from densejax.classification.task import image_data
 from densejax.models.mlp import MLP
-from densejax.optimisers.method import descent
-from densejax.optimisers.quasi_newton import quasi_newton
+from densejax.optim.method import descent
+from densejax.optim.quasi_newton import quasi_newton
 
 CLASSES = 3
 

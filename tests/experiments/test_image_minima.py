@@ -16,7 +16,7 @@ from densejax.classification.poison_sets import THESIS_SVHN_STD, load_poison_set
 from densejax.classification.populations import compare, read_population
 from densejax.models.resnet import ResNet
 from densejax.models.vgg import VGG
-from densejax.optimisers.published import THESIS
+from densejax.optim.published import THESIS
 from densejax.training.folders import Member, Outcome
 from experiments import linear_versus_net, optimizers, svhn_minima
 

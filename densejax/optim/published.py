@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import optax
 
-from densejax.optimisers.averaged import averaged
-from densejax.optimisers.method import Method, descent, line_searched, sharpness_aware
-from densejax.optimisers.quasi_newton import quasi_newton
-from densejax.optimisers.torch_forms import scale_by_amsgrad, scale_by_rprop
+from densejax.optim.averaged import averaged
+from densejax.optim.method import Method, descent, line_searched, sharpness_aware
+from densejax.optim.quasi_newton import quasi_newton
+from densejax.optim.torch_forms import scale_by_amsgrad, scale_by_rprop
 
 THESIS = (
     "sgd",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from densejax.optimisers.method import Method, Objective, Step
+from densejax.optim.method import Method, Objective, Step
 from densejax.typing import Array, Params, Tree
 
 # Constants of ``torch.optim.LBFGS``: where a gradient, a change or a curvature counts as nothing.

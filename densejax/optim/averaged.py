@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from densejax.optimisers.method import Method, Objective, Step
+from densejax.optim.method import Method, Objective, Step
 from densejax.typing import Array, Params, Tree
 
 
