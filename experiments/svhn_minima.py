@@ -54,7 +54,7 @@ from densejax.training.sweep import Schedule, Sweep
 # Settings that change no trained number: a run may go on with others.
 VARYING = (
     *("poison", "seeds", "slots", "strategy", "data_folder"),
-    *("points", "directions", "batch_norm"),
+    *("points", "directions", "cutoff", "batch_norm"),
 )
 
 STAIRS = (0.4, 0.6, 0.8)  # epochs 102.4, 153.6 and 204.8 of 256
