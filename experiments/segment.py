@@ -47,27 +47,9 @@ VARYING = ("seeds", "slots", "strategy", "grid", "overlap", "record")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(sources.DataOptions):
     """Everything that decides a result."""
 
-    data: Literal["synthetic", "vnc", "platelets", "files"] = option("synthetic", "what to learn")
-    data_folder: str = option("", "folder of the VNC or platelet set")
-    image: str = option("", "image volume or URL, of any format read; implies --data=files")
-    labels: str = option("", "label volume that belongs to --image")
-    voxel_nm: tuple[float, ...] = option(
-        (), "voxel size z,y,x; where the file states none", unit="nm"
-    )
-    class_names: tuple[str, ...] = option((), "names of the classes 0, 1, ... of --labels")
-    world: tuple[int, ...] = option(
-        (24, 192, 192),
-        "z,y,x of the synthetic training world; two others are half as deep",
-        unit="voxels",
-    )
-    sections: tuple[int, ...] = option(
-        (),
-        "train,evaluation,test,gap along z; default: about 60, 15, 15 and 5 %",
-        unit="sections",
-    )
     network: Literal[
         "hybrid", "no_3x3x3", "no_multi_loss", "no_pyramid", "unet", "unet3d_thin", "unet3d_thick"
     ] = option("hybrid", "architecture; see python -m experiments.networks")

@@ -5,7 +5,7 @@ window in which that voxel is most central, as released by Guay et al. (2021). E
 kept is written voxel by voxel, so that memory is that of the results, whatever the overlap.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,24 +134,96 @@ def predict_volume(
       ValueError: the output window is larger than the volume, or the input window reaches so far
         beyond it that one mirroring does not fill the border.
     """
-    volume = np.asarray(volume)
+    result: Prediction | None = None
+    parts = _parts(probabilities, volume, window, output, overlap, anisotropy, progress)
+    for place, better, shares in parts:
+        if result is None:
+            result = _empty(volume.shape, len(shares))
+        _write(result, place, better, shares)
+    assert result is not None
+    return result
+
+
+def mean_probabilities(
+    probabilities: Callable[[np.ndarray], np.ndarray],
+    volume: np.ndarray,
+    *,
+    window: Sizes,
+    output: Sizes,
+    overlap: Sizes | None = None,
+    anisotropy: tuple[float, float, float] = (4, 1, 1),
+    progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda items, total: items,
+) -> np.ndarray:
+    """The mean of the members' probabilities of a whole volume, [z, y, x, c] float32.
+
+    For ensembles of networks that differ in architecture or window: what each says of the volume
+    is averaged voxel by voxel. Takes 4 c bytes a voxel; arguments, and what is raised, are those of
+    ``predict_volume``.
+    """
+    result: np.ndarray | None = None
+    parts = _parts(probabilities, volume, window, output, overlap, anisotropy, progress)
+    for place, better, shares in parts:
+        mean = shares.mean(0)
+        if result is None:
+            result = np.zeros((*volume.shape, mean.shape[-1]), np.float32)
+        result[place] = np.where(better[..., None], mean, result[place])
+    assert result is not None
+    return result
+
+
+def combine(volumes: Iterable[np.ndarray]) -> Prediction:
+    """An ensemble's prediction from what each member says of the whole volume.
+
+    Args:
+      volumes: each member's probabilities, [z, y, x, c] float32, asked for one after another, so
+        that two of them are in memory at a time.
+
+    Raises:
+      ValueError: there is no member.
+    """
+    total: np.ndarray | None = None
+    members, cumulative = [], []
+    for shares in volumes:
+        total = shares.copy() if total is None else total + shares
+        members.append(shares.argmax(-1).astype(np.uint8))
+        cumulative.append(total.argmax(-1).astype(np.uint8))
+    if total is None:
+        raise ValueError("an ensemble of no members: expected at least one volume")
+    return Prediction(
+        labels=cumulative[-1].astype(np.int32),
+        entropy=_entropy(total / len(members)).astype(np.float32),
+        disagreement=np.mean(np.stack(members) != cumulative[-1], axis=0).astype(np.float32),
+        cumulative=np.stack(cumulative),
+        members=np.stack(members),
+    )
+
+
+def _entropy(mean: np.ndarray) -> np.ndarray:
+    return -np.sum(mean * np.log(np.maximum(mean, 1e-30)), axis=-1) / np.log(mean.shape[-1])
+
+
+def _parts(
+    probabilities: Callable[[np.ndarray], np.ndarray],
+    volume: np.ndarray,
+    window: Sizes,
+    output: Sizes,
+    overlap: Sizes | None,
+    anisotropy: tuple[float, float, float],
+    progress: Callable[[Iterator[Any], int], Iterator[Any]],
+) -> Iterator[tuple[tuple[slice, ...], np.ndarray, np.ndarray]]:
+    """Window by window: its place, its voxels more central than any before, the probabilities."""
     check_windows(volume.shape, window, output)
     z, y, x = output
     overlap = (z // 3, y // 3, x // 3) if overlap is None else overlap
     corners = evaluation_corners(volume.shape, output, overlap)
     reach = np.zeros(volume.shape, np.float32)
     central = centrality(output, anisotropy=anisotropy)
-    result: Prediction | None = None
     for corner in progress(iter(corners), len(corners)):
         shares = probabilities(input_tile(volume, corner, output, window))
-        if result is None:
-            result = _empty(volume.shape, len(shares))
         place = tuple(slice(int(c), int(c) + n) for c, n in zip(corner, output, strict=True))
         better = central > reach[place]
         reach[place] = np.maximum(reach[place], central)
-        _write(result, place, better, shares)
-    assert result is not None
-    return result
+        yield place, better, shares
 
 
 def _empty(shape: tuple[int, ...], members: int) -> Prediction:
@@ -165,13 +237,13 @@ def _empty(shape: tuple[int, ...], members: int) -> Prediction:
 
 
 def _write(result: Prediction, place: Any, better: np.ndarray, shares: np.ndarray) -> None:
-    members, classes = len(shares), shares.shape[-1]
+    members = len(shares)
     own = shares.argmax(-1)
     counts = np.arange(1, members + 1, dtype=np.float32).reshape(-1, *[1] * (shares.ndim - 1))
     means = np.cumsum(shares, axis=0) / counts
     cumulative = means.argmax(-1)
     mean, labels = means[-1], cumulative[-1]
-    entropy = -np.sum(mean * np.log(np.maximum(mean, 1e-30)), axis=-1) / np.log(classes)
+    entropy = _entropy(mean)
     for target, value in (
         (result.labels, labels),
         (result.entropy, entropy),

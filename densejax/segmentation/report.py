@@ -69,6 +69,15 @@ class Summary:
 
 def print_setting(parts: Parts, task: WindowTask, *, window: Sizes, output: Sizes) -> None:
     """What is about to run: devices, volumes, voxels of each class, parameters."""
+    print_volumes(parts)
+    shapes = jax.eval_shape(task.init_params, jax.random.key(0))
+    print(
+        f"network      {trees.count(shapes):,} parameters, window {window} -> {output}", flush=True
+    )
+
+
+def print_volumes(parts: Parts) -> None:
+    """Devices, volumes, voxels of each class."""
     devices = jax.local_devices()
     print(f"devices      {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
     volumes = [parts.train, parts.evaluation, parts.test]
@@ -83,11 +92,7 @@ def print_setting(parts: Parts, task: WindowTask, *, window: Sizes, output: Size
         for column, volume in zip(columns, volumes, strict=True):
             count = column.get(name, 0)
             cells.append(f"{f'{count:,} {100 * count / volume.labels.size:6.2f} %':>22}")
-        print(f"{name:<22}{''.join(cells)}")
-    shapes = jax.eval_shape(task.init_params, jax.random.key(0))
-    print(
-        f"network      {trees.count(shapes):,} parameters, window {window} -> {output}", flush=True
-    )
+        print(f"{name:<22}{''.join(cells)}", flush=True)
 
 
 def summarise_sweep(
@@ -137,12 +142,12 @@ def summarise_sweep(
             window=window,
             output=output,
             overlap=(overlap[0], overlap[1], overlap[2]) if overlap else None,
-            anisotropy=_anisotropy(volume),
-            progress=partial(_progress, volume.name),
+            anisotropy=anisotropy(volume),
+            progress=partial(progress_of_labelling, volume.name),
         )
-        judged.append(_judge(volume, prediction, parts.organelles))
+        judged.append(judge(volume, prediction, parts.organelles))
     summary = Summary(tuple(outcomes), tuple(ranked), judged[0], judged[1], ())
-    files = [*_write_tables(folder, summary), *_write_volumes(folder, judged[1])]
+    files = [*_write_tables(folder, summary), *write_volumes(folder, judged[1])]
     files += _draw(folder, summary)
     summary = Summary(tuple(outcomes), tuple(ranked), judged[0], judged[1], tuple(files))
     _print(summary)
@@ -154,12 +159,13 @@ def mean_ious(confusions: np.ndarray) -> np.ndarray:
     return np.array([float(metrics.mean_iou(confusion)) for confusion in confusions])
 
 
-def _anisotropy(volume: LabelledVolume) -> tuple[float, float, float]:
+def anisotropy(volume: LabelledVolume) -> tuple[float, float, float]:
+    """Lengths of a voxel along z, y, x in units of y."""
     z, y, x = volume.voxel_nm
     return z / y, 1.0, x / y
 
 
-def _progress(name: str, tiles: Iterator[Any], total: int) -> Iterator[Any]:
+def progress_of_labelling(name: str, tiles: Iterator[Any], total: int) -> Iterator[Any]:
     """A bar on a terminal; in a log file, one line when the volume is labelled."""
     shown = sys.stdout.isatty()
     start = time.perf_counter()
@@ -169,7 +175,8 @@ def _progress(name: str, tiles: Iterator[Any], total: int) -> Iterator[Any]:
         print(f"labelled {name}: {total} windows in {seconds:.0f} s", flush=True)
 
 
-def _judge(volume: LabelledVolume, prediction: Prediction, organelles: tuple[int, ...]) -> Judged:
+def judge(volume: LabelledVolume, prediction: Prediction, organelles: tuple[int, ...]) -> Judged:
+    """Count what the members and the ensembles took for what."""
     classes = len(volume.class_names)
 
     def count(labelled: np.ndarray) -> np.ndarray:
@@ -259,7 +266,7 @@ def _plain(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: np.asarray(value).tolist() for name, value in fields.items()}
 
 
-def _write_volumes(folder: Path, judged: Judged) -> list[Path]:
+def write_volumes(folder: Path, judged: Judged) -> list[Path]:
     """Labels (uint8), entropy and disagreement (uint8, 255 is one) as compressed TIFF stacks."""
     prediction = judged.prediction
     volumes = {

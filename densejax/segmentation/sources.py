@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -28,11 +28,36 @@ from densejax.data.weights import (
     error_weights,
 )
 from densejax.ensembles.predict import Sizes
+from densejax.training.config import option
 
 # In a neurite, its contents stand where a platelet's organelles do, its membrane for the outside.
 VNC_BORDERS = borders_between(background=(0,), cell=(4,), organelles=(2, 3))
 # MIoU(org) of the thesis is over classes 2 to 6 (its "2-7" counts a class that is not there).
 PLATELET_ORGANELLES = (2, 3, 4, 5, 6)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The flags that say what to learn; an experiment's ``Config`` inherits them."""
+
+    data: Literal["synthetic", "vnc", "platelets", "files"] = option("synthetic", "what to learn")
+    data_folder: str = option("", "folder of the VNC or platelet set")
+    image: str = option("", "image volume or URL, of any format read; implies --data=files")
+    labels: str = option("", "label volume that belongs to --image")
+    voxel_nm: tuple[float, ...] = option(
+        (), "voxel size z,y,x; where the file states none", unit="nm"
+    )
+    class_names: tuple[str, ...] = option((), "names of the classes 0, 1, ... of --labels")
+    world: tuple[int, ...] = option(
+        (24, 192, 192),
+        "z,y,x of the synthetic training world; two others are half as deep",
+        unit="voxels",
+    )
+    sections: tuple[int, ...] = option(
+        (),
+        "train,evaluation,test,gap along z; default: about 60, 15, 15 and 5 %",
+        unit="sections",
+    )
 
 
 @dataclass(frozen=True)
@@ -108,8 +133,7 @@ def load_parts(config: Any) -> Parts:
     """The parts that a configuration names, checked: shapes, classes, finite and varying images.
 
     Args:
-      config: has ``data``, ``data_folder``, ``image``, ``labels``, ``voxel_nm``, ``class_names``,
-        ``world``, ``sections`` and ``window``.
+      config: ``DataOptions`` with a ``window``.
 
     Raises:
       ValueError: a volume and its labels do not fit, or a class is absent from training.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from densejax.losses import Reduction, grouped_l2, weighted_cross_entropy
-from densejax.metrics import confusion_counts, mean_iou
+from densejax.metrics import adjusted_rand, confusion_counts, mean_iou
 from densejax.optim.tensorflow_forms import (
     PUBLISHED_DECAY_STEPS,
     scale_by_adam_epsilon_hat,
@@ -48,6 +48,7 @@ class WindowTask:
       classes: number of classes, c.
       batch: windows a step.
       reduction: of the cross-entropy over voxels; the released code sums.
+      score: the measure of ``evaluate`` that ranks, ``miou`` or ``adjusted_rand``.
       stop_below: an instance whose evaluated MIoU is below this at or after ``stop_after`` steps is
         given up (published: 0.3 after ten epochs); 0 never stops.
     """
@@ -124,7 +125,7 @@ class WindowTask:
         return new, {"loss": data_loss}
 
     def evaluate(self, state: Tree, data: Batch) -> Measures:
-        """Confusion counts, MIoU and the unweighted loss over the evaluation windows.
+        """Confusion counts, their scores and the unweighted loss over the evaluation windows.
 
         ``data`` holds ``evaluation_images`` [n, z, y, x] and ``evaluation_labels``
         [n, z', y', x'], in which a voxel that two windows share is labelled in one of them only.
@@ -143,6 +144,7 @@ class WindowTask:
         confusion = jnp.sum(counts, axis=0)
         return {
             "miou": mean_iou(confusion),
+            "adjusted_rand": adjusted_rand(confusion),
             "evaluation_loss": jnp.sum(losses) / jnp.maximum(jnp.sum(sizes), 1),
             "confusion": confusion,
         }

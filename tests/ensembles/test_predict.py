@@ -9,7 +9,9 @@ from scipy import ndimage
 
 from densejax.ensembles.predict import (
     centrality,
+    combine,
     input_tile,
+    mean_probabilities,
     member_probabilities,
     predict_volume,
 )
@@ -166,3 +168,30 @@ def test_progress_is_told_the_number_of_windows():
         progress=progress,
     )
     assert told == [2 * 2 * 2]
+
+
+def test_volumes_of_each_member_combine_to_what_windows_of_all_give():
+    rng = np.random.default_rng(5)
+    volume = rng.normal(size=(3, 9, 11)).astype(np.float32)
+    weights = rng.normal(size=(4, 5)).astype(np.float32)
+
+    def shares(tile, k):
+        logits = tile[..., None] * weights[k]
+        return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+    sizes = {"window": (2, 4, 5), "output": (2, 4, 5), "overlap": (1, 2, 2)}
+    expected = predict_volume(
+        lambda tile: np.stack([shares(tile, k) for k in range(4)]), volume, **sizes
+    )
+    each = [
+        mean_probabilities(lambda tile, k=k: shares(tile, k)[None], volume, **sizes)
+        for k in range(4)
+    ]
+    np.testing.assert_allclose(each[2], shares(volume, 2), rtol=1e-6)
+    found = combine(iter(each))
+    for name in ("labels", "members", "cumulative"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    np.testing.assert_allclose(found.entropy, expected.entropy, atol=1e-6)
+    np.testing.assert_array_equal(found.disagreement, expected.disagreement)
+    with pytest.raises(ValueError, match="no members"):
+        combine([])

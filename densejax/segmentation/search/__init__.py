@@ -1,0 +1,1 @@
+"""Searching for an architecture: what is drawn, and what a search comes to."""
