@@ -35,6 +35,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from densejax.typing import Tree
 
 AXIS = "instances"
+MOST_MAPS = 16_000  # memory maps of a process beyond which unused programs are let go
 Strategy = Literal["map", "vmap", "auto"]
 
 
@@ -193,6 +194,7 @@ class Mapped:
 
     def compile(self, *arguments: Tree) -> "Mapped":
         """Compile ahead of the first call; ``auto`` needs real arrays, the others only shapes."""
+        _make_room_for_programs()
         start = time.perf_counter()
         if self.strategy == "auto":
             self.strategy = self._choose(*arguments)
@@ -258,6 +260,18 @@ class Mapped:
             jax.block_until_ready(compiled(self._counts(), *arguments))
             laps.append(time.perf_counter() - start)
         return min(laps)
+
+
+def _make_room_for_programs() -> None:
+    """Let go of programs that nobody holds, once there are very many.
+
+    JAX keeps what it has compiled. Each program takes some hundreds of memory maps, and of these
+    Linux allows a process 65,530 by default: a process that trains one sweep after another would
+    crash in its thirtieth or so. Programs that are held, as by ``Mapped``, stay.
+    """
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
 
 
 def _side_by_side(

@@ -3,6 +3,7 @@
 import json
 import logging
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -264,3 +265,28 @@ def test_the_part_of_memory_that_a_launcher_names(monkeypatch):
     assert memory_limit(jax.devices()[:1]) == 1_000_000
     monkeypatch.setenv("DENSEJAX_MEMORY_BYTES", str(2**62))
     assert memory_limit(jax.devices()[:1]) < 2**62
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps are Linux's")
+def test_programs_of_populations_that_are_gone_do_not_pile_up(monkeypatch):
+    """Each population compiles programs of its own; a held one works on after others are let go."""
+
+    def maps():
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+
+    def train(number):
+        mapped = population(2, 2).map(lambda x: {"y": jnp.sort(jnp.sin(x["w"] * number), axis=-1)})
+        placed = mapped.population.place({"w": stack_of(2)["w"]})
+        return mapped, placed, mapped.population.fetch(mapped(placed))["y"]
+
+    held, placed, expected = train(1)
+    before = maps()
+    for number in range(2, 8):
+        train(number)
+    grown = maps() - before
+    assert grown > 0, "programs take no maps: nothing is tested"
+    monkeypatch.setattr("densejax.instances.MOST_MAPS", before)
+    for number in range(8, 30):
+        train(number)
+    assert maps() - before < grown
+    np.testing.assert_array_equal(held.population.fetch(held(placed))["y"], expected)
