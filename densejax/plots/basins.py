@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import ArrayLike
 
-from densejax.plots import style
+from densejax.plots import scales, style
 
 MARKERS = "osD^vPX"
 # Inches a minimum.
@@ -75,9 +75,9 @@ def radius_histograms(
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_ylim(-len(values) + 0.75, 1.05)
-    if logarithmic:
-        axes.set_xscale("log")
     axes.set_xlim(edges[0], edges[-1])
+    if logarithmic:
+        scales.logarithmic_axis(axes.xaxis)
     _legend(axes, groups, title)
     return style.save(figure, path)
 
@@ -146,9 +146,10 @@ def volume_scatter(
             linestyle="none",
         )
     axes.margins(x=0.06, y=0.1)
-    if logarithmic:
-        axes.set_yscale("log")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
+    if logarithmic:
+        axes.set_yscale("log")  # before the view is read: margins are of the logarithms
+        scales.logarithmic_axis(axes.yaxis)
     if note:
         axes.annotate(
             note,

@@ -11,11 +11,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from densejax.plots import sheets, style
@@ -166,6 +167,19 @@ def _round_values(low: float, high: float, most: int) -> list[float]:
         return finer
     steps = MaxNLocator(most - 1, steps=sheets.STEPS).tick_values(10**low, 10**high)
     return [v for v in steps if v > 0]
+
+
+def logarithmic_axis(axis: XAxis | YAxis, *, most: int = 6) -> None:
+    """Make an axis logarithmic, with ticks at round values of what it shows now.
+
+    Below a decade matplotlib's own are numbers with powers of ten that run into one another.
+    """
+    (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
+    low, high = sorted(np.log10(axis.get_view_interval()))
+    values = [v for v in _round_values(low, high, most) if low <= np.log10(v) <= high]
+    axis.set_major_locator(FixedLocator(values))
+    axis.set_major_formatter(FixedFormatter([short(value) for value in values]))
+    axis.set_minor_locator(NullLocator())
 
 
 def short(value: float) -> str:

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from densejax.plots import style
+from densejax.plots import scales, style
 
-COLUMNS = 4
+COLUMNS = 5
 
 
 def scores_over_settings(
@@ -20,7 +20,7 @@ def scores_over_settings(
     correlations: Mapping[str, float] | None = None,
     label: str = "score",
 ) -> Path:
-    """The scores over each setting, a panel each; positive ones over two decades on a log axis.
+    """The scores over each setting, a panel each; those over nearly a decade on a log axis.
 
     Args:
       settings: [n] float by name.
@@ -51,6 +51,7 @@ def scores_over_settings(
         axes.set_visible(False)
     for index, (axes, (name, column)) in enumerate(zip(grid.flat, values.items(), strict=False)):
         style.dress(axes, x=name, y=label if index % COLUMNS == 0 else "", grid="both")
+        axes.margins(x=0.08, y=0.08)
         axes.plot(
             column[seen],
             scores[seen],
@@ -62,14 +63,12 @@ def scores_over_settings(
             markeredgecolor="white",
             markeredgewidth=0.5,
         )
-        if column.min() > 0 and column.max() / column.min() > 20:
+        if column.min() > 0 and column.max() / column.min() > 8:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(numticks=4))
-            axes.xaxis.set_minor_locator(NullLocator())
+            scales.logarithmic_axis(axes.xaxis, most=3)
         else:
             whole = bool((column == np.round(column)).all())
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=whole))
-        axes.margins(x=0.08, y=0.08)
         if correlations and np.isfinite(correlations.get(name, np.nan)):
             text = f"rank correlation {correlations[name]:+.2f}"
             axes.set_title(text, fontsize=style.TICK_SIZE, color=style.INK, loc="left")
