@@ -10,7 +10,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from densejax.plots import curves, scores, slices, style
+from densejax.plots import curves, scales, scores, settings, slices, style
 
 NAMES = ("background", "cell", "mitochondrion")
 
@@ -39,6 +39,15 @@ def draw_all(folder):
         ),
         "score_histogram": scores.score_histogram(
             {"a": generator.random(30), "b": [0.5]}, folder / "h.png", intervals={"a": (0.4, 0.6)}
+        ),
+        "strips": scores.strips(
+            {"a": [0.2, np.nan, 0.4], "b": [0.5]}, folder / "p.png", intervals={"a": (0.1, 0.3)}
+        ),
+        "scores_over_settings": settings.scores_over_settings(
+            {"width": [4, 8, 6], "rate": [1e-4, 1e-3, 1e-2]},
+            [0.3, np.nan, 0.4],
+            folder / "s.png",
+            correlations={"width": -0.5, "rate": np.nan},
         ),
         "class_iou": scores.class_iou(
             generator.random((4, 3)), folder / "c.png", ensemble=[0.5] * 3, class_names=NAMES
@@ -176,3 +185,24 @@ def test_errors_name_what_was_wrong(tmp_path):
         curves.learning_curves([1, 2], np.ones((3, 3)), path)
     with pytest.raises(ValueError, match=r"\.png"):
         scores.confusion_matrix(np.eye(2), tmp_path / "m.pdf")
+
+
+@pytest.mark.parametrize("limits", [(0.232, 0.311), (0.5, 30.0), (2e-6, 4e3)])
+def test_ticks_of_a_logarithmic_axis_are_few_round_and_told_apart(limits):
+    axes = style.new_figure(3, 2).add_subplot()
+    axes.set_xlim(limits)
+    scales.logarithmic_axis(axes.xaxis)
+    ticks = axes.get_xticks()
+    texts = [text.get_text() for text in axes.get_xticklabels()]
+    assert axes.get_xscale() == "log" and 3 <= len(ticks) <= 8
+    assert limits[0] <= min(ticks) and max(ticks) <= limits[1]
+    assert len(set(texts)) == len(ticks) and not axes.get_xticks(minor=True).size
+    for value in ticks:
+        assert float(f"{value:.2g}") == pytest.approx(value)
+
+
+def test_settings_that_do_not_match_their_scores_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"'width': \(2,\)"):
+        settings.scores_over_settings({"width": [1, 2]}, [0.5], tmp_path / "s.png")
+    with pytest.raises(ValueError, match="no score is finite"):
+        settings.scores_over_settings({"width": [1]}, [np.nan], tmp_path / "s.png")
