@@ -153,7 +153,7 @@ def volume_fractions(
     axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
     axes.tick_params(axis="x", length=0)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    style.legend_above(axes, title, rows=-(-len(values) // 4), columns=4)
+    style.legend_above(axes, title, columns=4)
     return style.save(figure, path)
 
 
@@ -209,8 +209,7 @@ def threshold_curve(
         )
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
-    entries = len(scores) + len(levels or {}) + (best is not None)
-    style.legend_above(axes, title, rows=-(-entries // 3))
+    style.legend_above(axes, title)
     return style.save(figure, path)
 
 

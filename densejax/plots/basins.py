@@ -216,7 +216,7 @@ def volume_curves(
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
-    style.legend_above(axes, title, rows=-(-(len(arrays) + 1) // 3), columns=3)
+    style.legend_above(axes, title, columns=3)
     return style.save(figure, path)
 
 
@@ -300,4 +300,4 @@ def _legend(axes: Axes, groups: Sequence[str] | None, title: str, *, markers: bo
             [], [], color=style.series_colour(index), marker=marker, linestyle="none", label=name
         )
         axes.add_line(handle)
-    style.legend_above(axes, title, rows=-(-len(known) // 4), columns=4)
+    style.legend_above(axes, title, columns=4)

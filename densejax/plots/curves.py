@@ -131,5 +131,5 @@ def top_k_curve(
     )
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
     axes.margins(x=0.03, y=0.12)
-    style.legend_above(axes, title, rows=2, columns=2)
+    style.legend_above(axes, title, columns=2)
     return style.save(figure, path)

@@ -73,7 +73,7 @@ def path_profiles(
         axes.margins(x=0.05, y=0.08)
     # Names with barriers are long: side by side they would push the panels apart.
     columns = 1 if len(names) < 4 else 2
-    style.legend_above(drawn[0], title, rows=-(-len(names) // columns), columns=columns)
+    style.legend_above(drawn[0], title, columns=columns)
     return style.save(figure, path)
 
 

@@ -55,7 +55,7 @@ def accuracy_against_labels(
     axes.margins(x=0.02)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    style.legend_above(axes, title, rows=-(-len(values) // 3), columns=3)
+    style.legend_above(axes, title, columns=3)
     return style.save(figure, path)
 
 
@@ -110,7 +110,7 @@ def score_of_setting(
     axes.set_xscale("log")
     axes.set_xticks(x, [f"{value:g}" for value in x])
     axes.xaxis.set_minor_locator(NullLocator())
-    style.legend_above(axes, title, rows=-(-(len(values) + len(levels or {})) // 3), columns=3)
+    style.legend_above(axes, title, columns=3)
     return style.save(figure, path)
 
 

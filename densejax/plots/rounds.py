@@ -100,8 +100,7 @@ def round_curves(
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.margins(x=0.02)
-    entries = len(values) + len(published or {}) + bool(intervals)
-    style.legend_above(axes, title, rows=-(-entries // 3), columns=3)
+    style.legend_above(axes, title, columns=3)
     return style.save(figure, path)
 
 

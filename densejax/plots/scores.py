@@ -65,7 +65,7 @@ def score_histogram(
         _rug(lower, -index, population, colour, (intervals or {}).get(name))
     upper.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     upper.tick_params(axis="x", length=0, labelbottom=False)
-    style.legend_above(upper, title, rows=-(-len(values) // 2), columns=2)
+    style.legend_above(upper, title, columns=2)
     lower.set_ylim(-len(values) + 0.4, 0.6)
     lower.set_yticks([])
     lower.spines["left"].set_visible(False)

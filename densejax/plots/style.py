@@ -19,6 +19,7 @@ GRID = "#E4E7EB"
 TITLE_SIZE = 9.0
 LABEL_SIZE = 8.5
 TICK_SIZE = 7.5
+_BESIDE_LEGEND = 0.75  # inches left of the axes, for the vertical axis's numbers and name
 FONT = "DejaVu Sans"  # ships with matplotlib, so pictures are the same on every machine
 
 # Classes keep their colour in every picture. Background and cytoplasm are greys; what is looked
@@ -102,18 +103,32 @@ def dress(axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: str = 
     axes.set_axisbelow(True)
 
 
-def legend_above(axes: Axes, title: str, *, rows: int = 1, columns: int = 3) -> None:
-    """A legend between the axes and their title, where no data can be."""
-    axes.legend(
-        frameon=False,
-        fontsize=TICK_SIZE,
-        labelcolor=INK,
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=columns,
-        borderaxespad=0.2,
-        handlelength=1.6,
-    )
+def legend_above(axes: Axes, title: str, *, columns: int = 3) -> None:
+    """A legend between the axes and their title, where no data can be.
+
+    Args:
+      axes: of the legend.
+      title: above it.
+      columns: at most; fewer where the names are too long for the figure's width.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    entries = len(axes.get_legend_handles_labels()[0])
+    available = (figure.get_figwidth() - _BESIDE_LEGEND) * figure.dpi
+    for count in range(max(1, min(columns, entries)), 0, -1):
+        legend = axes.legend(
+            frameon=False,
+            fontsize=TICK_SIZE,
+            labelcolor=INK,
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            ncols=count,
+            borderaxespad=0.2,
+            handlelength=1.6,
+        )
+        if legend.get_window_extent().width <= available:
+            break
+    rows = -(-entries // count)
     if title:
         axes.set_title(title, fontsize=TITLE_SIZE, color=INK, loc="left", pad=8 + 12 * rows)
 

@@ -306,8 +306,7 @@ def line_profiles(
         panels[0].margins(y=0.14)
     if any(len(population) > 1 for population in rooms[0][1].values()):
         panels[0].fill_between([], [], [], color=style.FAINT, alpha=0.35, linewidth=0, label=band)
-    entries = len(panels[0].get_legend_handles_labels()[0])
-    style.legend_above(panels[0], title, rows=-(-entries // 2), columns=2)
+    style.legend_above(panels[0], title, columns=2)
     if path is not None:
         style.save(figure, path)
     return figure

@@ -206,3 +206,19 @@ def test_settings_that_do_not_match_their_scores_are_refused(tmp_path):
         settings.scores_over_settings({"width": [1, 2]}, [0.5], tmp_path / "s.png")
     with pytest.raises(ValueError, match="no score is finite"):
         settings.scores_over_settings({"width": [1]}, [np.nan], tmp_path / "s.png")
+
+
+@pytest.mark.parametrize("length", [3, 20, 32, 60])
+def test_a_legend_takes_as_many_columns_as_fit(length):
+    figure = style.new_figure(5.4, 3.5)
+    axes = figure.add_subplot()
+    for index in range(5):
+        axes.plot([0, 1], [index, 0], label=f"{index} " + "n" * length)
+    style.legend_above(axes, "a title", columns=3)
+    figure.canvas.draw()
+    box = axes.get_legend().get_window_extent()
+    columns = len(axes.get_legend()._legend_handle_box.get_children())
+    assert columns == {3: 3, 20: 2, 32: 1, 60: 1}[length]
+    if length < 60:
+        assert box.x1 <= figure.bbox.x1
+        assert axes.get_window_extent().width > 0.75 * figure.bbox.width
