@@ -17,8 +17,8 @@ Published (Emam 2022, chapter 4): 80 networks, 100,000 steps, 40 training sectio
 set: the best four together have an adjusted Rand index of 0.901, the best alone 0.886. The ranges
 of the published search are in none of its sources; see ``--help`` for ours. Departures: every block
 has the width of its scale; one L2 penalty for all parameters, no L1; 3x3x3 convolutions are drawn
-too (``--ranges.cubes=0,0`` is without); the loss of equation 4.3 rather than that of 2019. Expected
-result and runtime: ``experiments/results/README.md``.
+too (``--ranges.cubes=0,0`` is without). Expected result and runtime:
+``experiments/results/README.md``.
 """
 
 import time

@@ -21,13 +21,17 @@ class Ranges:
     convolutions a block are what its table of results implies (Emam 2022, table 4.1).
     """
 
-    poolings: tuple[int, ...] = option((2, 4), "scales less one")
-    width: tuple[int, ...] = option((4, 12), "channels of the finest scale")
-    convolutions: tuple[int, ...] = option((1, 6), "of each block")
-    cubes: tuple[int, ...] = option((0, 2), "finest scales with 3x3x3 convolutions (published: 0)")
-    window: tuple[float, ...] = option((0.5, 1.0), "side of the window as a share of --window")
-    learning_rate: tuple[float, ...] = option((3e-4, 3e-3), "initial rate of Adam")
-    l2: tuple[float, ...] = option((1e-9, 1e-4), "penalty on all weights and biases")
+    poolings: tuple[int, ...] = option((2, 4), "smallest,largest number of poolings")
+    width: tuple[int, ...] = option((4, 12), "smallest,largest width of the finest scale")
+    convolutions: tuple[int, ...] = option((1, 6), "fewest,most convolutions of a block")
+    cubes: tuple[int, ...] = option(
+        (0, 2), "fewest,most of the finest scales with 3x3x3 convolutions (published: none)"
+    )
+    window: tuple[float, ...] = option(
+        (0.5, 1.0), "smallest,largest side of the window as a share of --window's"
+    )
+    learning_rate: tuple[float, ...] = option((3e-4, 3e-3), "smallest,largest rate of Adam")
+    l2: tuple[float, ...] = option((1e-9, 1e-4), "smallest,largest penalty on all parameters")
 
 
 @dataclass(frozen=True)
