@@ -80,8 +80,8 @@ def draw_architecture(key: Key, ranges: Ranges, *, window: tuple[int, int, int])
     """Draw one architecture.
 
     Whole numbers are uniform, the learning rate and the penalty uniform in their logarithm, each
-    block's convolutions for themselves. Sides of windows are floored to multiples of 2 to the
-    largest number of poolings, so that no pooling loses a voxel. Each setting has a random number
+    block's convolutions for themselves. Sides of windows are multiples of 2 to the largest number
+    of poolings, so that no pooling loses a voxel. Each setting has a random number
     of its own: another range of one leaves what was drawn for the others.
 
     Source: the random search of Emam (2022), chapter 4. Departures: it also drew the width of each
@@ -102,9 +102,7 @@ def draw_architecture(key: Key, ranges: Ranges, *, window: tuple[int, int, int])
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(np.arange(count))
     numbers = np.asarray(jax.vmap(jax.random.uniform)(keys), float)
     poolings = _whole(numbers[0], ranges.poolings)
-    share = ranges.window[0] + numbers[3] * (ranges.window[1] - ranges.window[0])
-    unit = 2 ** ranges.poolings[1]
-    sides = [max(unit, math.floor(share * side / unit) * unit) for side in window[1:]]
+    sides = [_side(numbers[3], side, ranges) for side in window[1:]]
     bottom, *blocks = (_whole(u, ranges.convolutions) for u in numbers[_BOTTOM:])
     return Architecture(
         width=_whole(numbers[1], ranges.width),
@@ -133,6 +131,13 @@ def check_ranges(ranges: Ranges, *, window: tuple[int, int, int]) -> None:
     unit = 2 ** ranges.poolings[1]
     if min(window[1:]) < unit:
         raise ValueError(f"--window={window}: {ranges.poolings[1]} poolings need y and x >= {unit}")
+
+
+def _side(uniform: float, largest: int, ranges: Ranges) -> int:
+    unit = 2 ** ranges.poolings[1]
+    low, high = (share * largest / unit for share in ranges.window)
+    most = max(1, math.floor(high))
+    return unit * _whole(uniform, (min(max(1, math.ceil(low)), most), most))
 
 
 def _whole(uniform: float, bounds: tuple[int, ...]) -> int:
