@@ -81,8 +81,8 @@ def draw_architecture(key: Key, ranges: Ranges, *, window: tuple[int, int, int])
 
     Whole numbers are uniform, the learning rate and the penalty uniform in their logarithm, each
     block's convolutions for themselves. Sides of windows are multiples of 2 to the largest number
-    of poolings, so that no pooling loses a voxel. Each setting has a random number
-    of its own: another range of one leaves what was drawn for the others.
+    of poolings, so that no pooling loses a voxel. Each setting has a random number of its own:
+    another range of one leaves what was drawn for the others.
 
     Source: the random search of Emam (2022), chapter 4. Departures: it also drew the width of each
     block, and L1 and L2 penalties of weights and biases apart; here width doubles with each scale
