@@ -99,9 +99,10 @@ def _findings(rows: Sequence[Row]) -> str:
 def _contrast(rows: Sequence[Row], arm: str, other: str, score: str) -> str:
     found = paired_difference(rows, arm, other, score=score)
     verdict = "told apart" if found["p"] < 0.05 else "not told apart"
+    chance = f"p = {found['p']:.3f}" if found["p"] >= 0.001 else "p < 0.001"
     return (
         f"- {arm} - {other}, {SCORES[score]}: {found['mean']:+.4f} (error {found['error']:.4f}), "
-        f"above in {found['wins']} of {found['repeats']}, p = {found['p']:.3f}: {verdict}"
+        f"above in {found['wins']} of {found['repeats']}, {chance}: {verdict}"
     )
 
 
