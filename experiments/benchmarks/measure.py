@@ -140,12 +140,18 @@ def floor(function: Callable[..., Any], *arguments: Any) -> dict[str, float]:
     return {"gflop": 2e-9 * cost.multiply_adds(jaxpr), "gigabytes": moved / 1e9}
 
 
+def _without_folder(word: str) -> str:
+    """A word of a command line, a flag's absolute path replaced."""
+    name, equals, value = word.partition("=")
+    return f"{name}=DIR" if equals and Path(value).is_absolute() else word
+
+
 def machine() -> dict[str, Any]:
     """Where this ran: provenance, processor model, cores that may be used, devices."""
     where = provenance()
     # The report is kept in the repository, where the folders of one machine mean nothing.
     del where["folder"], where["host"]
-    where["command"][0] = "python"
+    where["command"] = ["python", *(_without_folder(word) for word in where["command"][1:])]
     if util.find_spec("torch"):
         where["versions"]["torch"] = metadata.version("torch")
     return where | {

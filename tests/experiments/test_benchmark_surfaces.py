@@ -1,10 +1,12 @@
 """The contenders of the benchmark of planes compute one thing, and a fault in one is seen."""
 
+import sys
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from experiments.benchmarks import surface_cases, surfaces  # noqa: E402
+from experiments.benchmarks import measure, surface_cases, surfaces  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +40,12 @@ def test_goals_are_judged_by_the_median():
     row |= {"cold: lean / densejax": {"median": 0.8, "min": 0.7, "max": 1.2}}
     found = {line["goal"]: line["met"] for line in surfaces.judged([row])}
     assert found == {"lean / densejax at least 9": "yes", "cold: lean / densejax at least 1": "no"}
+
+
+def test_a_record_names_no_folder_of_a_machine(monkeypatch, tmp_path):
+    words = [str(tmp_path / "python"), "-m", "bench", f"--out={tmp_path}", "--minutes=3", "--x=a/b"]
+    monkeypatch.setattr(sys, "executable", words[0])
+    monkeypatch.setattr(sys, "orig_argv", words)
+    where = measure.machine()
+    assert where["command"] == ["python", "-m", "bench", "--out=DIR", "--minutes=3", "--x=a/b"]
+    assert str(tmp_path) not in str(where)
