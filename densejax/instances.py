@@ -349,6 +349,9 @@ def use_all_cores() -> None:
 
     One instance a core at a time has 1.3 times the throughput of one instance on all cores
     (measured on two). The number stands if it was set already, or if jax has started.
+
+    An instance's bits depend on how many cores the process has, whatever the number of devices: XLA
+    divides the sums of a matrix product among the process's threads.
     """
     if getattr(jax.config, "jax_num_cpu_devices", 0) < 1:
         try:
