@@ -45,8 +45,11 @@ def head_distances(kernel: jax.Array) -> jax.Array:
     # A power of two, so that nothing is rounded and no square over- or underflows.
     power = jnp.frexp(jnp.abs(rows).max(initial=0.0))[1]
     rows = jnp.ldexp(rows, -power)
-    one = lambda row: jnp.sqrt(jnp.square(rows - row).sum(axis=1))  # noqa: E731
-    return jnp.ldexp(jax.lax.map(one, rows), power)
+
+    def to_all(row: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.square(rows - row).sum(axis=1))
+
+    return jnp.ldexp(jax.lax.map(to_all, rows), power)
 
 
 @jax.jit

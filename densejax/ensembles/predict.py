@@ -134,6 +134,7 @@ def predict_volume(
       ValueError: the output window is larger than the volume, or the input window reaches so far
         beyond it that one mirroring does not fill the border.
     """
+    volume = np.asarray(volume)
     result: Prediction | None = None
     parts = _parts(probabilities, volume, window, output, overlap, anisotropy, progress)
     for place, better, shares in parts:
@@ -157,9 +158,16 @@ def mean_probabilities(
     """The mean of the members' probabilities of a whole volume, [z, y, x, c] float32.
 
     For ensembles of networks that differ in architecture or window: what each says of the volume
-    is averaged voxel by voxel. Takes 4 c bytes a voxel; arguments, and what is raised, are those of
-    ``predict_volume``.
+    is averaged voxel by voxel. Takes 4 c bytes a voxel.
+
+    Args:
+      probabilities: of a window, [z, y, x] -> [k, z', y', x', c].
+      volume, window, output, overlap, anisotropy, progress: as ``predict_volume`` takes them.
+
+    Raises:
+      ValueError: as ``predict_volume`` does.
     """
+    volume = np.asarray(volume)
     result: np.ndarray | None = None
     parts = _parts(probabilities, volume, window, output, overlap, anisotropy, progress)
     for place, better, shares in parts:
@@ -175,8 +183,11 @@ def combine(volumes: Iterable[np.ndarray]) -> Prediction:
     """An ensemble's prediction from what each member says of the whole volume.
 
     Args:
-      volumes: each member's probabilities, [z, y, x, c] float32, asked for one after another, so
-        that two of them are in memory at a time.
+      volumes: each member's probabilities, [z, y, x, c] float32, in the order in which ensembles
+        grow; asked for one after another, so that two of them are in memory at a time.
+
+    Returns:
+      The prediction; see ``Prediction``.
 
     Raises:
       ValueError: there is no member.

@@ -334,21 +334,25 @@ def _draw(folder: Path, summary: Summary) -> list[Path]:
             title=f"Top-{chosen + 1} ensemble, test volume",
         )
     )
-    paths.append(
-        orthoslices(
-            test.volume.images,
-            {
-                "truth": test.volume.labels,
-                "best single": test.prediction.members[0].astype(np.int32),
-                f"Top-{chosen + 1}": test.prediction.cumulative[chosen].astype(np.int32),
-            },
-            folder / "orthoslices.png",
-            voxel_nm=test.volume.voxel_nm,
-            entropy=test.prediction.entropy * np.log(len(names)),
-            class_names=names,
-        )
-    )
+    paths.append(draw_planes(test, chosen, folder / "orthoslices.png"))
     return paths
+
+
+def draw_planes(judged: Judged, chosen: int, path: Path) -> Path:
+    """Planes of a volume: image, truth, best single, the first ``chosen + 1`` together, entropy."""
+    volume, prediction = judged.volume, judged.prediction
+    return orthoslices(
+        volume.images,
+        {
+            "truth": volume.labels,
+            "best single": prediction.members[0].astype(np.int32),
+            f"Top-{chosen + 1}": prediction.cumulative[chosen].astype(np.int32),
+        },
+        path,
+        voxel_nm=volume.voxel_nm,
+        entropy=prediction.entropy * np.log(len(volume.class_names)),
+        class_names=volume.class_names,
+    )
 
 
 def _curves(outcomes: Sequence[Outcome]) -> tuple[np.ndarray, np.ndarray]:

@@ -18,10 +18,10 @@ from densejax.ensembles.predict import combine, mean_probabilities, member_proba
 from densejax.ensembles.rank import rank_members
 from densejax.plots.curves import top_k_curve
 from densejax.plots.settings import scores_over_settings
-from densejax.plots.slices import orthoslices
 from densejax.segmentation.report import (
     Judged,
     anisotropy,
+    draw_planes,
     judge,
     mean_ious,
     progress_of_labelling,
@@ -226,7 +226,6 @@ def _draw(
     folder: Path, summary: Summary, done: Sequence[Entry], correlations: dict[str, float]
 ) -> list[Path]:
     assert summary.evaluation is not None and summary.test is not None
-    test = summary.test
     chosen = int(np.argmax(_rands(summary.evaluation)[1]))
     paths = [
         scores_over_settings(
@@ -248,21 +247,7 @@ def _draw(
                 label=f"adjusted Rand, {part}",
             )
         )
-    names = test.volume.class_names
-    paths.append(
-        orthoslices(
-            test.volume.images,
-            {
-                "truth": test.volume.labels,
-                "best single": test.prediction.members[0].astype(np.int32),
-                f"Top-{chosen + 1}": test.prediction.cumulative[chosen].astype(np.int32),
-            },
-            folder / "orthoslices.png",
-            voxel_nm=test.volume.voxel_nm,
-            entropy=test.prediction.entropy * np.log(len(names)),
-            class_names=names,
-        )
-    )
+    paths.append(draw_planes(summary.test, chosen, folder / "orthoslices.png"))
     return paths
 
 
