@@ -44,6 +44,42 @@ def weighted_cross_entropy(
     return total / jnp.maximum(jnp.sum(counts), 1)
 
 
+def soft_dice(
+    logits: Array, labels: Array, *, epsilon: Array | float = 1e-5, present_only: bool = False
+) -> jax.Array:
+    """Compute one minus the classes' mean soft Dice coefficient, its sums over the whole batch.
+
+    ``1 - mean_c (2 sum_i p_ic g_ic + eps) / (sum_i p_ic + sum_i g_ic + eps)`` over labelled voxels
+    i, with p the softmax and g one-hot labels: Milletari et al. 2016 (arXiv 1606.04797) without
+    squares, as nnU-Net's batch Dice. All classes count, the background too (MONAI's ``DiceLoss``
+    with ``batch=True``, ``softmax=True``, ``to_onehot_y=True``).
+
+    Args:
+      logits: ``[b, ..., c]`` float.
+      labels: ``[b, ...]`` int32 in 0..c-1, or -1 for not labelled, which never count.
+      epsilon: smooths both sums, above 0.
+      present_only: average over the classes that have a labelled voxel in the batch only.
+
+    Returns:
+      The scalar loss in 0 to 1, float32; 0 where no voxel is labelled.
+    """
+    labels = jnp.asarray(labels)
+    counts = (labels != UNLABELLED)[..., None]
+    # Selections, not products with a float mask: what is not labelled may hold no number, and the
+    # gradient of its softmax would hold none either.
+    shares = jax.nn.softmax(jnp.where(counts, jnp.asarray(logits, jnp.float32), 0.0), axis=-1)
+    truth = (labels[..., None] == jnp.arange(shares.shape[-1])) & counts
+    axes = tuple(range(labels.ndim))
+    common = jnp.sum(jnp.where(truth, shares, 0.0), axes)
+    sizes = jnp.sum(truth, axes).astype(jnp.float32)
+    seen = jnp.sum(jnp.where(counts, shares, 0.0), axes)
+    dice = (2 * common + epsilon) / (seen + sizes + epsilon)
+    if not present_only:
+        return jnp.where(jnp.any(counts), 1 - jnp.mean(dice), 0.0)
+    present = sizes > 0
+    return jnp.sum(jnp.where(present, 1 - dice, 0.0)) / jnp.maximum(jnp.sum(present), 1)
+
+
 def grouped_l2(
     params: Params, factors: Mapping[str, float], group_of: Callable[[tuple[str, ...]], str | None]
 ) -> jax.Array:

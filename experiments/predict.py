@@ -18,7 +18,7 @@ Expected: 0.1 to 1 million voxels a second with four narrow networks on two CPU 
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -48,8 +48,8 @@ class Config:
     )
     part: str = option("", "z0:z1,y0:y1,x0:x1 to predict; default: the whole volume", unit="voxels")
     probabilities: bool = option(False, "keep the mean probabilities, a byte a class and voxel")
-    blend: Literal["centre", "gaussian"] = option(
-        "centre", "take a voxel from its most central window, as released, or a weighted mean"
+    blend: Literal["auto", "centre", "gaussian"] = option(
+        "auto", "take a voxel from its most central window, or a weighted mean; auto: as the run"
     )
     overlap: str = option(
         "auto",
@@ -57,8 +57,16 @@ class Config:
         "released (third), the smaller of both (auto), or z,y,x",
         unit="voxels",
     )
-    window: tuple[int, ...] = option((), "input window z,y,x; default: the run's", unit="voxels")
-    flips: bool = option(False, "average each member over the eight reflections: 8 times the work")
+    window: tuple[int, ...] = option(
+        (),
+        "input window z,y,x; default: the run's, or its training window where the volume is small",
+        unit="voxels",
+    )
+    views: Literal["auto", "one", "flips", "turns"] = option(
+        "auto",
+        "of a window that each member averages: one, 8 reflections, or 8 turns and reflections of "
+        "planes (8 times the work); auto: as the run",
+    )
     normalise: Literal["own", "run"] = option(
         "own", "grey levels by the mean and deviation of what is predicted, or of the training data"
     )
@@ -87,7 +95,16 @@ def build(config: Config, run: TrainedRun) -> Architecture:
         init_params=task.init_params,
         networks={"float32": model.apply, "bfloat16": model.clone(dtype=jnp.bfloat16).apply},
         output_window=model.output_window,
-        window=three(settings.window, "--window"),
+        window=three(settings.window or (), "--window"),
+    )
+
+
+def as_the_run(config: Config) -> Config:
+    """The configuration with the run's own views and blending where none are asked for."""
+    settings = read_config(segment.Config, config.run)
+    own: dict[str, Any] = {"blend": settings.blend or "centre", "views": settings.views or "one"}
+    return replace(
+        config, **{name: value for name, value in own.items() if getattr(config, name) == "auto"}
     )
 
 
@@ -96,6 +113,7 @@ def run(config: Config, workdir: Path) -> Result:
     for name in ("run", "volume"):
         if not getattr(config, name):
             raise ValueError(f"--{name} is needed; --help says what it is")
+    config = as_the_run(config)
     check_same_config(config, workdir, ignore=VARYING)
     trained = open_run(config.run)
     job = prepare(config, workdir, trained, build(config, trained))

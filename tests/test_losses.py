@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.losses import grouped_l2, info_nce, nt_xent, unit_rows, weighted_cross_entropy
+from densejax.losses import (
+    grouped_l2,
+    info_nce,
+    nt_xent,
+    soft_dice,
+    unit_rows,
+    weighted_cross_entropy,
+)
 
 
 def case(seed, shape=(2, 3, 4, 5), classes=4, scale=3.0):
@@ -105,6 +112,105 @@ def test_cross_entropy_compiles_and_maps(assert_modes_agree):
         return weighted_cross_entropy(logits, labels, weights=weights)
 
     assert_modes_agree(of_arrays, logits, labels, weights)
+
+
+def dice_by_hand(logits, labels, epsilon, present_only):
+    """Class after class over the labelled voxels of the batch, float64."""
+    kept = labels >= 0
+    rows = logits[kept].astype(np.float64)
+    shares = np.exp(rows - rows.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    found = []
+    for index in range(logits.shape[-1]):
+        own = labels[kept] == index
+        if present_only and not own.any():
+            continue
+        common = shares[own, index].sum()
+        total = shares[:, index].sum() + own.sum()
+        found.append((2 * common + epsilon) / (total + epsilon))
+    return 1 - np.mean(found)
+
+
+@pytest.mark.parametrize("present_only", [False, True])
+@pytest.mark.parametrize("epsilon", [1e-5, 1.0])
+@pytest.mark.parametrize("absent", [False, True])
+def test_soft_dice_is_the_formula(absent, epsilon, present_only):
+    logits, labels, _ = case(6)
+    if absent:
+        labels[labels == 2] = 0
+    found = soft_dice(logits, labels, epsilon=epsilon, present_only=present_only)
+    expected = dice_by_hand(logits, labels, epsilon, present_only)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found.shape == () and found.dtype == jnp.float32
+
+
+def test_a_class_that_is_absent_counts_unless_only_those_present_do():
+    logits, labels, _ = case(7)
+    labels[labels == 2] = -1
+    every, some = soft_dice(logits, labels), soft_dice(logits, labels, present_only=True)
+    # Three of four classes are there; the fourth has a coefficient of nearly nothing.
+    np.testing.assert_allclose(1 - every, (1 - some) * 3 / 4, rtol=1e-4)
+
+
+def test_soft_dice_and_its_gradient_agree_with_torch():
+    torch = pytest.importorskip("torch")
+    logits, labels, _ = case(8)
+    theirs = torch.tensor(logits, requires_grad=True)
+    kept = torch.tensor(labels >= 0)
+    shares = torch.softmax(theirs, -1)[kept]
+    truth = torch.nn.functional.one_hot(torch.tensor(labels, dtype=torch.long)[kept], 4)
+    dice = (2 * (shares * truth).sum(0) + 1e-5) / (shares.sum(0) + truth.sum(0) + 1e-5)
+    loss = 1 - dice.mean()
+    loss.backward()
+    ours, gradient = jax.value_and_grad(soft_dice)(jnp.asarray(logits), labels)
+    np.testing.assert_allclose(ours, loss.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, theirs.grad.numpy(), rtol=1e-4, atol=1e-7)
+
+
+def test_soft_dice_of_the_truth_is_nothing_and_of_the_opposite_is_one():
+    _, labels, _ = case(9, classes=2)
+    truth = 50.0 * np.eye(2, dtype=np.float32)[labels.clip(0)]
+    np.testing.assert_allclose(soft_dice(truth, labels), 0, atol=1e-6)
+    np.testing.assert_allclose(soft_dice(-truth, labels), 1, atol=1e-6)
+
+
+def test_the_sums_of_soft_dice_go_over_the_whole_batch():
+    logits, labels, _ = case(10)
+    as_one = soft_dice(logits.reshape(1, -1, 4), labels.reshape(1, -1))
+    np.testing.assert_allclose(soft_dice(logits, labels), as_one, rtol=1e-6)
+    each = [float(soft_dice(logits[i : i + 1], labels[i : i + 1])) for i in range(2)]
+    assert abs(np.mean(each) - float(as_one)) > 1e-4
+
+
+@pytest.mark.parametrize("present_only", [False, True])
+@pytest.mark.parametrize("bad", [1e4, np.inf, np.nan])
+def test_what_is_not_labelled_never_counts_in_soft_dice(bad, present_only):
+    logits, labels, _ = case(11)
+    other = logits.copy()
+    other[labels < 0] = bad
+    value, gradient = (
+        np.asarray(found)
+        for found in jax.value_and_grad(soft_dice)(
+            jnp.asarray(other), labels, present_only=present_only
+        )
+    )
+    assert value == soft_dice(logits, labels, present_only=present_only)
+    assert not np.any(gradient[labels < 0])
+    assert np.all(np.isfinite(gradient)) and np.all(np.any(gradient[labels >= 0], axis=-1))
+
+
+@pytest.mark.parametrize("present_only", [False, True])
+def test_nothing_labelled_is_no_soft_dice(present_only):
+    logits, labels, _ = case(12)
+    value, gradient = jax.value_and_grad(soft_dice)(
+        jnp.asarray(logits), np.full_like(labels, -1), present_only=present_only
+    )
+    assert value == 0 and not np.any(gradient)
+
+
+def test_soft_dice_compiles_and_maps(assert_modes_agree):
+    logits, labels, _ = case(13)
+    assert_modes_agree(lambda a, b: soft_dice(a, b, present_only=True), logits, labels)
 
 
 PARAMS = {

@@ -10,12 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from densejax.data import defects, elastic, windows
+from densejax.data import defects, elastic, resampling, windows
+from densejax.data.sampling import Sampling, sampled_corner
 from densejax.typing import Array, Key
 
 
 def _field(default: Any, help: str, unit: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "unit": unit})
+
+
+CHANCES = ("resampling", "low_resolution", "missing_section", "misalignment", "blur", "noise")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,21 @@ class Augmentation:
     elastic_linear: bool = _field(
         False, "deform images bilinearly, not to the nearest voxel as released", "yes or no"
     )
+    quarter_turns: bool = _field(
+        False, "swap y and x with probability 1/2: with reflections, all turns", "yes or no"
+    )
+    resampling: float = _field(
+        0.0, "chance that a window is rotated, scaled and warped", "probability per window"
+    )
+    rotation: float = _field(30.0, "largest rotation of a resampled window", "degrees")
+    scaling: float = _field(0.25, "largest scaling of a resampled window, either way", "fraction")
+    warp: float = _field(2.0, "deviation of a resampled window's smooth displacement", "voxels")
+    gamma: float = _field(
+        0.0, "largest change of the exponent of grey levels, either way", "fraction"
+    )
+    low_resolution: float = _field(
+        0.0, "chance that y and x are halved and magnified again", "probability per window"
+    )
     missing_section: float = _field(0.0, "chance that a section is lost", "probability per section")
     misalignment: float = _field(
         0.0, "chance that sections from some depth on are shifted", "probability per window"
@@ -56,15 +75,32 @@ class Augmentation:
             raise ValueError(f"reflections {self.reflections!r}; expected letters of 'zyx'")
         if self.elastic is not None and self.elastic not in elastic.KINDS:
             raise ValueError(f"elastic {self.elastic!r}; expected None or one of {elastic.KINDS}")
-        for name in ("missing_section", "misalignment", "blur", "noise"):
+        for name in CHANCES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a probability 0 ... 1")
-        for name in ("brightness", "contrast", "noise_deviation"):
+        for name in ("brightness", "contrast", "noise_deviation", "scaling", "warp", "gamma"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        if self.elastic is not None and self.resampling > 0:
+            raise ValueError(
+                f"elastic {self.elastic!r} and resampling {self.resampling} both deform a window; "
+                "expected one of them: --augmentation.resampling=0 or --augmentation.elastic=none"
+            )
 
 
 NO_AUGMENTATION = Augmentation(reflections="", brightness=0.0, contrast=0.0)
+PLANNED = Augmentation(
+    brightness=0.05,
+    contrast=0.25,
+    quarter_turns=True,
+    resampling=0.5,
+    gamma=0.4,
+    low_resolution=0.1,
+    blur=0.1,
+    blur_sigma=1.0,
+    noise=0.2,
+)
+"""What the planned recipe does."""
 AS_RELEASED = Augmentation(reflections="", elastic="released")
 """What the released code does: it draws reflections, but never applies them."""
 
@@ -142,6 +178,73 @@ def adjust_intensity(
     return ((image + shift * intensity_range) * scale).astype(image.dtype)
 
 
+def swap_axes(key: Key, *blocks: Array) -> tuple[Array, ...]:
+    """Swap y and x with probability 1/2, all blocks alike.
+
+    Args:
+      key: a jax key.
+      *blocks: [z, y, x] each, any dtype.
+
+    Returns:
+      The blocks, in their order.
+
+    Raises:
+      ValueError: a block is not square in its planes.
+    """
+    oblong = [block.shape for block in blocks if block.shape[1] != block.shape[2]]
+    if oblong:
+        raise ValueError(
+            f"quarter turns of windows {oblong}; expected as many voxels along y as along x, or "
+            "--noaugmentation.quarter_turns"
+        )
+    # A branch and no selection: an XLA CPU takes several times as long to fuse the transposes.
+    return jax.lax.cond(
+        jax.random.bernoulli(key, 0.5),
+        lambda: tuple(jnp.swapaxes(jnp.asarray(block), 1, 2) for block in blocks),
+        lambda: tuple(jnp.asarray(block) for block in blocks),
+    )
+
+
+def adjust_gamma(key: Key, image: Array, *, gamma: float) -> Array:
+    """Raise grey levels, scaled to 0 ... 1 over the window, to a random power.
+
+    Args:
+      key: a jax key.
+      image: float [z, y, x].
+      gamma: the exponent's logarithm is uniform within plus or minus log(1 + gamma).
+
+    Returns:
+      [z, y, x], the image's dtype; the window's least and largest values stay.
+
+    Source: ``RandAdjustContrast`` of MONAI, with the exponent drawn evenly on a logarithmic scale.
+    """
+    low, high = jnp.min(image), jnp.max(image)
+    exponent = jnp.exp(jax.random.uniform(key, (), minval=-1, maxval=1) * jnp.log1p(gamma))
+    extent = jnp.maximum(high - low, 1e-7)
+    # The logarithm's argument stays above 0, so that no gradient or power is infinite.
+    share = jnp.clip((image - low) / extent, 1e-7, 1.0)
+    return (low + extent * jnp.exp(exponent * jnp.log(share))).astype(image.dtype)
+
+
+def halve_resolution(key: Key, image: Array, *, probability: float) -> Array:
+    """Replace each 2 x 2 voxels of a plane by their mean, with some probability.
+
+    Args:
+      key: a jax key.
+      image: float [z, y, x]; an odd last row or column stays.
+      probability: of doing so, in 0 ... 1.
+
+    Returns:
+      [z, y, x], the image's dtype.
+    """
+    z, y, x = image.shape
+    inner = image[:, : y // 2 * 2, : x // 2 * 2]
+    means = inner.reshape(z, y // 2, 2, x // 2, 2).mean((2, 4))
+    coarse = jnp.repeat(jnp.repeat(means, 2, axis=1), 2, axis=2)
+    coarse = jnp.asarray(image).at[:, : y // 2 * 2, : x // 2 * 2].set(coarse)
+    return jnp.where(jax.random.bernoulli(key, probability), coarse, image)
+
+
 def _damage(
     key: Key, image: Array, labels: Array, weights: Array, how: Augmentation, minimum: float | Array
 ) -> tuple[Array, Array, Array]:
@@ -210,6 +313,16 @@ def augment_window(
     reflect_key, intensity_key, damage_key = jax.random.split(key, 3)
     if axes:
         image, labels, weights = reflect_window(reflect_key, image, labels, weights, axes=axes)
+    if augmentation.quarter_turns:
+        image, labels, weights = swap_axes(
+            jax.random.fold_in(reflect_key, 1), image, labels, weights
+        )
+    if augmentation.low_resolution > 0:
+        image = halve_resolution(
+            jax.random.fold_in(damage_key, 1), image, probability=augmentation.low_resolution
+        )
+    if augmentation.gamma > 0:
+        image = adjust_gamma(jax.random.fold_in(intensity_key, 1), image, gamma=augmentation.gamma)
     if augmentation.brightness or augmentation.contrast:
         image = adjust_intensity(
             intensity_key,
@@ -263,6 +376,37 @@ def _cut_deformed(
     return cut
 
 
+def _cut_resampled(
+    key: Key,
+    data: Mapping[str, Array],
+    corner: Array,
+    size: Sequence[int],
+    output: Sequence[int],
+    how: Augmentation,
+) -> dict[str, jax.Array]:
+    volume_shape = data["image"].shape
+    windows.check_windows(volume_shape, size, output)
+    (before, _), (top, _), (left, _) = windows.margins(size, output)
+    sections = windows.reflect_index(corner[0] - before + jnp.arange(size[0]), volume_shape[0])
+    moved = resampling.moved_positions(
+        key,
+        size[1:],
+        rotation=how.rotation,
+        scaling=how.scaling,
+        warp=how.warp,
+    )
+    y = moved[0] + corner[1] - top + (size[1] - 1) / 2
+    x = moved[1] + corner[2] - left + (size[2] - 1) / 2
+    cut = {"image": resampling.read_plane(data["image"], sections, y, x, linear=True)}
+    inner = (slice(top, top + output[1]), slice(left, left + output[2]))
+    for name in ("labels", "weights"):
+        if name in data:
+            cut[name] = resampling.read_plane(
+                data[name], sections[before : before + output[0]], y[inner], x[inner], linear=False
+            )
+    return cut
+
+
 def draw_window(
     key: Key,
     step: int | Array,
@@ -272,6 +416,7 @@ def draw_window(
     output_window: Sequence[int],
     spacing: Sequence[int],
     augmentation: Augmentation = NO_AUGMENTATION,
+    sampling: Sampling | None = None,
 ) -> tuple[Array, Array, Array]:
     """The training window of one step: a function of the instance's key, the step and the volume.
 
@@ -292,6 +437,8 @@ def draw_window(
       output_window: (z, y, x) in voxels, the middle of the input window.
       spacing: (z, y, x) in voxels, edge lengths of a bin of the grid.
       augmentation: what may happen to the window.
+      sampling: draws corners by class in place of the grid; ``data`` then holds what
+        `sampling.class_table` returns. An epoch (of the elastic map) is still the grid's.
 
     Returns:
       Image float32 [*input_window], labels int32 [*output_window], weights float32
@@ -310,8 +457,25 @@ def draw_window(
         "output_window": output_window,
         "spacing": spacing,
     }
-    corner = windows.window_corner(corner_key, step=step, **grid)
-    if augmentation.elastic is None:
+    if sampling is None:
+        corner = windows.window_corner(corner_key, step=step, **grid)
+    else:
+        corner = sampled_corner(
+            corner_key, step=step, data=data, output_window=output_window, sampling=sampling
+        )
+    if augmentation.resampling > 0:
+        chance, move_key = jax.random.split(
+            jax.random.fold_in(jax.random.fold_in(window_key, step), 1)
+        )
+        # A branch: a window that stays as it is costs nothing.
+        cut = jax.lax.cond(
+            jax.random.bernoulli(chance, augmentation.resampling),
+            lambda: _cut_resampled(
+                move_key, data, corner, input_window, output_window, augmentation
+            ),
+            lambda: _cut_plain(data, corner, input_window, output_window),
+        )
+    elif augmentation.elastic is None:
         cut = _cut_plain(data, corner, input_window, output_window)
     else:
         epoch_key = jax.random.fold_in(epoch_key, windows.epoch_of_step(step, **grid))

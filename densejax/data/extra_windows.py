@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densejax.data.augment import NO_AUGMENTATION, Augmentation, augment_window, draw_window
+from densejax.data.sampling import Sampling
 from densejax.data.windows import check_windows, margins, reflect_index
 from densejax.typing import UNLABELLED, Array, Batch, Key
 
@@ -291,6 +292,7 @@ def draw_mixed_window(
     output_window: Sequence[int],
     spacing: Sequence[int],
     augmentation: Augmentation = NO_AUGMENTATION,
+    sampling: Sampling | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The window of a step, from the training volume or around a corrected voxel, in turn.
 
@@ -305,7 +307,9 @@ def draw_mixed_window(
       input_window: (z, y, x).
       output_window: (z, y, x).
       spacing: (z, y, x), bin of the training volume's window grid.
-      augmentation: what may happen to the window.
+      augmentation: what may happen to the window; windows around corrected voxels are not
+        resampled.
+      sampling: of the training volume's windows, in place of the grid.
 
     Returns:
       Image, labels and weights, as ``augment.draw_window``.
@@ -325,7 +329,9 @@ def draw_mixed_window(
 
     def from_volume() -> tuple[jax.Array, jax.Array, jax.Array]:
         number = jnp.asarray(step, jnp.int32) - before
-        image, labels, weights = draw_window(key, number, data, spacing=spacing, **windows)
+        image, labels, weights = draw_window(
+            key, number, data, spacing=spacing, sampling=sampling, **windows
+        )
         return jnp.asarray(image), jnp.asarray(labels), jnp.asarray(weights)
 
     return jax.lax.cond(extra, lambda: draw_extra_window(key, before, data, **windows), from_volume)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densejax.ensembles.tiles import Blend, Sizes
+from densejax.ensembles.views import Views, average_views
 from densejax.instances import Population, memory_limit
 from densejax.typing import Params, Tree
 
@@ -58,12 +59,12 @@ class Wanted:
     Attributes:
       blend: ``centre`` keeps maps of bytes; ``gaussian`` the mean probabilities, to be blended.
       probabilities: keep the mean probabilities as bytes, too.
-      flips: average each member over all eight reflections along z, y and x.
+      views: of a tile that each member's probabilities are averaged over.
     """
 
     blend: Blend = "centre"
     probabilities: bool = False
-    flips: bool = False
+    views: Views = "one"
 
 
 class Ensemble:
@@ -251,10 +252,10 @@ def _reduce(
 ) -> dict[str, jax.Array]:
     tile, grey = seen
     image = (tile.astype(jnp.float32) - grey[0]) / grey[1]
-    shape = jax.eval_shape(lambda: _share(network, _first(members), image, wanted.flips)).shape
+    shape = jax.eval_shape(lambda: _share(network, _first(members), image, wanted.views)).shape
 
     def member(total: jax.Array, params: Params) -> tuple[jax.Array, jax.Array]:
-        share = _share(network, params, image, wanted.flips)
+        share = _share(network, params, image, wanted.views)
         return total + share, jnp.argmax(share, axis=-1).astype(jnp.uint8)
 
     total, own = jax.lax.scan(member, jnp.zeros(shape, jnp.float32), members)
@@ -273,28 +274,14 @@ def _reduce(
     return maps
 
 
-def _share(network: Network, params: Params, image: jax.Array, flips: bool) -> jax.Array:
+def _share(network: Network, params: Params, image: jax.Array, views: Views) -> jax.Array:
     """A member's probabilities, [z, y, x, c] float32."""
 
     def seen(image: jax.Array) -> jax.Array:
         logits = network(params, image[None, ..., None])[0][0]
         return jax.nn.softmax(jnp.asarray(logits, jnp.float32), axis=-1)
 
-    if not flips:
-        return seen(image)
-
-    def flipped(total: jax.Array, code: jax.Array) -> tuple[jax.Array, None]:
-        return total + _flip(seen(_flip(image, code)), code), None
-
-    codes = jnp.array(list(itertools.product((False, True), repeat=3)))
-    start = jnp.zeros(jax.eval_shape(seen, image).shape, jnp.float32)
-    return jax.lax.scan(flipped, start, codes)[0] / len(codes)
-
-
-def _flip(image: jax.Array, code: jax.Array) -> jax.Array:
-    for axis in range(3):
-        image = jnp.where(code[axis], jnp.flip(image, axis), image)
-    return image
+    return average_views(seen, image, views=views)
 
 
 def _entropy(mean: Any, axis: int, xp: Any) -> Any:

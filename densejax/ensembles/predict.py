@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from densejax.data.windows import check_windows, evaluation_corners, reflect_index
+from densejax.ensembles.tiles import Blend, grid_of
+from densejax.ensembles.views import Views, average_views
 from densejax.instances import Population
 from densejax.typing import Array, Params
 
@@ -79,7 +81,7 @@ def input_tile(volume: np.ndarray, corner: Array, output: Sizes, window: Sizes) 
 
 
 def member_probabilities(
-    network: Callable[..., Any], members: Params, size: int
+    network: Callable[..., Any], members: Params, size: int, *, views: Views = "one"
 ) -> Callable[[np.ndarray], np.ndarray]:
     """All members' probabilities of a window in one compiled program.
 
@@ -87,6 +89,7 @@ def member_probabilities(
       network: ``(params, [b, z, y, x, 1]) -> (logits, out)``.
       members: stacked parameters, [k, ...].
       size: k.
+      views: of the window that each member's probabilities are averaged over.
 
     Returns:
       A function of a window [z, y, x] that returns [k, z', y', x', c] float32.
@@ -94,8 +97,11 @@ def member_probabilities(
     population = Population(size)
 
     def one(params: Params, tile: jax.Array) -> jax.Array:
-        logits = network(params, tile[None, ..., None])[0][0]
-        return jax.nn.softmax(jnp.asarray(logits, jnp.float32), axis=-1)
+        def seen(image: jax.Array) -> jax.Array:
+            logits = network(params, image[None, ..., None])[0][0]
+            return jax.nn.softmax(jnp.asarray(logits, jnp.float32), axis=-1)
+
+        return average_views(seen, tile, views=views)
 
     program = population.map(one, shared=(1,), name="prediction")
     placed = population.place(members)
@@ -114,6 +120,7 @@ def predict_volume(
     output: Sizes,
     overlap: Sizes | None = None,
     anisotropy: tuple[float, float, float] = (4, 1, 1),
+    blend: Blend = "centre",
     progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda items, total: items,
 ) -> Prediction:
     """Label a volume by an ensemble.
@@ -125,6 +132,9 @@ def predict_volume(
       output: (z', y', x') that it returns, centred in the window.
       overlap: voxels that neighbouring outputs share; a third of the output as released if None.
       anisotropy: voxel lengths in units of y, for the choice of the most central window.
+      blend: ``centre`` takes a voxel from the window in which it is most central; ``gaussian`` the
+        weighted mean of all windows that hold it (``tiles``), which keeps the probabilities of all
+        members in memory for as many planes as a window has.
       progress: wraps the iterator of windows, given their number.
 
     Returns:
@@ -136,7 +146,10 @@ def predict_volume(
     """
     volume = np.asarray(volume)
     result: Prediction | None = None
-    parts = _parts(probabilities, volume, window, output, overlap, anisotropy, progress)
+    if blend == "gaussian":
+        parts = _blended(probabilities, volume, window, output, overlap, progress)
+    else:
+        parts = _parts(probabilities, volume, window, output, overlap, anisotropy, progress)
     for place, better, shares in parts:
         if result is None:
             result = _empty(volume.shape, len(shares))
@@ -235,6 +248,38 @@ def _parts(
         better = central > reach[place]
         reach[place] = np.maximum(reach[place], central)
         yield place, better, shares
+
+
+def _blended(
+    probabilities: Callable[[np.ndarray], np.ndarray],
+    volume: np.ndarray,
+    window: Sizes,
+    output: Sizes,
+    overlap: Sizes | None,
+    progress: Callable[[Iterator[Any], int], Iterator[Any]],
+) -> Iterator[tuple[tuple[slice, ...], np.ndarray, np.ndarray]]:
+    """Plane by plane, once no window to come holds it: its place, and weighted means."""
+    z, y, x = output
+    overlap = (z // 3, y // 3, x // 3) if overlap is None else overlap
+    grid = grid_of(volume.shape, window=window, output=output, overlap=overlap, blend="gaussian")
+    everything = tuple((0, size) for size in volume.shape)
+    indexes = grid.windows((everything[0], everything[1], everything[2]))
+    sums: dict[int, np.ndarray] = {}
+    whole = (slice(0, volume.shape[1]), slice(0, volume.shape[2]))
+    all_better = np.ones((1, *volume.shape[1:]), bool)
+    for index in progress(iter(indexes), len(indexes)):
+        held = grid.held(index)
+        for plane in sorted(plane for plane in sums if plane < held[0][0]):
+            yield (slice(plane, plane + 1), *whole), all_better, sums.pop(plane)
+        tile = grid.read(volume, grid.input_of(index)).astype(np.float32)
+        shares = probabilities(tile) * grid.weights(index)[..., None]
+        for depth, plane in enumerate(range(*held[0])):
+            if plane not in sums:
+                shape = (len(shares), 1, *volume.shape[1:], shares.shape[-1])
+                sums[plane] = np.zeros(shape, np.float32)
+            sums[plane][:, 0, slice(*held[1]), slice(*held[2])] += shares[:, depth]
+    for plane in sorted(sums):
+        yield (slice(plane, plane + 1), *whole), all_better, sums.pop(plane)
 
 
 def _empty(shape: tuple[int, ...], members: int) -> Prediction:

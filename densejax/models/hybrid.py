@@ -40,6 +40,7 @@ class Hybrid2D3D(nn.Module):
       logit_relu: ReLU on the logits, as released (and as the thesis can be read).
       upsample_z: as released in TensorFlow, the merge upsamples z too (2x2x2) and the result is
         centre-cropped in z; False is (1, 2, 2), as the pooling.
+      norm: of every convolution but the predictors'; the published networks have none.
       dtype: of the computation; parameters and logits are float32.
     """
 
@@ -49,6 +50,7 @@ class Hybrid2D3D(nn.Module):
     pyramid: bool = True
     logit_relu: bool = True
     upsample_z: bool = False
+    norm: layers.NormKind = "none"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -111,7 +113,7 @@ class Hybrid2D3D(nn.Module):
         return self._layers(name, self._convs(scale))
 
     def _layers(self, name: str, convs: Any) -> layers.Block:
-        return layers.Block(convs, dtype=self.dtype, name=name)
+        return layers.Block(convs, dtype=self.dtype, norm=self.norm, name=name)
 
     def _predictor(self, name: str) -> layers.Conv:
         activation = nn.relu if self.logit_relu else None

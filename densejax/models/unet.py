@@ -24,6 +24,7 @@ class UNet(nn.Module):
       padding: 'VALID' as published (572 -> 388), or 'SAME', which takes small windows. An odd size
         is floored by the pooling and the skip centre-cropped.
       logit_relu: ReLU on the logits, as released.
+      norm: of every convolution but the predictors'; the published networks have none.
       dtype: of the computation; parameters and logits are float32.
     """
 
@@ -32,6 +33,7 @@ class UNet(nn.Module):
     scales: int = 5
     padding: str = "VALID"
     logit_relu: bool = True
+    norm: layers.NormKind = "none"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -65,7 +67,7 @@ class UNet(nn.Module):
 
     def _block(self, name: str, scale: int) -> layers.Block:
         convs = ((self.width * 2**scale, (1, 3, 3)),) * 2
-        return layers.Block(convs, self.padding, self.dtype, name=name)
+        return layers.Block(convs, self.padding, self.dtype, self.norm, True, name=name)
 
     @nn.nowrap
     def output_window(self, input_window: layers.Sizes) -> layers.Sizes:

@@ -27,6 +27,7 @@ class UNet3D(nn.Module):
       crop: (z, y, x) voxels cut off each side of the logits; (0, 2, 2) is the 300 -> 296 of the
         thesis, which the released Thin network itself does not lose.
       logit_relu: ReLU on the logits, as released.
+      norm: of every convolution but the predictors'; the published networks have none.
       dtype: of the computation; parameters and logits are float32.
     """
 
@@ -37,6 +38,7 @@ class UNet3D(nn.Module):
     pool: tuple[int, int, int] = (1, 2, 2)
     crop: tuple[int, int, int] = (0, 0, 0)
     logit_relu: bool = True
+    norm: layers.NormKind = "none"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -72,7 +74,7 @@ class UNet3D(nn.Module):
 
     def _block(self, name: str, scale: int) -> layers.Block:
         convs = ((self.width * 2**scale, (3, 3, 3)),) * self.convs
-        return layers.Block(convs, dtype=self.dtype, name=name)
+        return layers.Block(convs, dtype=self.dtype, norm=self.norm, name=name)
 
     @nn.nowrap
     def output_window(self, input_window: layers.Sizes) -> layers.Sizes:

@@ -130,6 +130,7 @@ def montage(
     *,
     voxel_nm: tuple[float, float, float],
     sections: Sequence[int],
+    captions: Sequence[str] | None = None,
     title: str = "",
 ) -> Path:
     """Sections across z side by side, each with its number and its depth.
@@ -140,6 +141,7 @@ def montage(
       path: of the PNG.
       voxel_nm: (z, y, x).
       sections: to draw, in this order.
+      captions: of each section drawn, in place of its number and depth.
       title: above, at the left.
 
     Returns:
@@ -177,7 +179,7 @@ def montage(
         axes.text(
             0.02,
             0.98,
-            f"z {z}   {z * voxel_nm[0] / 1000:.2f} µm",
+            f"z {z}   {z * voxel_nm[0] / 1000:.2f} µm" if captions is None else captions[index],
             transform=axes.transAxes,
             color="white",
             va="top",

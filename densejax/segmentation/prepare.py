@@ -6,6 +6,7 @@ import numpy as np
 
 from densejax.data.augment import training_arrays
 from densejax.data.datasets import LabelledVolume, standardise
+from densejax.data.sampling import class_table
 from densejax.data.windows import check_windows, evaluation_corners
 from densejax.ensembles.predict import Sizes, input_tile
 from densejax.typing import UNLABELLED, Batch
@@ -19,6 +20,7 @@ def sweep_data(
     window: Sizes,
     output: Sizes,
     at_most: int = 0,
+    sampled: bool = False,
 ) -> Batch:
     """Arrays of a sweep: the training volume whole, the evaluation volume as windows.
 
@@ -31,6 +33,7 @@ def sweep_data(
       window: (z, y, x) of the network's input.
       output: (z, y, x) of its output, centred in the input.
       at_most: evaluation windows, spread evenly over the volume; 0 is all of them.
+      sampled: add what ``data.sampling`` draws windows by class from.
 
     Returns:
       What ``data.augment.draw_window`` reads of the training volume (``image``, ``labels``,
@@ -45,8 +48,10 @@ def sweep_data(
         chosen = np.linspace(0, len(images) - 1, at_most).round().astype(int)
         images, labels = images[chosen], labels[chosen]
     arrays = training_arrays(standardise(train.images), train.labels, weights=weights)
+    table = class_table(train.labels, len(train.class_names)) if sampled else {}
     return {
         **{name: np.asarray(array) for name, array in arrays.items()},
+        **table,
         "evaluation_images": images,
         "evaluation_labels": labels,
     }

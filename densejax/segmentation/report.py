@@ -5,12 +5,13 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tifffile
 from tqdm import tqdm
@@ -20,16 +21,23 @@ from densejax.data.datasets import LabelledVolume, standardise
 from densejax.ensembles.distributions import bimodality, bootstrap_median, summarise
 from densejax.ensembles.predict import Prediction, Sizes, member_probabilities, predict_volume
 from densejax.ensembles.rank import rank_members
+from densejax.ensembles.tiles import Blend
+from densejax.ensembles.views import Views
 from densejax.plots.curves import learning_curves, top_k_curve
+from densejax.plots.overlays import Layer, montage
 from densejax.plots.scores import class_iou, confusion_matrix, score_histogram
 from densejax.plots.slices import orthoslices
+from densejax.segmentation.baseline import Forest
+from densejax.segmentation.evaluation.boundaries import boundary_class, boundary_scores
 from densejax.segmentation.prediction.trained_run import save_learned_from
 from densejax.segmentation.prepare import class_counts
 from densejax.segmentation.sources import Parts
 from densejax.segmentation.task import WindowTask
 from densejax.training.checkpoint import restore_tree
 from densejax.training.folders import Outcome, read_metrics
-from densejax.typing import Params
+from densejax.typing import Batch, Key, Params
+
+AUGMENTED_WINDOWS = 16
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class Summary:
     evaluation: Judged | None
     test: Judged | None
     files: tuple[Path, ...]
+    forest: Forest | None = None
 
     @property
     def failed(self) -> int:
@@ -67,9 +76,8 @@ class Summary:
         return sum(outcome.status == "FAILED" for outcome in self.outcomes)
 
 
-def print_setting(parts: Parts, task: WindowTask, *, window: Sizes, output: Sizes) -> None:
-    """What is about to run: devices, volumes, voxels of each class, parameters."""
-    print_volumes(parts)
+def print_network(task: WindowTask, *, window: Sizes, output: Sizes) -> None:
+    """Parameters and windows."""
     shapes = jax.eval_shape(task.init_params, jax.random.key(0))
     print(
         f"network      {trees.count(shapes):,} parameters, window {window} -> {output}", flush=True
@@ -104,6 +112,9 @@ def summarise_sweep(
     window: Sizes,
     output: Sizes,
     overlap: Sequence[int] = (),
+    views: Views = "one",
+    blend: Blend = "centre",
+    forest: Forest | None = None,
 ) -> Summary:
     """Rank the members, label evaluation and test volumes by ensembles of every size, write it all.
 
@@ -117,6 +128,9 @@ def summarise_sweep(
       window: (z, y, x) of the network's input.
       output: (z, y, x) of its output.
       overlap: (z, y, x) that neighbouring predictions share; empty is a third of the output.
+      views: of a window that predictions are averaged over.
+      blend: of neighbouring predictions.
+      forest: a baseline's labels of the test volume, for tables and pictures.
 
     Returns:
       The summary; without ensembles where every member failed.
@@ -134,7 +148,7 @@ def summarise_sweep(
     best = [restore_tree(outcome.folder / "best", template) for outcome in ranked]
     stacked: Params = jax.tree.map(lambda *leaves: np.stack(leaves), *best)
     judged = []
-    probabilities = member_probabilities(task.network, stacked, len(ranked))
+    probabilities = member_probabilities(task.network, stacked, len(ranked), views=views)
     for volume in (parts.evaluation, parts.test):
         prediction = predict_volume(
             probabilities,
@@ -143,13 +157,14 @@ def summarise_sweep(
             output=output,
             overlap=(overlap[0], overlap[1], overlap[2]) if overlap else None,
             anisotropy=anisotropy(volume),
+            blend=blend,
             progress=partial(progress_of_labelling, volume.name),
         )
         judged.append(judge(volume, prediction, parts.organelles))
-    summary = Summary(tuple(outcomes), tuple(ranked), judged[0], judged[1], ())
+    summary = Summary(tuple(outcomes), tuple(ranked), judged[0], judged[1], (), forest)
     files = [*_write_tables(folder, summary), *write_volumes(folder, judged[1])]
     files += _draw(folder, summary)
-    summary = Summary(tuple(outcomes), tuple(ranked), judged[0], judged[1], tuple(files))
+    summary = replace(summary, files=tuple(files))
     _print(summary)
     return summary
 
@@ -230,6 +245,9 @@ def _write_tables(folder: Path, summary: Summary) -> list[Path]:
             ):
                 values = np.asarray(metrics.iou(table))
                 writer.writerow([part, labeller, *(f"{value:.6f}" for value in values)])
+        if summary.forest is not None:
+            values = np.asarray(metrics.iou(summary.forest.confusion))
+            writer.writerow(["test", "random forest", *(f"{value:.6f}" for value in values)])
     paths[3].write_text(json.dumps(_numbers(summary), indent=1))
     return paths
 
@@ -246,6 +264,15 @@ def _numbers(summary: Summary) -> dict[str, Any]:
     if len(scores) >= 8:
         numbers["bimodality"] = _plain(bimodality(scores).__dict__)
     numbers["top_k"] = chosen + 1
+    if summary.forest is not None:
+        numbers["random_forest"] = {
+            "test": summary.forest.miou,
+            "sections": list(summary.forest.sections),
+            "seconds": summary.forest.seconds,
+        }
+    boundaries = _boundaries(summary, chosen)
+    if boundaries:
+        numbers["boundaries"] = boundaries
     for part in ("evaluation", "test"):
         judged: Judged = getattr(summary, part)
         numbers[part] = {
@@ -260,6 +287,57 @@ def _numbers(summary: Summary) -> dict[str, Any]:
                 metrics.mean_iou(judged.ensembles[chosen], classes=judged.organelles)
             )
     return numbers
+
+
+def _boundaries(summary: Summary, chosen: int) -> dict[str, Any]:
+    """Scores of the regions between membranes on the test volume, where a class is one."""
+    assert summary.test is not None
+    volume, prediction = summary.test.volume, summary.test.prediction
+    boundary = boundary_class(volume.class_names)
+    if boundary is None:
+        return {}
+    labelled = {"best single": prediction.members[0]}
+    labelled[f"Top-{chosen + 1}"] = prediction.cumulative[chosen]
+    forest = summary.forest
+    if forest is not None and forest.sections[0] == forest.sections[1]:
+        labelled = {"random forest": forest.labels} | labelled
+    scores = {
+        name: boundary_scores(volume.labels, labels.astype(np.int32), boundary)._asdict()
+        for name, labels in labelled.items()
+    }
+    return {"class": volume.class_names[boundary]} | scores
+
+
+def draw_augmented(
+    key: Key, task: WindowTask, data: Batch, volume: LabelledVolume, *, path: Path
+) -> Path:
+    """Draw sixteen training windows as an instance sees them, the truth over the image.
+
+    Args:
+      key: by which the instance draws its windows.
+      task: whose windows they are.
+      data: arrays of the sweep.
+      volume: for voxel size and class names.
+      path: of the PNG.
+
+    Returns:
+      The path.
+    """
+    arrays = {name: jnp.asarray(array) for name, array in data.items()}
+    draw = jax.jit(lambda steps: jax.lax.map(lambda step: task.draw(key, step, arrays), steps))
+    images, labels, _ = jax.device_get(draw(jnp.arange(AUGMENTED_WINDOWS)))
+    # A window's output lies in its middle.
+    (z, y, x), (dz, dy, dx) = images.shape[1:], labels.shape[1:]
+    place = np.s_[:, z // 2, (y - dy) // 2 : (y + dy) // 2, (x - dx) // 2 : (x + dx) // 2]
+    return montage(
+        images[place],
+        Layer(labels[:, dz // 2], class_names=volume.class_names),
+        path,
+        voxel_nm=volume.voxel_nm,
+        sections=range(len(images)),
+        captions=[f"window {index}" for index in range(len(images))],
+        title="Training windows as the first seed sees them, with their labels",
+    )
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:
@@ -334,17 +412,22 @@ def _draw(folder: Path, summary: Summary) -> list[Path]:
             title=f"Top-{chosen + 1} ensemble, test volume",
         )
     )
-    paths.append(draw_planes(test, chosen, folder / "orthoslices.png"))
+    paths.append(draw_planes(test, chosen, folder / "orthoslices.png", forest=summary.forest))
     return paths
 
 
-def draw_planes(judged: Judged, chosen: int, path: Path) -> Path:
-    """Planes of a volume: image, truth, best single, the first ``chosen + 1`` together, entropy."""
+def draw_planes(judged: Judged, chosen: int, path: Path, *, forest: Forest | None = None) -> Path:
+    """Draw planes: image, truth, forest, best single, the first ``chosen + 1`` together, entropy.
+
+    A forest that has labelled some sections only is left out.
+    """
     volume, prediction = judged.volume, judged.prediction
+    whole = forest is not None and forest.sections[0] == forest.sections[1]
     return orthoslices(
         volume.images,
         {
             "truth": volume.labels,
+            **({"random forest": forest.labels} if forest is not None and whole else {}),
             "best single": prediction.members[0].astype(np.int32),
             f"Top-{chosen + 1}": prediction.cumulative[chosen].astype(np.int32),
         },
@@ -387,13 +470,37 @@ def _print(summary: Summary) -> None:
         ("ensemble of all", "all"),
     ):
         print(f"{label:<28}{numbers['evaluation'][name]:>12.4f}{numbers['test'][name]:>12.4f}")
+    if summary.forest is not None:
+        print(f"{'random forest on filters':<28}{'':>12}{summary.forest.miou:>12.4f}")
     if summary.evaluation is not None and summary.evaluation.organelles:
         org = [numbers[part]["top_k_organelles"] for part in ("evaluation", "test")]
         label = f"Top-{numbers['top_k']}, MIoU(org)"
         print(f"{label:<28}{org[0]:>12.4f}{org[1]:>12.4f}")
+    _print_classes(summary, numbers["top_k"] - 1)
+    for name, scores in numbers.get("boundaries", {}).items():
+        if name != "class":
+            rand, split, merge, error = scores.values()
+            print(
+                f"{'boundaries, ' + name:<28}Rand {rand:.3f}  split {split:.2f} and merge "
+                f"{merge:.2f} bit  pixel error {error:.4f}"
+            )
     for outcome in summary.outcomes:
         if outcome.status == "FAILED":
             print(f"failed: seed {outcome.member.name} at step {outcome.step}: {outcome.reason}")
     print("\nfiles")
     for path in summary.files:
         print(f"  {path}")
+
+
+def _print_classes(summary: Summary, chosen: int) -> None:
+    """IoU of every class on the test volume: forest, best single, ensemble."""
+    if summary.test is None:
+        return
+    tables = {"best single": summary.test.members[0]}
+    tables[f"Top-{chosen + 1}"] = summary.test.ensembles[chosen]
+    if summary.forest is not None:
+        tables = {"random forest": summary.forest.confusion} | tables
+    columns = {name: np.asarray(metrics.iou(table)) for name, table in tables.items()}
+    print(f"\n{'test IoU':<28}{''.join(f'{name:>15}' for name in columns)}")
+    for index, name in enumerate(summary.test.volume.class_names):
+        print(f"{name:<28}{''.join(f'{values[index]:>15.3f}' for values in columns.values())}")

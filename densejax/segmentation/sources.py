@@ -32,6 +32,7 @@ from densejax.training.config import option
 
 # In a neurite, its contents stand where a platelet's organelles do, its membrane for the outside.
 VNC_BORDERS = borders_between(background=(0,), cell=(4,), organelles=(2, 3))
+LEAST_SECTIONS = 5  # the depth of a published window
 # MIoU(org) of the thesis is over classes 2 to 6 (its "2-7" counts a class that is not there).
 PLATELET_ORGANELLES = (2, 3, 4, 5, 6)
 
@@ -80,13 +81,15 @@ class Parts:
         return self.train.class_names
 
 
-def default_sections(depth: int, *, least: int = 1) -> tuple[int, int, int, int]:
+def default_sections(depth: int) -> tuple[int, int, int, int]:
     """Sections for train, evaluation and test and the gap between them, from all sections.
 
-    About 15 % each for evaluation and test, at least ``least`` (a window's depth); 5 % and at least
-    one for each gap; the rest for training.
+    About 15 % each for evaluation and test, at least ``LEAST_SECTIONS`` where a quarter of the
+    stack is as deep; 5 % and at least one for each gap; the rest for training. It depends on
+    nothing but the stack, so that runs with other windows are scored on the same sections.
     """
-    part, gap = max(least, round(0.15 * depth)), max(1, round(0.05 * depth))
+    least = min(LEAST_SECTIONS, depth // 4)
+    part, gap = max(least, round(0.15 * depth), 1), max(1, round(0.05 * depth))
     return depth - 2 * part - 2 * gap, part, part, gap
 
 
@@ -114,12 +117,10 @@ def synthetic_volume(shape: Sizes, *, seed: int, part: str) -> LabelledVolume:
     )
 
 
-def split_parts(
-    volume: LabelledVolume, sections: Sequence[int], *, least: int = 1, borders: Borders = ()
-) -> Parts:
+def split_parts(volume: LabelledVolume, sections: Sequence[int], *, borders: Borders = ()) -> Parts:
     """Cut one volume along z: train, evaluation, test, gap; empty is ``default_sections``."""
     if not sections:
-        sections = default_sections(len(volume.images), least=least)
+        sections = default_sections(len(volume.images))
     if len(sections) != 4:
         raise ValueError(
             f"--sections takes four numbers, train,evaluation,test,gap; found {tuple(sections)}"
@@ -133,13 +134,12 @@ def load_parts(config: Any) -> Parts:
     """The parts that a configuration names, checked: shapes, classes, finite and varying images.
 
     Args:
-      config: ``DataOptions`` with a ``window``.
+      config: ``DataOptions``.
 
     Raises:
       ValueError: a volume and its labels do not fit, or a class is absent from training.
       FileNotFoundError: a file is missing.
     """
-    depth = three(config.window, "--window")[0]
     if config.image or config.labels or config.data == "files":
         if not (config.image and config.labels):
             raise ValueError(
@@ -154,12 +154,11 @@ def load_parts(config: Any) -> Parts:
             class_names=config.class_names,
             voxel_nm=tuple(config.voxel_nm) or None,
         )
-        parts = split_parts(volume, config.sections, least=depth)
+        parts = split_parts(volume, config.sections)
     elif config.data == "vnc":
         parts = split_parts(
             load_vnc(_folder(config)),
             config.sections,
-            least=depth,
             borders=VNC_BORDERS,
         )
     elif config.data == "platelets":
@@ -168,7 +167,7 @@ def load_parts(config: Any) -> Parts:
         )
     else:
         z, y, x = three(config.world, "--world")
-        half = (max(z // 2, depth), y, x)
+        half = (max(z // 2, 1), y, x)
         parts = Parts(
             synthetic_volume((z, y, x), seed=0, part="training"),
             synthetic_volume(half, seed=1, part="evaluation"),

@@ -1,6 +1,6 @@
 """The task of learning to segment from windows: what one instance of a segmentation sweep is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from densejax.losses import Reduction, grouped_l2, weighted_cross_entropy
+from densejax.losses import Reduction, grouped_l2, soft_dice, weighted_cross_entropy
 from densejax.metrics import adjusted_rand, confusion_counts, mean_iou
+from densejax.optim.named import (
+    OptimiserName,
+    ScheduleName,
+    moving_average,
+    named_optimiser,
+    schedule_factor,
+)
 from densejax.optim.tensorflow_forms import (
     PUBLISHED_DECAY_STEPS,
     scale_by_adam_epsilon_hat,
@@ -21,6 +28,42 @@ Network = Callable[[Params, Array], tuple[jax.Array, Mapping[str, jax.Array]]]
 Draw = Callable[[Key, jax.Array, Batch], tuple[jax.Array, jax.Array, jax.Array]]
 
 PUBLISHED_L2 = {"2d": 10**-4.7, "3d": 1e-5, "head": 1e-9}
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How a planned network descends: optimiser, schedule, loss and average by name.
+
+    The numbers are defaults of the settings in which members may differ.
+
+    Attributes:
+      steps: of the whole training, over which the schedule falls to 0.
+      optimiser: ``adamw`` or ``sgd``.
+      schedule: ``polynomial``, ``cosine`` or ``constant``.
+      warmup: steps over which the learning rate rises.
+      weight_decay: of kernels.
+      dice_weight: of the soft Dice loss beside the cross-entropy; 0 leaves it out.
+      clip: largest norm of the gradient; 0 does not clip.
+      average: decay of the moving average of the parameters, which is what is evaluated and kept; 0
+        keeps none.
+    """
+
+    steps: int
+    optimiser: OptimiserName = "adamw"
+    schedule: ScheduleName = "polynomial"
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    dice_weight: float = 1.0
+    clip: float = 0.0
+    average: float = 0.0
+
+    def settings(self) -> dict[str, float]:
+        """What members may replace."""
+        return {
+            "steps": self.steps,
+            "weight_decay": self.weight_decay,
+            "dice_weight": self.dice_weight,
+        }
 
 
 def _no_group(path: tuple[str, ...]) -> None:
@@ -35,10 +78,13 @@ class WindowTask:
     The loss is equation 4.3 of Emam (2022): the cross-entropy of the final logits, plus
     ``two_d_loss`` times that of the 2-D module's where the network returns ``logits_2d``, plus an
     L2 penalty by group of parameters. The optimiser is the published Adam with staircase decay.
+    With a ``descent`` the cross-entropy has soft Dice beside it, logits of coarser scales
+    (``deep``) count half as much from scale to scale (Isensee et al. 2021), and optimiser and
+    schedule are those it names.
 
     A member's settings may replace ``learning_rate``, ``decay_rate``, ``two_d_loss`` and
-    ``l2_scale`` (a factor on all penalties): they are scalars in the state, so that a grid of them
-    is one population.
+    ``l2_scale`` (a factor on all penalties), and with a ``descent`` what ``Descent.settings``
+    names: they are scalars in the state, so that a grid of them is one population.
 
     Attributes:
       init_params: fresh parameters from a key.
@@ -68,6 +114,7 @@ class WindowTask:
     stop_below: float = 0.0
     stop_after: int = 0
     score: str = "miou"
+    descent: Descent | None = None
 
     def init(self, key: Key, settings: Tree) -> Tree:
         """Fresh state: parameters, Adam's moments, the key of the data order, settings."""
@@ -77,52 +124,118 @@ class WindowTask:
             "two_d_loss": self.two_d_loss,
             "l2_scale": 1.0,
         }
+        if self.descent is not None:
+            defaults |= self.descent.settings()
         unknown = set(settings) - set(defaults)
         if unknown:
             raise ValueError(f"settings {sorted(unknown)} are none of {sorted(defaults)}")
         weights_key, data_key = jax.random.split(key)
         params = self.init_params(weights_key)
-        return {
+        chosen = {n: jnp.float32(settings.get(n, v)) for n, v in defaults.items()}
+        state = {
             "params": params,
-            "moments": scale_by_adam_epsilon_hat().init(params),
+            "moments": self._optimiser(chosen).init(params),
             "step": jnp.int32(0),
             "key": jax.random.key_data(data_key),
-            "settings": {n: jnp.float32(settings.get(n, v)) for n, v in defaults.items()},
+            "settings": chosen,
         }
+        if self._averages:
+            state["average"] = params
+        return state
 
     def step(self, state: Tree, data: Batch) -> tuple[Tree, Measures]:
         """One update on ``batch`` windows; measures the loss and its data term."""
         key = jax.random.wrap_key_data(state["key"])
         first = state["step"] * self.batch
-        drawn = [self.draw(key, first + index, data) for index in range(self.batch)]
-        images, labels, weights = (jnp.stack(parts) for parts in zip(*drawn, strict=True))
+        images, labels, weights = self._draw_batch(key, first, data)
         settings = state["settings"]
 
         def loss_of(params: Params) -> tuple[jax.Array, jax.Array]:
             logits, out = self.network(params, images[..., None])
-            loss = weighted_cross_entropy(logits, labels, weights=weights, reduction=self.reduction)
+            loss = self._loss(logits, labels, weights, settings)
+            if out.get("deep"):
+                loss = self._with_coarse(loss, tuple(out["deep"]), labels, weights, settings)
             data_loss = loss
             if "logits_2d" in out and out["logits_2d"] is not logits:
-                loss = loss + settings["two_d_loss"] * weighted_cross_entropy(
-                    out["logits_2d"], labels, weights=weights, reduction=self.reduction
-                )
+                coarse = self._loss(out["logits_2d"], labels, weights, settings)
+                loss = loss + settings["two_d_loss"] * coarse
             if self.l2:
                 loss = loss + settings["l2_scale"] * grouped_l2(params, self.l2, self.group_of)
             return loss, data_loss
 
         gradient, data_loss = jax.grad(loss_of, has_aux=True)(state["params"])
-        directions, moments = scale_by_adam_epsilon_hat().update(gradient, state["moments"])
-        rate = staircase_decay(
-            settings["learning_rate"],
-            state["step"],
-            rate=settings["decay_rate"],
-            every=self.decay_steps,
+        directions, moments = self._optimiser(settings).update(
+            gradient, state["moments"], state["params"]
         )
+        rate = self._rate(settings, state["step"])
         params = optax.apply_updates(
             state["params"], jax.tree.map(lambda direction: -rate * direction, directions)
         )
         new = dict(state, params=params, moments=moments, step=state["step"] + 1)
+        if self.descent is not None and self._averages:
+            new["average"] = moving_average(
+                state["average"], params, step=state["step"], decay=self.descent.average
+            )
         return new, {"loss": data_loss}
+
+    def _draw_batch(self, key: Key, first: jax.Array, data: Batch) -> tuple[jax.Array, ...]:
+        if self.descent is not None and self.batch > 1:
+            # A loop: one program of the draw, however many windows.
+            return jax.lax.map(
+                lambda index: self.draw(key, first + index, data), jnp.arange(self.batch)
+            )
+        drawn = [self.draw(key, first + index, data) for index in range(self.batch)]
+        return tuple(jnp.stack(parts) for parts in zip(*drawn, strict=True))
+
+    @property
+    def _averages(self) -> bool:
+        return self.descent is not None and self.descent.average > 0
+
+    def _optimiser(self, settings: Mapping[str, jax.Array]) -> optax.GradientTransformation:
+        if self.descent is None:
+            return scale_by_adam_epsilon_hat()
+        return named_optimiser(
+            self.descent.optimiser, weight_decay=settings["weight_decay"], clip=self.descent.clip
+        )
+
+    def _rate(self, settings: Mapping[str, jax.Array], step: jax.Array) -> jax.Array:
+        if self.descent is None:
+            return staircase_decay(
+                settings["learning_rate"],
+                step,
+                rate=settings["decay_rate"],
+                every=self.decay_steps,
+            )
+        return settings["learning_rate"] * schedule_factor(
+            self.descent.schedule, step, steps=settings["steps"], warmup=self.descent.warmup
+        )
+
+    def _loss(
+        self, logits: jax.Array, labels: Array, weights: Array, settings: Mapping[str, jax.Array]
+    ) -> jax.Array:
+        loss = weighted_cross_entropy(logits, labels, weights=weights, reduction=self.reduction)
+        if self.descent is None or not self.descent.dice_weight:
+            return loss
+        return loss + settings["dice_weight"] * soft_dice(logits, labels)
+
+    def _with_coarse(
+        self,
+        loss: jax.Array,
+        levels: Sequence[jax.Array],
+        labels: jax.Array,
+        weights: jax.Array,
+        settings: Mapping[str, jax.Array],
+    ) -> jax.Array:
+        """The loss's mean with those of coarser logits, each weighing half of the one before."""
+        total = 1.0
+        for depth, logits in enumerate(levels, 1):
+            # A coarse voxel takes the label in its middle.
+            sizes = zip(labels.shape[1:], logits.shape[1:4], strict=True)
+            place = (slice(None), *(slice(n // m // 2, None, n // m) for n, m in sizes))
+            share = 0.5**depth
+            loss = loss + share * self._loss(logits, labels[place], weights[place], settings)
+            total += share
+        return loss / total
 
     def evaluate(self, state: Tree, data: Batch) -> Measures:
         """Confusion counts, their scores and the unweighted loss over the evaluation windows.
@@ -131,9 +244,11 @@ class WindowTask:
         [n, z', y', x'], in which a voxel that two windows share is labelled in one of them only.
         """
 
+        params = self.parameters(state)
+
         def one(window: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
             image, labels = window
-            logits = self.network(state["params"], image[None, ..., None])[0][0]
+            logits = self.network(params, image[None, ..., None])[0][0]
             total = weighted_cross_entropy(logits, labels, reduction="sum")
             predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
             counts = confusion_counts(labels, predicted, classes=self.classes)
@@ -161,7 +276,7 @@ class WindowTask:
         """
 
         def one(image: jax.Array) -> jax.Array:
-            logits = self.network(state["params"], image[None, ..., None])[0][0]
+            logits = self.network(self.parameters(state), image[None, ..., None])[0][0]
             plane = jax.lax.dynamic_index_in_dim(logits, data["plane"], 0, keepdims=False)
             shares = jax.nn.softmax(plane.astype(jnp.float32), axis=-1)
             return jnp.rint(255 * shares).astype(jnp.uint8)
@@ -170,8 +285,8 @@ class WindowTask:
         return {"probabilities": tiles.reshape(-1, self.classes)[data["places"]]}
 
     def parameters(self, state: Tree) -> Params:
-        """The network's parameters."""
-        return state["params"]
+        """The network's parameters, or their average where one is kept."""
+        return state["average"] if self._averages else state["params"]
 
     def stop(self, step: int, measures: Mapping[str, Any]) -> bool:
         """The published early stop: evaluation MIoU below a floor after some epochs."""

@@ -44,6 +44,34 @@ def option(
     return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "parse": parse})
 
 
+def optional_fields(config_class: type, name: str) -> type:
+    """A dataclass with another's fields, each of which may be None: not asked for.
+
+    Args:
+      config_class: a dataclass whose fields all have defaults.
+      name: of the new class.
+    """
+    hints = typing.get_type_hints(config_class)
+    fields = [
+        (
+            field.name,
+            hints[field.name] if _optional(hints[field.name]) else hints[field.name] | None,
+            dataclasses.field(default=None, metadata=field.metadata),
+        )
+        for field in dataclasses.fields(config_class)
+    ]
+    return dataclasses.make_dataclass(name, fields, frozen=True)
+
+
+def asked_for(config: Any) -> dict[str, Any]:
+    """The fields of a configuration that are not None, by name."""
+    return {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) is not None
+    }
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Seeds from text: ``0:8`` (0 to 7), ``0,3,5``, or both, ``0:4,10``; in the order given.
 
@@ -195,7 +223,8 @@ def check_same_config(config: Any, folder: Path, *, ignore: Sequence[str] = ("se
     if not path.exists():
         return
     try:
-        before = _flat(json.loads(path.read_text()))
+        record = json.loads(path.read_text())
+        before = _flat(getattr(config, "upgrade", dict)(record))
     except (json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{path}: expected a configuration in JSON, found {error}") from error
     now = _flat(json.loads(json.dumps(dataclasses.asdict(config))))
@@ -268,7 +297,11 @@ def _fields(config_class: type) -> list[tuple[dataclasses.Field, Any]]:
     if not dataclasses.is_dataclass(config_class):
         raise TypeError(f"expected a dataclass, found {config_class!r}")
     hints = typing.get_type_hints(config_class)
-    return [(field, hints[field.name]) for field in dataclasses.fields(config_class) if field.init]
+    return [
+        (field, field.metadata.get("flags", hints[field.name]))
+        for field in dataclasses.fields(config_class)
+        if field.init
+    ]
 
 
 def _define_flag(

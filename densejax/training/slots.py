@@ -46,6 +46,10 @@ class Programs:
             _judge(task, later_wins), shared=(2,), donate=(0,), name="evaluation"
         )
 
+    def renew_fill(self, task: Task, population: Population) -> None:
+        """Fill slots as another task begins its members; the other programs stay."""
+        self.fill = population.map(_fill(task), donate=(0,), name="fill")
+
 
 def _fill(task: Task) -> Callable[..., Tree]:
     def fill(slot: Tree, key: jax.Array, settings: Tree, enters: jax.Array) -> Tree:

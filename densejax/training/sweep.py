@@ -73,6 +73,19 @@ class Occupant:
             self.best_score, self.best_step = score, self.step
 
 
+@dataclass(frozen=True)
+class Probe:
+    """Seconds of wall time on this machine, of one member, while every device works.
+
+    Attributes:
+      step: of a training step.
+      evaluation: of an evaluation.
+    """
+
+    step: float
+    evaluation: float
+
+
 class Sweep:
     """A sweep of one task over members, in one folder."""
 
@@ -128,16 +141,64 @@ class Sweep:
             else:
                 self._outcomes[member.name] = outcome
         self._slots = min(slots or len(self._waiting), len(self._waiting))
+        self._prepared = False
+        self._placed: Tree = None
 
     def run(self) -> list[Outcome]:
         """Train every member that has not ended; return all outcomes in the members' order."""
         if self._waiting:
             self._prepare()
+            self._begin_report()
             while self._refill():
                 self._advance()
         return [self._outcomes[member.name] for member in self._members]
 
+    def probe(self, *, steps: int = 4) -> Probe:
+        """Time the compiled programs on fresh members, and forget these.
+
+        Args:
+          steps: that are timed, after as many that warm up.
+
+        Raises:
+          ValueError: every member has ended before.
+        """
+        if not self._waiting:
+            raise ValueError("every member has ended: there is nothing to time")
+        self._prepare()
+        members = dict(zip(range(self._slots), self._waiting, strict=False))
+        self._fill(members)
+        place, each = self.population.place, self.population.per_device
+        count = place(np.full(self._slots, steps, np.int32))
+        due = place(np.ones(self._slots, bool))
+        laps = []
+        for _ in range(2):
+            start = time.perf_counter()
+            self._placed, means = self.programs.advance(self._placed, count, self._shared)
+            jax.block_until_ready(means)
+            stepped = time.perf_counter()
+            self._placed, measures = self.programs.judge(self._placed, due, self._shared)
+            jax.block_until_ready(measures)
+            laps.append((stepped - start, time.perf_counter() - stepped))
+        stepping, judging = laps[-1]
+        return Probe(step=stepping / steps / each, evaluation=judging / each)
+
+    def settle(self, task: Task, schedule: Schedule) -> None:
+        """Take a task that begins its members otherwise and a schedule, before ``run``.
+
+        The programs that train and judge stay those that ``probe`` has compiled.
+
+        Args:
+          task: whose states have the same arrays, and whose step is the same function of them.
+          schedule: steps and intervals.
+        """
+        self.task, self.schedule = task, schedule
+        if self._prepared:
+            self.programs.renew_fill(task, self.population)
+
     def _prepare(self) -> None:
+        if self._prepared:
+            return
+        self._prepared = True
         shape = jax.eval_shape(
             lambda key: empty_slot(key, self.task, self._settings(self._waiting[0])),
             jax.ShapeDtypeStruct((2,), np.uint32),
@@ -149,6 +210,8 @@ class Sweep:
         rows = jax.tree.map(lambda leaf: np.zeros((self._slots, *leaf.shape), leaf.dtype), shape)
         self._placed = self.population.place(rows)
         self._occupants: list[Occupant | None] = [None] * self._slots
+
+    def _begin_report(self) -> None:
         done = sum(MemberFolder(self.workdir, m).checkpoints.exists() for m in self._waiting)
         self.reporter.start(
             members=len(self._members),

@@ -185,7 +185,9 @@ def rows_of(
 
 def run(width: int, window: int, instances: list[int], *, rounds: int, out: Path) -> measure.Rows:
     """Measure every K; the report grows by each."""
-    config = segment.Config(width=width, window=(DEPTH, window, window), logit_relu=True)
+    config = segment.Config(
+        recipe="published", width=width, window=(DEPTH, window, window), logit_relu=True
+    )
     model, task = segment.build(config, CLASSES)
     data = world(window)
     image = data["image"][None, :DEPTH, :window, :window, None]

@@ -71,6 +71,7 @@ class Bench:
     def __init__(self, width: int, window: int, *, most: int) -> None:
         self.width, self.window = width, window
         config = segment.Config(
+            recipe="published",
             width=width,
             window=(DEPTH, window, window),
             logit_relu=True,

@@ -96,7 +96,7 @@ def test_what_is_blended_is_the_mean_and_makes_the_same_maps():
 
 
 def test_flips_average_each_member_over_eight_reflections():
-    found = ensemble(wanted=Wanted(blend="gaussian", flips=True))
+    found = ensemble(wanted=Wanted(blend="gaussian", views="flips"))
     (maps,) = found.finish(found.start([tile()]))
     shares = 0
     for code in np.ndindex(2, 2, 2):

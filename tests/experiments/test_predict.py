@@ -24,7 +24,16 @@ from densejax.training.config import save_config
 from experiments import predict, segment
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = segment.Config(network="unet3d_thin", width=2, window=(3, 32, 32), seeds=(0, 1, 2))
+SETTINGS = segment.settle(
+    segment.Config(
+        recipe="published",
+        network="unet3d_thin",
+        width=2,
+        window=(3, 32, 32),
+        seeds=(0, 1, 2),
+    ),
+    None,
+)
 VOXEL_NM = (50.0, 10.0, 10.0)
 
 
@@ -135,7 +144,7 @@ def test_the_maps_are_those_of_each_window_in_memory(world, finished):
 def test_a_prediction_leaves_what_the_others_read(finished):
     workdir, result = finished
     held = read_prediction(workdir)
-    for name in ("volume", "run", "dataset", "flips", "blend", "mean", "deviation"):
+    for name in ("volume", "run", "dataset", "views", "blend", "mean", "deviation"):
         assert name in held
     assert held["shape"] == [9, 90, 100] and held["offset"] == [0, 0, 0]
     assert (held["mean"], held["deviation"]) == (120.0, 45.0)
@@ -157,8 +166,10 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(world, finis
     result = predict.run(replace(config, devices=1), workdir)
     assert result.clock.windows == 0 and files_of(workdir) == before
     assert "disagreement" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"another configuration: .*flips was false and is true"):
-        predict.run(replace(config, flips=True), workdir)
+    with pytest.raises(
+        ValueError, match=r"another configuration: .*views was .*one.* and is .*flips"
+    ):
+        predict.run(replace(config, views="flips"), workdir)
     assert files_of(workdir) == before
 
 
@@ -186,7 +197,10 @@ def test_a_part_is_what_the_whole_is_there(world, finished, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"blend": "gaussian", "format": "0.4"}, {"flips": True, "overlap": "0,8,8", "part": ":3,:,:"}],
+    [
+        {"blend": "gaussian", "format": "0.4"},
+        {"views": "flips", "overlap": "0,8,8", "part": ":3,:,:"},
+    ],
 )
 def test_other_ways_to_predict(world, tmp_path, options):
     result = predict.run(config_of(world, **options), tmp_path)

@@ -208,6 +208,8 @@ def test_without_the_extra_matplotlib_draws_and_says_so(prediction, monkeypatch,
 
 
 RUN = segment.Config(
+    recipe="published",
+    baseline=False,
     world=(12, 96, 96),
     network="unet",
     width=2,

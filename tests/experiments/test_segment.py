@@ -18,6 +18,8 @@ from experiments import segment
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = segment.Config(
+    recipe="published",
+    baseline=False,
     world=(12, 160, 160),
     network="unet",
     width=4,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from drawing import drawn, shapes
 
+from densejax.models.layers import draw_parameters
 from densejax.models.unet import UNet
 
 SMALL = {"classes": 3, "width": 2}
@@ -93,10 +94,13 @@ def test_forward_agrees_with_torch():
     np.testing.assert_allclose(ours[0], t.numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
 
 
-def test_planes_are_labelled_each_for_itself():
-    model = UNet(**SMALL, scales=2, padding="SAME")
+@pytest.mark.parametrize("norm", ["none", "instance", "group"])
+def test_planes_are_labelled_each_for_itself(norm):
+    model = UNet(**SMALL, scales=2, padding="SAME", norm=norm, logit_relu=False)
     x = jax.random.normal(jax.random.key(1), (1, 3, 8, 8, 1))
-    variables = drawn(model, x)
+    variables = draw_parameters(jax.random.key(0), model, x.shape)
     apply = jax.jit(lambda x: model.apply(variables, x)[0])
-    alone = x.at[:, ::2].set(0)
-    np.testing.assert_allclose(apply(x)[:, 1], apply(alone)[:, 1], rtol=1e-5, atol=1e-6)
+    alone = x.at[:, ::2].set(jax.random.normal(jax.random.key(2), (1, 2, 8, 8, 1)))
+    found, other = apply(x), apply(alone)
+    np.testing.assert_allclose(found[:, 1], other[:, 1], rtol=1e-5, atol=1e-6)
+    assert np.abs(found - other)[:, ::2].max() > 1e-2

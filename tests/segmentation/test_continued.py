@@ -42,6 +42,8 @@ def setting(tmp_path_factory):
     unseen = random.integers(0, 250, UNSEEN).astype(np.uint8)
     tifffile.imwrite(folder / "unseen.tif", unseen, photometric="minisblack")
     config = segment.Config(
+        recipe="published",
+        baseline=False,
         image=str(folder / "images.tif"),
         labels=str(folder / "labels.tif"),
         class_names=NAMES,

@@ -61,7 +61,9 @@ class Continued:
 
     def _from_ancestor(self, member: Member, slot: Tree) -> Tree:
         params = self.ancestors[member.seed % len(self.ancestors)]
-        return dict(slot, state=dict(slot["state"], params=params), best=params)
+        # A run that keeps an average of its parameters begins that anew, too.
+        averages = {"average": params} if "average" in slot["state"] else {}
+        return dict(slot, state=dict(slot["state"], params=params, **averages), best=params)
 
     def keep(self, workdir: Path) -> None:
         """Write ``continued.json`` at the first start."""

@@ -15,6 +15,7 @@ from densejax.data.windows import check_windows
 from densejax.ensembles.members import NOT_PREDICTED, Network, Precision, Wanted
 from densejax.ensembles.prediction import PREDICTION, parse_part, read_prediction
 from densejax.ensembles.tiles import Box, Sizes, corner, pooling_factor, sizes
+from densejax.ensembles.views import Views
 from densejax.segmentation.prediction.trained_run import TrainedRun, checksum
 from densejax.segmentation.sources import three
 from densejax.typing import Params
@@ -83,7 +84,7 @@ class Job:
     @property
     def wanted(self) -> Wanted:
         """What is computed of a tile."""
-        return Wanted(self.config.blend, self.config.probabilities, self.config.flips)
+        return Wanted(self.config.blend, self.config.probabilities, self.config.views)
 
     def facts(self) -> dict[str, Any]:
         """What is asked for; a folder that holds another of these is another prediction."""
@@ -105,7 +106,7 @@ class Job:
             "window": self.window,
             "output": self.output,
             "blend": config.blend,
-            "flips": config.flips,
+            "views": config.views,
             "probabilities": config.probabilities,
             "normalise": config.normalise,
             "not_predicted": NOT_PREDICTED,
@@ -142,7 +143,7 @@ def prepare(config: Any, folder: Path, run: TrainedRun, architecture: Architectu
         check_windows(volume.array.shape, window, output)
     except ValueError as error:
         raise ValueError(f"{volume.path}: {error}. A smaller --window may do") from error
-    _check_flips(config, window, output)
+    _check_views(config.views, window, output)
     devices = tuple(jax.local_devices())
     if not 0 <= config.devices <= len(devices):
         raise ValueError(f"--devices={config.devices}; expected 0, that is all, to {len(devices)}")
@@ -171,11 +172,15 @@ def _open(config: Any) -> Volume:
         ) from error
 
 
-def _check_flips(config: Any, window: Sizes, output: Sequence[int]) -> None:
-    if config.flips and any((w - o) % 2 for w, o in zip(window, output, strict=True)):
+def _check_views(views: Views, window: Sizes, output: Sequence[int]) -> None:
+    if views == "turns" and window[1] != window[2]:
         raise ValueError(
-            f"--flips: window {window} has its output {output} not in its middle, so that a "
-            "reflected window is labelled one voxel aside; expected an even difference"
+            f"--views=turns: window {window} is not square in its planes; take --views=flips"
+        )
+    if views != "one" and any((w - o) % 2 for w, o in zip(window, output, strict=True)):
+        raise ValueError(
+            f"--views={views}: window {window} has its output {output} not in its middle, so that "
+            "a reflected window is labelled one voxel aside; expected an even difference"
         )
 
 

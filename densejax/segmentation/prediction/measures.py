@@ -1,6 +1,7 @@
 """What the first process of a prediction finds out for all: grey levels, overlap, blocks, speed."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -226,7 +227,7 @@ def _precision(
     accelerator = job.devices[0].platform != "cpu"
     if asked == "float32" or (asked == "auto" and not accelerator):
         return "float32", []
-    wanted = Wanted("gaussian", False, job.config.flips)
+    wanted = replace(job.wanted, blend="gaussian", probabilities=False)
     plan = Plan(1, 1)
     measured = parity(
         _ensemble(job, wanted, plan, grey=grey, precision="float32"),

@@ -17,6 +17,7 @@ from densejax.ensembles.outputs import Layout
 from densejax.ensembles.prediction import duration
 from densejax.ensembles.stream import Clock
 from densejax.ensembles.tiles import Grid, sizes
+from densejax.ensembles.views import Views
 from densejax.plots.slices import orthoslices
 from densejax.segmentation.prediction.job import Job
 
@@ -41,7 +42,7 @@ def print_plan(job: Job, held: Mapping[str, Any], grid: Grid, blocks: Blocks) ->
     print(f"members      {len(job.members)} of {job.config.run}: {members}; {held['precision']}")
     print(
         f"windows      {grid.count(job.part):,} of {job.window} -> {job.output}, overlap "
-        f"{grid.overlap}, {grid.blend}{', 8 reflections' if held['flips'] else ''}"
+        f"{grid.overlap}, {grid.blend}{_views(held['views'])}"
     )
     twice = computed_twice(grid, blocks)
     print(
@@ -52,6 +53,11 @@ def print_plan(job: Job, held: Mapping[str, Any], grid: Grid, blocks: Blocks) ->
     if any(margin is None for margin in blind):
         axes = ", ".join(a for a, m in zip("zyx", blind, strict=True) if m is None)
         print(f"note         the network sees beyond its window along {axes}: seams may show")
+
+
+def _views(views: Views) -> str:
+    kinds = {"one": "", "flips": ", 8 reflections", "turns": ", 8 turns and reflections"}
+    return kinds[views]
 
 
 def print_spread(ensemble: Ensemble, held: Mapping[str, Any], kind: str) -> None:

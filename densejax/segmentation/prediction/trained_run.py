@@ -130,7 +130,8 @@ def read_config(config_class: type[Config], folder: str | Path) -> Config:
       ValueError: it has fields that the experiment has not.
     """
     path = Path(folder) / "config.json"
-    return _filled(config_class, _read_json(path), str(path))
+    record = getattr(config_class, "upgrade", dict)(_read_json(path))
+    return _filled(config_class, record, str(path))
 
 
 def checksum(members: Params) -> str:
@@ -142,11 +143,13 @@ def checksum(members: Params) -> str:
 
 
 def _filled(config_class: Any, values: dict[str, Any], name: str) -> Any:
-    hints = typing.get_type_hints(config_class)
-    fields = {field.name for field in dataclasses.fields(config_class)}
-    if set(values) - fields:
+    types = typing.get_type_hints(config_class)
+    hints = {
+        f.name: f.metadata.get("flags", types[f.name]) for f in dataclasses.fields(config_class)
+    }
+    if set(values) - set(hints):
         raise ValueError(
-            f"{name}: {sorted(set(values) - fields)} are no settings of "
+            f"{name}: {sorted(set(values) - set(hints))} are no settings of "
             f"{config_class.__module__}; expected the configuration of one of its runs"
         )
     found = {}
