@@ -356,10 +356,13 @@ def settle(config: Config, parts: sources.Parts | None) -> Config:
             if parts is None:
                 raise ValueError("--recipe=planned needs data to plan from")
             found = planning.plan(planning.fingerprint(parts), asked)
-            print("plan")
-            print("\n".join(found.lines()), flush=True)
+            lines = [line for line in found.lines() if not (config.minutes and "--steps " in line)]
+            print("\n".join(["plan", *lines]), flush=True)
             values = dict(found.values)
         values |= asked
+        if config.seeds is None:
+            count = planning.members_for(config.minutes, devices=len(jax.local_devices()))
+            values["seeds"] = tuple(range(count))
         if config.spacing:
             values |= {"class_share": 0.0, "reject_empty": 0.0}
         if values["window"][1] != values["window"][2]:
@@ -481,7 +484,6 @@ def run(config: Config, workdir: Path) -> report.Summary:
     config = begun_with(config, workdir)
     parts = sources.load_parts(config)
     report.print_volumes(parts)
-    seeds_asked = config.seeds is not None
     resumed = (workdir / "config.json").exists()
     config = settle(config, parts)
     model, task = build(config, len(parts.class_names))
@@ -503,8 +505,6 @@ def run(config: Config, workdir: Path) -> report.Summary:
         forest = baseline.compare(parts, workdir / "summary")
     schedule = _schedule(config)
     reporter = Reporter(score=task.score, events=workdir / "tensorboard")
-    if not seeds_asked and config.seeds is None:
-        config = replace(config, seeds=tuple(range(max(1, len(jax.local_devices())))))
     members = members_of(config.seeds or (), parse_grid(config.grid))
     recording = None
     if config.record:

@@ -21,7 +21,7 @@ RECIPE_VERSION = 1
 """Raised whenever the same data would be planned otherwise."""
 
 FLAT_FROM = 3.0  # times coarser along z than in the plane: sections are labelled for themselves
-COARSE_ENOUGH = 0.85  # IoU of every class's labels brought to coarser voxels and back
+COARSE_ENOUGH = 0.7  # IoU of every class's labels brought to coarser voxels and back
 LARGEST_PLANE = 256  # edge of a training window on the finest scale's own grid, in 2-D
 LARGEST_CUBE = 96  # in 3-D
 SMALLEST_SCALE = 8  # voxels of a window's edge at the coarsest scale, at least
@@ -31,6 +31,7 @@ RARE_SHARE = 0.02  # of the labelled voxels, below which a class is sought
 LARGEST_TILE = 1024  # edge of a window in prediction
 BYTES_A_VALUE = 4
 LIVE_TENSORS = 14  # of a scale's size that a training step holds, measured on a CPU
+LEAST_OF_A_WAVE = 6.0  # minutes of a run below which every device has one member only
 UPDATES = 2000  # of a member where no time is given
 
 
@@ -160,7 +161,7 @@ def plan(data: Fingerprint, asked: Mapping[str, Any]) -> Plan:
     )
     flat = depth == "2d"
     stem = settle("stem", *_stem(data))
-    width = settle("width", *_width(data, network))
+    width = settle("width", *_width(data, network, stem))
     window = settle("window", *_window(data, network, flat, stem))
     settle("strides", *_strides(data, flat, stem, window))
     kernels = ("1x3x3" if flat else "3x3x3",) * len(values["strides"])
@@ -197,19 +198,19 @@ def plan(data: Fingerprint, asked: Mapping[str, Any]) -> Plan:
 
 
 def _stem(data: Fingerprint) -> tuple[int, str]:
-    for factor in (2,):
-        if data.coarse.get(factor, 0.0) >= COARSE_ENOUGH and min(data.smallest[1:]) >= 32 * factor:
+    for factor in (4, 2):
+        if data.coarse.get(factor, 0.0) >= COARSE_ENOUGH and min(data.smallest[1:]) >= 16 * factor:
             kept = f"labels {factor} times coarser keep an IoU of {data.coarse[factor]:.2f} or more"
             return factor, f"{kept}: the same compute sees {factor**2} times the area"
     return 1, f"labels 2 times coarser keep an IoU of only {data.coarse.get(2, 0):.2f} for a class"
 
 
-def _width(data: Fingerprint, network: str) -> tuple[int, str]:
+def _width(data: Fingerprint, network: str, stem: int) -> tuple[int, str]:
     if network != "planned_unet":
         return (9 if network == "unet" else 8), "about 0.6 million parameters"
     if data.platform == "cpu":
-        return 16, "narrow enough that a CPU makes some steps a second"
-    return 32, "an accelerator computes it at no cost in steps a second"
+        return 8 * stem, "a CPU makes several steps a second at this width and stem"
+    return max(32, 8 * stem), "an accelerator computes it at no cost in steps a second"
 
 
 def _window(
@@ -403,10 +404,14 @@ def plan_time(
     return TimePlan(max(log_every, steps // log_every * log_every), evaluations, predicting)
 
 
-def members_for(core_minutes: float, *, devices: int) -> int:
-    """How many members a time is best divided among: at least one a device, so that none idles."""
-    del core_minutes
-    return devices
+def members_for(minutes: float, *, devices: int) -> int:
+    """How many members a time is best divided among: one or more a device, so that none idles.
+
+    Args:
+      minutes: of the whole run; 0 where none is given.
+      devices: that train.
+    """
+    return devices * (1 if 0 < minutes < LEAST_OF_A_WAVE else 2)
 
 
 def parse_sizes(text: str) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """Augmentation against SciPy and brute force; alignment, determinism, and the modes of running."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import scipy.ndimage
 
 from densejax.data import augment, defects, elastic, windows
 from densejax.data.augment import Augmentation, draw_window, training_arrays
+from densejax.data.sampling import Sampling, class_table
 
 SHAPE, INPUT, OUTPUT, SPACING = (6, 90, 83), (3, 36, 28), (3, 32, 24), (2, 30, 30)
 SIZES = {"input_window": INPUT, "output_window": OUTPUT, "spacing": SPACING}
@@ -280,9 +282,21 @@ def test_misalignment_by_brute_force():
 def test_fields_tell_their_meaning_and_ranges_are_checked():
     for field in dataclasses.fields(Augmentation):
         assert field.metadata["help"] and field.metadata["unit"]
-    for wrong in ({"reflections": "zw"}, {"elastic": "yes"}, {"blur": 1.5}, {"contrast": -0.1}):
+    for wrong in (
+        {"reflections": "zw"},
+        {"elastic": "yes"},
+        {"blur": 1.5},
+        {"contrast": -0.1},
+        {"resampling": 1.1},
+        {"low_resolution": -0.1},
+        {"scaling": -0.1},
+        {"warp": -1.0},
+        {"gamma": -0.1},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Augmentation(**wrong)
+    with pytest.raises(ValueError, match=r"elastic 'released' and resampling 0\.5"):
+        Augmentation(elastic="released", resampling=0.5)
     with pytest.raises(ValueError, match="odd"):
         draw_window(
             jax.random.key(0),
@@ -295,3 +309,283 @@ def test_fields_tell_their_meaning_and_ranges_are_checked():
         )
     with pytest.raises(ValueError, match="labels"):
         training_arrays(np.zeros((2, 3, 4)), np.zeros((2, 3, 3), int))
+
+
+SQUARE = {"input_window": (3, 20, 20), "output_window": (3, 16, 16), "spacing": SPACING}
+NUMBER = 400
+
+
+@functools.cache
+def _program(augmentation, sampling):
+    def draw(step, data):
+        return draw_window(
+            jax.random.key(5), step, data, augmentation=augmentation, sampling=sampling, **SQUARE
+        )
+
+    return jax.jit(lambda data: jax.lax.map(lambda step: draw(step, data), jnp.arange(NUMBER)))
+
+
+def _drawn(data, *, sampling=None, **options):
+    """Image, labels and weights of the first windows of a training, [NUMBER, z, y, x]."""
+    augmentation = dataclasses.replace(augment.NO_AUGMENTATION, **options)
+    return [np.asarray(part) for part in _program(augmentation, sampling)(data)]
+
+
+def test_axes_are_swapped_half_of_the_time_and_all_blocks_alike():
+    block = jnp.arange(2 * 4 * 4).reshape(2, 4, 4)
+    run = jax.jit(lambda k: augment.swap_axes(jax.random.key(k), block, block[:, 1:3, 1:3] * 10))
+    swapped = 0
+    for seed in range(60):
+        one, other = run(seed)
+        turned = np.array_equal(one, np.transpose(block, (0, 2, 1)))
+        assert turned or np.array_equal(one, block)
+        np.testing.assert_array_equal(other, np.asarray(one)[:, 1:3, 1:3] * 10)
+        swapped += turned
+    assert 30 - 5 * 3.9 < swapped < 30 + 5 * 3.9  # binomial: mean 30, deviation 3.9
+    with pytest.raises(ValueError, match=r"\(2, 4, 3\)"):
+        augment.swap_axes(jax.random.key(0), block, jnp.zeros((2, 4, 3)))
+
+
+def test_gamma_is_one_power_of_grey_levels_between_the_ends():
+    image = np.random.default_rng(0).uniform(-3, 5, (2, 6, 7)).astype(np.float32)
+    share = (image - image.min()) / np.ptp(image)
+    inside = (share > 0.01) & (share < 0.99)
+    exponents = []
+    run = jax.jit(lambda seed: augment.adjust_gamma(jax.random.key(seed), image, gamma=0.4))
+    for seed in range(150):
+        found = np.asarray(run(seed))
+        np.testing.assert_allclose(
+            [found.min(), found.max()], [image.min(), image.max()], atol=1e-3
+        )
+        changed = (found - image.min()) / np.ptp(image)
+        powers = np.log(changed[inside]) / np.log(share[inside])
+        exponents.append(np.log(powers.mean()) / np.log(1.4))
+        np.testing.assert_allclose(changed, share ** powers.mean(), atol=1e-3)
+        # The order of grey levels stays.
+        assert np.all(np.diff(found.ravel()[np.argsort(image, axis=None)]) >= 0)
+    assert -1.001 < min(exponents) < -0.9 and 0.9 < max(exponents) < 1.001
+    assert abs(np.mean(exponents)) < 5 / np.sqrt(3 * 150)
+    constant = augment.adjust_gamma(jax.random.key(0), jnp.full((1, 2, 2), 3.0), gamma=0.4)
+    np.testing.assert_allclose(constant, 3.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 8), (3, 7, 5)])
+def test_halved_resolution_is_means_of_blocks(shape):
+    image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    found = augment.halve_resolution(jax.random.key(0), image, probability=1.0)
+    expected = image.copy()
+    for z, y, x in np.ndindex(shape[0], shape[1] // 2, shape[2] // 2):
+        block = (z, slice(2 * y, 2 * y + 2), slice(2 * x, 2 * x + 2))
+        expected[block] = image[block].mean()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    same = augment.halve_resolution(jax.random.key(0), image, probability=0.0)
+    np.testing.assert_array_equal(same, image)
+
+
+def test_quarter_turns_and_reflections_are_all_turns_and_keep_labels_in_the_image():
+    image, labels, weights = _drawn(_world(), quarter_turns=True, reflections="zyx")
+    np.testing.assert_array_equal(image[:, :, 2:-2, 2:-2], labels)
+    np.testing.assert_array_equal(weights, labels + 0.5)
+    place = np.stack(np.unravel_index(labels, SHAPE))[:, :, 0, :2, :2]
+    down, across = place[..., 1, 0] - place[..., 0, 0], place[..., 0, 1] - place[..., 0, 0]
+    turns = {tuple(turn) for turn in np.concatenate([down[1:], across[1:]]).T.tolist()}
+    assert turns == {
+        turn for a in (-1, 1) for b in (-1, 1) for turn in ((a, 0, 0, b), (0, a, b, 0))
+    }
+
+
+def _coordinates():
+    """Three volumes, in each of which a voxel tells its place along one axis."""
+    for axis in np.indices(SHAPE):
+        yield training_arrays(axis.astype(np.float32), axis.astype(np.int32), weights=axis + 0.5)
+
+
+RESAMPLED = {"resampling": 1.0, "rotation": 40.0, "scaling": 0.3, "warp": 1.5}
+
+
+def test_a_resampled_image_and_its_labels_are_read_at_the_same_places():
+    """A ramp is interpolated exactly, mirrored borders included: labels are its nearest voxels."""
+    places, still = [], []
+    for data in _coordinates():
+        image, labels, weights = _drawn(data, **RESAMPLED)
+        middle = image[:, :, 2:-2, 2:-2]
+        # A position within rounding of half a voxel may go either way.
+        assert (np.floor(middle + 0.5) != labels).mean() < 1e-3
+        assert np.abs(middle - labels).max() < 0.5 + 1e-3
+        np.testing.assert_array_equal(weights, labels + 0.5)
+        places.append(image)
+        still.append(_drawn(data)[0])
+    np.testing.assert_allclose(places[0], still[0], atol=1e-5)
+    for place, own in zip(places[1:], still[1:], strict=True):
+        assert np.all(np.abs(place - own).max((1, 2, 3)) > 0.5)
+        # All sections of a window move alike.
+        np.testing.assert_array_equal(place, place[:, :1].repeat(3, axis=1))
+        # The middle of a window away from borders stays, but for the warp (deviation below 1.5).
+        inside = (own.min((1, 2, 3)) > 15) & (own.max((1, 2, 3)) < 70)
+        drift = (place - own)[inside, 0, 9:11, 9:11].mean((1, 2))
+        assert len(drift) > 50 and abs(drift.mean()) < 0.4 and 0.1 < drift.std() < 1.5
+
+
+def test_a_window_is_resampled_as_often_as_it_says():
+    _, _, data = _coordinates()
+    always, some, never = (
+        _drawn(data, **(RESAMPLED | {"resampling": share}))[0] for share in (1.0, 0.4, 0.0)
+    )
+    moved = np.abs(some - never).max((1, 2, 3)) > 0
+    np.testing.assert_allclose(some[moved], always[moved], atol=1e-4)
+    assert abs(moved.sum() - 160) < 5 * 9.8  # binomial: mean 160, deviation 9.8
+
+
+def test_a_resampled_image_may_be_of_another_type():
+    data = _world()
+    small = data | {"image": (data["image"] / 64).astype(jnp.float16)}
+    wide = small | {"image": small["image"].astype(jnp.float32)}
+    options = RESAMPLED | {"resampling": 0.4}
+    (one, *rest), (other, *others) = (_drawn(one, **options) for one in (small, wide))
+    assert one.dtype == np.float32
+    np.testing.assert_allclose(one, other, rtol=2e-3, atol=0.1)
+    for a, b in zip(rest, others, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_resampled_window_is_the_same_side_by_side():
+    data, options = _world(), RESAMPLED | {"resampling": 0.4}
+    how = dataclasses.replace(augment.NO_AUGMENTATION, **options)
+
+    def draw(step):
+        return draw_window(jax.random.key(5), step, data, augmentation=how, **SQUARE)
+
+    mapped = jax.jit(jax.vmap(draw))(jnp.arange(8))
+    for found, other in zip(mapped, _drawn(data, **options), strict=True):
+        # Rounding may move a position across half a voxel.
+        assert np.isclose(found, other[:8], rtol=1e-4, atol=0.5).mean() > 0.999
+
+
+def test_without_the_newer_options_a_window_is_cut_reflected_and_lit():
+    """The default window, put together from its parts: none of the other fields takes part."""
+    data, key = _world(), jax.random.key(8)
+    corner_key, _, window_key = jax.random.split(key, 3)
+    grid = {"volume_shape": SHAPE, "output_window": OUTPUT, "spacing": SPACING}
+    idle = Augmentation(rotation=77.0, scaling=0.9, warp=9.0, blur_sigma=5.0, noise_deviation=2.0)
+    draws = [
+        jax.jit(lambda step, how=how: draw_window(key, step, data, augmentation=how, **SIZES))
+        for how in (Augmentation(), idle)
+    ]
+    for step in (0, 11):
+        corner = windows.window_corner(corner_key, step=step, **grid)
+        reflect_key, light_key, _ = jax.random.split(jax.random.fold_in(window_key, step), 3)
+        parts = augment.reflect_window(
+            reflect_key,
+            windows.cut_window(data["image"], corner, INPUT, output_window=OUTPUT),
+            *(windows.cut_window(data[name], corner, OUTPUT) for name in ("labels", "weights")),
+            axes="zyx",
+        )
+        lit = augment.adjust_intensity(
+            light_key,
+            parts[0],
+            brightness=0.12,
+            contrast=0.2,
+            intensity_range=data["maximum"] - data["minimum"],
+        )
+        default, other = (draw(step) for draw in draws)
+        np.testing.assert_allclose(default[0], lit, rtol=1e-5, atol=1e-2)
+        for found, expected in zip(default[1:], parts[1:], strict=True):
+            np.testing.assert_array_equal(found, expected)
+        for found, expected in zip(default, other, strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_one_option_does_not_change_what_another_draws():
+    data, plain = _world(), {"reflections": "zyx", "brightness": 0.1, "contrast": 0.2}
+    image, labels, _ = _drawn(data, **plain)
+    found = _drawn(data, **plain, gamma=1e-7, low_resolution=1e-9, resampling=1e-9)
+    np.testing.assert_array_equal(found[1], labels)
+    # A change of nothing leaves all but rounding: image values go up to 45 000.
+    np.testing.assert_allclose(found[0], image, rtol=1e-3, atol=1.0)
+    found = _drawn(data, **plain, quarter_turns=True)
+    swapped = np.swapaxes(labels, 2, 3)
+    same, turned = ((found[1] == other).all((1, 2, 3)) for other in (labels, swapped))
+    assert np.all(same | turned) and same.any() and turned.any()
+    np.testing.assert_allclose(found[0][same], image[same], rtol=1e-4, atol=1e-2)
+
+
+def test_what_happens_to_a_window_is_drawn_independently():
+    """Over many windows, no two draws go together: chance, angle, light, gamma, blur and turns."""
+    signals = {}
+    z, y, x = np.indices(SHAPE)
+    place = np.arange(np.prod(SHAPE), dtype=np.int32).reshape(SHAPE)
+    # Sections of one grey level: what moves within planes leaves them, light and gamma show.
+    data = training_arrays(z.astype(np.float32), place)
+    image, labels, _ = _drawn(
+        data,
+        brightness=0.3,
+        contrast=0.3,
+        gamma=0.5,
+        resampling=0.5,
+        rotation=30.0,
+        scaling=0.0,
+        warp=0.0,
+    )
+    first, rows, columns = np.unravel_index(labels[:, 0], SHAPE)
+    signals["moved"] = (labels != _drawn(data)[1]).any((1, 2, 3))
+    angle = np.arctan2(columns[:, -1, 8] - columns[:, 0, 8], rows[:, -1, 8] - rows[:, 0, 8])
+    low, middle, high = image[:, :, 8, 8].T
+    signals["contrast"] = (high - low) / 2
+    signals["brightness"] = low / signals["contrast"] - first[:, 0, 0]
+    signals["gamma"] = np.log(-np.log((middle - low) / (high - low)))
+    inside = signals["moved"] & (np.minimum(rows, columns).min((1, 2)) > 0)
+    # A board of fields of one voxel: means of blocks are grey, a blur leaves nearly nothing.
+    data = training_arrays(((y + x) % 2).astype(np.float32), place)
+    turned = {"quarter_turns": True, "reflections": "zyx"}
+    options = {"low_resolution": 0.5, "noise": 0.5, "noise_deviation": 0.01}
+    coarse, labels, _ = _drawn(data, **options, **turned)
+    signals["low resolution"] = np.ptp(coarse, axis=(1, 2, 3)) < 0.5
+    signals["noise"] = np.abs(2 * coarse - np.rint(2 * coarse)).max((1, 2, 3)) > 1e-3
+    blurred, _, _ = _drawn(data, blur=0.5, blur_sigma=1.5, **turned)
+    signals |= {f"blur {n}": np.ptp(blurred[:, n], axis=(1, 2)) < 0.5 for n in range(3)}
+    steps = labels[:, 1, 0, 0] - labels[:, 0, 0, 0]
+    across = labels[:, 0, 0, 1] - labels[:, 0, 0, 0]
+    signals |= {"z": steps > 0, "swap": np.abs(across) > 1, "x": across > 0}
+    table = np.array([np.asarray(values, float) for values in signals.values()])
+    assert np.all(table.std(1) > 0.05)
+    found = np.corrcoef(table) - np.eye(len(table))
+    names = list(signals)
+    worst = np.unravel_index(np.abs(found).argmax(), found.shape)
+    assert np.abs(found).max() < 5 / np.sqrt(NUMBER), [names[n] for n in worst]
+    for name in ("contrast", "brightness", "gamma"):
+        assert abs(np.corrcoef(angle[inside], table[names.index(name)][inside])[0, 1]) < 0.45
+
+
+def _rare():
+    """One voxel of class 1, and rows without labels; the image tells the labels."""
+    labels = np.zeros(SHAPE, np.int32)
+    labels[2, 40, 3] = 1
+    labels[:, 80:] = -1
+    table = jax.tree.map(jnp.asarray, class_table(labels, 2))
+    return training_arrays(labels.astype(np.float32), labels) | table
+
+
+def test_windows_are_drawn_by_class_where_that_is_asked_for():
+    data = _rare()
+    image, labels, weights = _drawn(data, sampling=Sampling(class_share=1.0), reflections="zyx")
+    np.testing.assert_array_equal(weights, labels >= 0)
+    np.testing.assert_array_equal(image[:, :, 2:-2, 2:-2], labels)
+    shown = (labels == 1).any((1, 2, 3)).sum()
+    # Half of them, and by chance a few of the others: of 4 x 75 x 68 corners at most 3 x 16 x 4
+    # show the voxel. Binomial deviation 10.
+    assert 200 - 5 * 10 < shown < 204 + 5 * 10
+
+
+def test_quarter_turns_of_oblong_windows_are_refused():
+    with pytest.raises(ValueError, match=r"quarter_turns"):
+        draw_window(
+            jax.random.key(0), 0, _world(), augmentation=Augmentation(quarter_turns=True), **SIZES
+        )
+
+
+def test_the_planned_windows_hold_numbers_and_labels_of_the_volume():
+    data, planned = _rare(), dataclasses.asdict(augment.PLANNED)
+    image, labels, weights = _drawn(data, sampling=Sampling(0.5, 0.5), **planned)
+    assert np.all(np.isfinite(image)) and image.shape == (NUMBER, 3, 20, 20)
+    assert set(np.unique(labels)) == {-1, 0, 1}
+    np.testing.assert_array_equal(weights, labels >= 0)

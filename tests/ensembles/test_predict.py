@@ -1,5 +1,7 @@
 """Prediction of whole volumes: windows leave no trace, and the averages are what they say."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -126,6 +128,106 @@ def test_members_are_the_networks_own_softmax():
     assert found.dtype == jnp.float32
 
 
+def test_members_are_averaged_over_views_each_for_itself():
+    random = np.random.default_rng(4)
+    kernels = random.normal(size=(2, 3, 4, 4, CLASSES)).astype(np.float32)
+    params, tile = {"w": kernels}, random.normal(size=(3, 4, 4)).astype(np.float32)
+
+    def network(one, image):
+        return image * one["w"], {}
+
+    def shares(image, kernel):
+        raw = np.exp(image[..., None].astype(np.float64) * kernel)
+        return raw / raw.sum(-1, keepdims=True)
+
+    found = member_probabilities(network, params, 2, views="turns")(tile)
+    for own, kernel in zip(found, kernels, strict=True):
+        total = 0
+        for axes in ((), (1,), (2,), (1, 2)):
+            total = total + np.flip(shares(np.flip(tile, axes), kernel), axes)
+            turned = shares(np.flip(np.swapaxes(tile, 1, 2), axes), kernel)
+            total = total + np.swapaxes(np.flip(turned, axes), 1, 2)
+        np.testing.assert_allclose(own, total / 8, rtol=1e-5)
+    plain = member_probabilities(network, params, 2)(tile)
+    np.testing.assert_allclose(plain[0], shares(tile, kernels[0]), rtol=1e-5)
+    assert np.abs(plain - found).max() > 0.1
+
+
+@settings(max_examples=25, deadline=None)
+@given(layouts(), st.integers(0, 99))
+def test_blended_windows_of_a_function_of_voxels_are_that_function(layout, seed):
+    shape, output, overlap, window = layout
+    random = np.random.default_rng(seed)
+    volume = random.integers(0, 50, shape)
+    shares = random.dirichlet(np.ones(CLASSES), (2, 50))
+
+    def pointwise(tile):
+        return shares[:, middle(tile, output).astype(int)].astype(np.float32)
+
+    sizes = {"window": window, "output": output, "overlap": overlap}
+    found = predict_volume(pointwise, volume, blend="gaussian", **sizes)
+    mean = shares[:, volume].mean(0)
+    entropy = -(mean * np.log(mean)).sum(-1) / np.log(CLASSES)
+    np.testing.assert_array_equal(found.labels, mean.argmax(-1))
+    np.testing.assert_array_equal(found.members, shares[:, volume].argmax(-1))
+    np.testing.assert_allclose(found.entropy, entropy, atol=1e-4)
+
+
+def bell(size):
+    """The weights of a window along one axis: a deviation of an eighth of its length."""
+    place = np.arange(size) - (size - 1) / 2
+    return np.exp(-(place**2) / (2 * (size / 8) ** 2))
+
+
+@pytest.mark.parametrize("overlap", [(0, 0, 0), (1, 2, 1), (2, 3, 4), None])
+def test_gaussian_blending_is_the_weighted_mean_of_all_windows(overlap):
+    """By brute force: probabilities that depend on where the window lies and on all it shows."""
+    shape, output, window = (5, 11, 9), (3, 5, 6), (3, 7, 8)
+    random = np.random.default_rng(0)
+    volume = random.normal(size=shape).astype(np.float32)
+    matrix = random.normal(size=(2, np.prod(window), np.prod(output) * CLASSES)) / 6
+
+    def probabilities(tile):
+        assert tile.shape == window
+        logits = np.einsum("i,kio->ko", tile.ravel(), matrix).reshape(2, *output, CLASSES)
+        raw = np.exp(logits)
+        return (raw / raw.sum(-1, keepdims=True)).astype(np.float32)
+
+    told = []
+
+    def progress(items, total):
+        told.append(total)
+        return items
+
+    sizes = {"window": window, "output": output, "overlap": overlap}
+    found = predict_volume(probabilities, volume, blend="gaussian", progress=progress, **sizes)
+    shared = (1, 1, 2) if overlap is None else overlap
+    axes = [
+        [*range(0, size - out, out - both), size - out]
+        for size, out, both in zip(shape, output, shared, strict=True)
+    ]
+    weights = np.einsum("a,b,c->abc", *(bell(size) for size in output))
+    sums, total = np.zeros((2, *shape, CLASSES)), np.zeros(shape)
+    for corner in itertools.product(*axes):
+        place = tuple(slice(c, c + out) for c, out in zip(corner, output, strict=True))
+        shares = probabilities(input_tile(volume, np.array(corner), output, window))
+        sums[(slice(None), *place)] += weights[..., None] * shares
+        total[place] += weights
+    each = sums / total[..., None]
+    mean = each.mean(0)
+    entropy = -(mean * np.log(mean)).sum(-1) / np.log(CLASSES)
+    assert told == [np.prod([len(axis) for axis in axes])]
+    np.testing.assert_array_equal(found.labels, mean.argmax(-1))
+    np.testing.assert_array_equal(found.members, each.argmax(-1))
+    np.testing.assert_array_equal(found.cumulative, [each[0].argmax(-1), mean.argmax(-1)])
+    np.testing.assert_allclose(found.entropy, entropy, atol=1e-5)
+    others = (each.argmax(-1) != mean.argmax(-1)).mean(0)
+    np.testing.assert_allclose(found.disagreement, others, atol=1e-6)
+    if overlap == (2, 3, 4):
+        centre = predict_volume(probabilities, volume, anisotropy=(1, 1, 1), **sizes)
+        assert np.any(centre.labels != found.labels)
+
+
 def test_centrality_is_the_distance_to_the_border():
     for window in ((1, 1, 1), (5, 6, 7), (3, 9, 4)):
         inside = np.pad(np.ones(window), 1)
@@ -146,10 +248,11 @@ def test_windows_that_do_not_fit_are_refused():
     def never(tile):
         raise AssertionError("asked for a prediction")
 
-    with pytest.raises(ValueError, match=r"\(4, 8, 8\).*\(3, 8, 8\)"):
-        predict_volume(never, volume, window=(4, 8, 8), output=(4, 8, 8))
-    with pytest.raises(ValueError, match=r"beyond the output"):
-        predict_volume(never, volume, window=(9, 8, 8), output=(1, 8, 8))
+    for blend in ("centre", "gaussian"):
+        with pytest.raises(ValueError, match=r"\(4, 8, 8\).*\(3, 8, 8\)"):
+            predict_volume(never, volume, window=(4, 8, 8), output=(4, 8, 8), blend=blend)
+        with pytest.raises(ValueError, match=r"beyond the output"):
+            predict_volume(never, volume, window=(9, 8, 8), output=(1, 8, 8), blend=blend)
 
 
 def test_progress_is_told_the_number_of_windows():

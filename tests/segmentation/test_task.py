@@ -1,4 +1,4 @@
-"""The segmentation task against its equations in NumPy, and against scikit-learn."""
+"""The segmentation task against its equations in NumPy, PyTorch and scikit-learn."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from densejax.ensembles.predict import predict_volume
 from densejax.losses import weighted_cross_entropy
 from densejax.optim.tensorflow_forms import PUBLISHED_BETA1, PUBLISHED_BETA2
 from densejax.segmentation.prepare import evaluation_windows
-from densejax.segmentation.task import WindowTask
+from densejax.segmentation.task import Descent, WindowTask
 
 CLASSES = 3
 WINDOW = (2, 3, 4)
@@ -253,3 +253,217 @@ def test_a_step_maps_over_instances(assert_modes_agree):
     task, data = task_of(), windows()
     states = [task.init(jax.random.key(seed), {}) for seed in (0, 1)]
     assert_modes_agree(task.step, states[0], data, other=(states[1], data))
+
+
+def pointwise_params(key):
+    return {"kernel": jax.random.normal(key, (1, CLASSES)), "bias": jnp.zeros(CLASSES)}
+
+
+def pointwise(params, image):
+    return image @ params["kernel"] + params["bias"], {}
+
+
+def descending(descent, *, network=pointwise, batch=2, **options):
+    return WindowTask(
+        pointwise_params, network, draw, CLASSES, batch=batch, descent=descent, **options
+    )
+
+
+def torch_loss(torch, logits, labels, weights, dice_weight):
+    """Weighted cross-entropy and soft Dice over the labelled voxels of a batch."""
+    kept = labels >= 0
+    rows, truth = logits[kept], labels[kept].long()
+    entropy = torch.nn.functional.cross_entropy(rows, truth, reduction="none")
+    shares, hot = torch.softmax(rows, -1), torch.nn.functional.one_hot(truth, CLASSES)
+    dice = (2 * (shares * hot).sum(0) + 1e-5) / (shares.sum(0) + hot.sum(0) + 1e-5)
+    return (weights[kept] * entropy).sum() / kept.sum() + dice_weight * (1 - dice.mean())
+
+
+def torch_batch(torch, data, step, batch):
+    chosen = np.arange(step * batch, (step + 1) * batch) % len(data["images"])
+    return [torch.tensor(data[name][chosen]) for name in ("images", "labels", "weights")]
+
+
+def torch_descent(torch, start, data, number, descent, rate, *, batch=2):
+    """A few steps in PyTorch: parameters, their average and the losses."""
+    params = {name: torch.nn.Parameter(torch.tensor(np.asarray(p))) for name, p in start.items()}
+    average = {name: np.asarray(p, float) for name, p in start.items()}
+    groups = [
+        {"params": [params["kernel"]], "weight_decay": descent.weight_decay},
+        {"params": [params["bias"]], "weight_decay": 0.0},
+    ]
+    if descent.optimiser == "adamw":
+        optimiser = torch.optim.AdamW(groups, lr=rate)
+    else:
+        optimiser = torch.optim.SGD(groups, lr=rate, momentum=0.99, nesterov=True)
+    losses = []
+    for step in range(number):
+        images, labels, weights = torch_batch(torch, data, step, batch)
+        logits = images[..., None] @ params["kernel"] + params["bias"]
+        loss = torch_loss(torch, logits, labels, weights, descent.dice_weight)
+        losses.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        if descent.clip:
+            torch.nn.utils.clip_grad_norm_(params.values(), descent.clip)
+        done = step / descent.steps
+        factor = (1 - done) ** 0.9 if descent.schedule == "polynomial" else 1
+        factor *= min(1, (step + 1) / descent.warmup) if descent.warmup else 1
+        for group in optimiser.param_groups:
+            group["lr"] = rate * factor
+        optimiser.step()
+        d = min(descent.average, (1 + step) / (10 + step))
+        for name, p in params.items():
+            average[name] = d * average[name] + (1 - d) * p.detach().numpy()
+    return {name: p.detach().numpy() for name, p in params.items()}, average, losses
+
+
+def assert_trees_close(found, expected, **tolerances):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerances), found, expected)
+
+
+@pytest.mark.parametrize(
+    "descent",
+    [
+        Descent(steps=8, weight_decay=0.1, average=0.9),
+        Descent(
+            steps=20,
+            optimiser="sgd",
+            schedule="constant",
+            warmup=3,
+            weight_decay=0.1,
+            dice_weight=0.5,
+            clip=0.05,
+            average=0.2,
+        ),
+        Descent(steps=8, dice_weight=0.0, average=0.5),
+    ],
+)
+def test_a_descent_is_that_of_torch(descent):
+    torch = pytest.importorskip("torch")
+    task, data = descending(descent, learning_rate=0.05), windows()
+    state, losses = task.init(jax.random.key(3), {}), []
+    start, step = state["params"], jax.jit(task.step)
+    for _ in range(6):
+        state, measures = step(state, data)
+        losses.append(float(measures["loss"]))
+    expected = torch_descent(torch, start, data, 6, descent, 0.05)
+    assert_trees_close(state["params"], expected[0], rtol=1e-4, atol=1e-5)
+    assert_trees_close(state["average"], expected[1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(losses, expected[2], rtol=1e-4)
+    assert max(np.abs(state["average"]["kernel"] - state["params"]["kernel"])[0]) > 1e-3
+
+
+def test_the_average_is_what_is_evaluated_shown_and_kept():
+    task, data = descending(Descent(steps=8, average=0.9), learning_rate=0.5), windows()
+    state = task.init(jax.random.key(3), {})
+    assert_trees_close(task.parameters(state), state["params"])
+    for _ in range(3):
+        state, _ = task.step(state, data)
+    assert task.parameters(state) is state["average"]
+    given = {"evaluation_images": data["images"], "evaluation_labels": data["labels"]}
+    logits = {
+        name: pointwise(state[name], data["images"][..., None])[0] for name in ("average", "params")
+    }
+    found = task.evaluate(state, given)["evaluation_loss"]
+    np.testing.assert_allclose(
+        found, weighted_cross_entropy(logits["average"], data["labels"]), rtol=1e-5
+    )
+    assert abs(found - weighted_cross_entropy(logits["params"], data["labels"])) > 1e-3
+    places = np.arange(12, dtype=np.int32).reshape(3, 4)
+    film = {"images": data["images"][:1], "plane": 1, "places": places}
+    shares = jax.nn.softmax(logits["average"][0, 1], axis=-1)
+    np.testing.assert_array_equal(
+        task.section(state, film)["probabilities"], np.rint(255 * shares).astype(np.uint8)
+    )
+
+
+def test_without_an_average_the_newest_parameters_are_kept():
+    task = descending(Descent(steps=8))
+    state = task.init(jax.random.key(3), {})
+    assert "average" not in state and task.parameters(state) is state["params"]
+
+
+def test_members_may_differ_in_what_a_descent_names():
+    data, key = windows(), jax.random.key(1)
+    values = {"steps": 3, "weight_decay": 0.3, "dice_weight": 0.25}
+    task, fields = descending(Descent(steps=50, warmup=2)), descending(Descent(warmup=2, **values))
+    state = task.init(key, {name: np.float32(value) for name, value in values.items()})
+    other, plain = fields.init(key, {}), task.init(key, {})
+    step = jax.jit(task.step)
+    for _ in range(3):
+        state, plain = step(state, data)[0], step(plain, data)[0]
+        other = fields.step(other, data)[0]
+    assert_trees_close(state["params"], other["params"], rtol=1e-5, atol=1e-6)
+    assert np.abs(plain["params"]["kernel"] - state["params"]["kernel"]).max() > 1e-4
+    # The rate is 0 after the last step of a member's own schedule.
+    last, _ = step(state, data)
+    jax.tree.map(np.testing.assert_array_equal, last["params"], state["params"])
+    with pytest.raises(ValueError, match=r"weight_decay.*learning_rate"):
+        task_of().init(key, {"weight_decay": 0.1})
+
+
+def test_a_descent_maps_over_instances(assert_modes_agree):
+    task, data = descending(Descent(steps=9, clip=0.1, average=0.9)), windows()
+    states = [
+        task.init(jax.random.key(seed), {"steps": np.float32(3 + seed)}) for seed in (0, 1)
+    ]
+    assert_modes_agree(task.step, states[0], data, other=(states[1], data))
+
+
+DEEP_WINDOW, COARSE = (2, 4, 8), ((1, 2, 2), (2, 4, 4))
+
+
+def deep_network(params, image):
+    """Logits of every voxel, and of means over coarser and coarser voxels."""
+    deep = []
+    for stride in COARSE:
+        b, z, y, x, _ = image.shape
+        blocks = image.reshape(
+            b, z // stride[0], stride[0], y // stride[1], stride[1], x // stride[2], stride[2]
+        )
+        deep.append(pointwise(params, blocks.mean((2, 4, 6))[..., None])[0])
+    return pointwise(params, image)[0], {"deep": tuple(deep)}
+
+
+def test_coarser_logits_weigh_half_as_much_from_scale_to_scale():
+    torch = pytest.importorskip("torch")
+    random, shape = np.random.default_rng(0), (4, *DEEP_WINDOW)
+    data = {
+        "images": random.normal(size=shape).astype(np.float32),
+        "labels": random.integers(-1, CLASSES, shape).astype(np.int32),
+        "weights": random.uniform(0.1, 2, shape).astype(np.float32),
+    }
+    descent = Descent(steps=10, optimiser="sgd", schedule="constant", dice_weight=0.7)
+    task = descending(descent, network=deep_network, learning_rate=0.1)
+    before = task.init(jax.random.key(0), {})
+    after, measures = task.step(before, data)
+
+    images, labels, weights = torch_batch(torch, data, 0, 2)
+    params = {n: torch.tensor(np.asarray(p), requires_grad=True) for n, p in before["params"].items()}
+    losses = []
+    for stride in ((1, 1, 1), *COARSE):
+        pooled = torch.nn.functional.avg_pool3d(images[:, None], stride)[:, 0]
+        logits = pooled[..., None] @ params["kernel"] + params["bias"]
+        coarse = torch.empty(pooled.shape, dtype=labels.dtype), torch.empty(pooled.shape)
+        for b, z, y, x in np.ndindex(*pooled.shape):
+            middle = [n * s + s // 2 for n, s in zip((z, y, x), stride, strict=True)]
+            for values, whole in zip(coarse, (labels, weights), strict=True):
+                values[b, z, y, x] = whole[b][tuple(middle)]
+        losses.append(torch_loss(torch, logits, *coarse, 0.7))
+    loss = (losses[0] + losses[1] / 2 + losses[2] / 4) / 1.75
+    loss.backward()
+    np.testing.assert_allclose(measures["loss"], loss.item(), rtol=1e-5)
+    # Nesterov's first step is 1.99 gradients long.
+    expected = {n: (p - 0.1 * 1.99 * p.grad).detach().numpy() for n, p in params.items()}
+    assert_trees_close(after["params"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_not_labelled_teaches_nothing_in_a_descent():
+    task, data = descending(Descent(steps=9)), windows()
+    other = dict(data, images=data["images"].copy(), weights=data["weights"].copy())
+    other["images"][data["labels"] < 0] = 50.0
+    other["weights"][data["labels"] < 0] = 9.0
+    state = task.init(jax.random.key(0), {})
+    (one, _), (two, _) = task.step(state, data), task.step(state, other)
+    assert_trees_close(one["params"], two["params"], rtol=1e-6)

@@ -228,3 +228,97 @@ def test_a_member_begins_once_and_goes_on_from_its_checkpoint(tmp_path, monkeypa
     assert not begun
     for one, other in zip(whole, cut, strict=True):
         np.testing.assert_array_equal(parameters(one), parameters(other))
+
+
+def swept(workdir, *, probe=None, settled=None, schedule=SCHEDULE, **options):
+    """A sweep of five members in two slots, timed before it begins or not."""
+    sweep = Sweep(
+        Line(),
+        line_data(),
+        members_of(range(5), {}),
+        workdir=workdir,
+        schedule=schedule,
+        slots=2,
+        **options,
+    )
+    if probe:
+        sweep.probe(steps=probe)
+    if settled:
+        sweep.settle(*settled)
+    return sweep.run(), sweep
+
+
+def assert_same_bits(one, other):
+    for a, b in zip(one, other, strict=True):
+        assert (a.status, a.step, a.best_step, a.best_score) == (
+            b.status,
+            b.step,
+            b.best_step,
+            b.best_score,
+        )
+        for name in ("best", "last"):
+            np.testing.assert_array_equal(parameters(a, name), parameters(b, name))
+        rows = [read_metrics(o.folder / "metrics.jsonl") for o in (a, b)]
+        assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"begin": begin}])
+def test_a_probe_leaves_no_trace(tmp_path, options):
+    plain, _ = swept(tmp_path / "plain", **options)
+    probed, sweep = swept(tmp_path / "probed", probe=3, **options)
+    assert_same_bits(plain, probed)
+    assert sweep.programs.advance.compilations == 1
+    assert sweep.programs.judge.compilations == 1
+
+
+def test_a_probe_tells_times_and_writes_nothing(tmp_path):
+    sweep = Sweep(
+        Line(), line_data(), members_of([0, 1], {}), workdir=tmp_path, schedule=SCHEDULE
+    )
+    found = sweep.probe()
+    assert found.step > 0 and found.evaluation > 0
+    assert not list(tmp_path.rglob("metrics.jsonl")) and not list(tmp_path.rglob("DONE"))
+
+
+class FasterLine(Line):
+    """Begins its members with another rate; a step is the same function of the state."""
+
+    def init(self, key, settings):
+        return dict(super().init(key, settings), rate=np.float32(0.2))
+
+
+LONGER = Schedule(steps=45, log_every=15, evaluate_every=15, checkpoint_every=15)
+
+
+@pytest.mark.parametrize("probe", [None, 4])
+def test_a_sweep_that_is_settled_is_one_of_that_task_and_schedule(tmp_path, probe):
+    settled, sweep = swept(tmp_path / "settled", probe=probe, settled=(FasterLine(), LONGER))
+    given, _ = run(tmp_path / "given", range(5), task=FasterLine(), schedule=LONGER, slots=2)
+    assert_same_bits(settled, given)
+    other, _ = run(tmp_path / "other", range(5), schedule=LONGER, slots=2)
+    assert not np.array_equal(parameters(settled[0]), parameters(other[0]))
+    assert sweep.programs.advance.compilations == 1
+
+
+def test_a_settled_sweep_goes_on_from_its_checkpoints(tmp_path, monkeypatch):
+    whole, _ = swept(tmp_path / "whole", settled=(FasterLine(), LONGER))
+    keep, calls = Sweep._keep, []
+
+    def stop_at_the_second(self, endings):
+        keep(self, endings)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sweep, "_keep", stop_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            swept(tmp_path / "cut", probe=2, settled=(FasterLine(), LONGER))
+    cut, _ = swept(tmp_path / "cut", probe=3, settled=(FasterLine(), LONGER))
+    assert_same_bits(whole, cut)
+
+
+def test_there_is_nothing_to_time_where_every_member_has_ended(tmp_path):
+    swept(tmp_path)
+    with pytest.raises(ValueError, match="every member has ended"):
+        swept(tmp_path, probe=2)
