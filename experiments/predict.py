@@ -96,6 +96,7 @@ def build(config: Config, run: TrainedRun) -> Architecture:
         networks={"float32": model.apply, "bfloat16": model.clone(dtype=jnp.bfloat16).apply},
         output_window=model.output_window,
         window=three(settings.window or (), "--window"),
+        larger=three(settings.prediction_window or settings.window or (), "--window"),
     )
 
 

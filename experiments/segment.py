@@ -332,6 +332,16 @@ def begun_with(config: Config, workdir: Path) -> Config:
     return replace(config, **stood, augmentation=augmentation)
 
 
+def as_ancestor(config: Config) -> Config:
+    """The configuration with the network of the run that it begins from, where none is asked for.
+
+    Raises:
+      FileNotFoundError: there is no such run.
+    """
+    known = continued.architecture_of(config, Path(config.init_from))
+    return replace(config, **{n: v for n, v in known.items() if getattr(config, n) is None})
+
+
 def settle(config: Config, parts: sources.Parts | None) -> Config:
     """Let the recipe decide what was not asked for; a plan is printed with its reasons.
 
@@ -482,6 +492,8 @@ def run(config: Config, workdir: Path) -> report.Summary:
     """Train, rank, combine, report; returns the summary's arrays."""
     check_flags(config)
     config = begun_with(config, workdir)
+    if config.init_from and config.recipe == "planned":
+        config = as_ancestor(config)
     parts = sources.load_parts(config)
     report.print_volumes(parts)
     resumed = (workdir / "config.json").exists()

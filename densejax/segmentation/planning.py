@@ -20,6 +20,7 @@ from densejax.segmentation.sources import Parts
 RECIPE_VERSION = 1
 """Raised whenever the same data would be planned otherwise."""
 
+FLAT_DEPTH = 5  # sections of a window, up to which its planes alone are turned
 FLAT_FROM = 3.0  # times coarser along z than in the plane: sections are labelled for themselves
 COARSE_ENOUGH = 0.7  # IoU of every class's labels brought to coarser voxels and back
 LARGEST_PLANE = 256  # edge of a training window on the finest scale's own grid, in 2-D
@@ -153,25 +154,30 @@ def plan(data: Fingerprint, asked: Mapping[str, Any]) -> Plan:
         values[name], reasons[name] = (value, why) if given is None else (given, "asked for")
         return values[name]
 
-    network = settle("network", "planned_unet", "the best at equal cost of those that were raced")
-    depth = settle(
-        "dimensions",
-        "2d" if data.anisotropy >= FLAT_FROM else "3d",
-        f"voxels are {data.anisotropy:.2g} times as long along z as in the plane",
-    )
-    flat = depth == "2d"
-    stem = settle("stem", *_stem(data))
+    network = settle("network", "planned_unet", "its scales, kernels and widths fit the data")
+    own = network == "planned_unet"
+    flat = True
+    stem = 1
+    if own:
+        depth = settle(
+            "dimensions",
+            "2d" if data.anisotropy >= FLAT_FROM else "3d",
+            f"voxels are {data.anisotropy:.2g} times as long along z as in the plane",
+        )
+        flat = depth == "2d"
+        stem = settle("stem", *_stem(data, asked))
+        settle("neighbours", 0, "neighbouring sections as channels gained nothing on VNC")
     width = settle("width", *_width(data, network, stem))
-    window = settle("window", *_window(data, network, flat, stem))
-    settle("strides", *_strides(data, flat, stem, window))
-    kernels = ("1x3x3" if flat else "3x3x3",) * len(values["strides"])
-    if not flat:
-        kernels = tuple(_kernels(data, values["strides"]))
-    settle("kernels", kernels, "3 along an axis once its voxels are within twice the finest")
-    settle("neighbours", 0, "neighbouring sections as channels were worth nothing on VNC")
-    settle("norm", "instance", "what large windows want; see the ablation")
-    settle("block", "plain", "residual blocks were no better at equal cost")
-    settle("deep_supervision", False, "not told apart from none at equal cost")
+    window = settle("window", *_window(data, network, flat, stem, values.get("neighbours", 0)))
+    if own:
+        settle("strides", *_strides(data, flat, stem, window))
+        kernels = ("1x3x3",) * len(values["strides"])
+        if not flat:
+            kernels = tuple(_kernels(data, values["strides"]))
+        settle("kernels", kernels, "3 along an axis once its voxels are within twice the finest")
+        settle("block", "plain", "the least work a voxel")
+        settle("deep_supervision", False, "the least work a step")
+    settle("norm", "instance", "windows are large enough for moments of their own")
     batch = settle("batch", *_batch(data, flat, window))
     _check_window(data, window, values, network)
     _check_memory(data, window, values, network, width, batch)
@@ -184,20 +190,29 @@ def plan(data: Fingerprint, asked: Mapping[str, Any]) -> Plan:
     settle("reject_empty", 0.0, "windows around classes show something already")
     settle("error_weights", "none", "Dice balances the classes")
     settle("loss", "dice", "soft Dice of the batch beside cross-entropy")
-    settle("optimiser", "adamw", "the best of those that were raced")
+    settle("optimiser", "adamw", "its steps suit a short training")
     settle("schedule", "polynomial", "falls to 0 when the steps end")
     settle("learning_rate", 3e-3, "0.08 MIoU above 1e-3 on VNC at 180 CPU seconds")
     settle("steps", UPDATES, "where no --minutes are given")
-    tile = _tile(data, window, values["strides"], flat)
-    settle("prediction_window", tile, "whole sections where they fit: norms see all of them")
+    tile = _tile(data, window, values["strides"], flat) if own else _three(window)
+    why = "whole sections where they fit: norms see all of them" if own and flat else "as trained"
+    tile = settle("prediction_window", tile, why)
     square = tile[1] == tile[2]
-    views = "turns" if flat and square else "flips"
+    views = "turns" if square and tile[0] <= FLAT_DEPTH else "flips"
     settle("views", views, "sections have no preferred direction")
     settle("blend", "gaussian", "seams weigh least")
     return Plan(values, reasons)
 
 
-def _stem(data: Fingerprint) -> tuple[int, str]:
+def _stem(data: Fingerprint, asked: Mapping[str, Any]) -> tuple[int, str]:
+    if asked.get("strides"):
+        first = parse_sizes(asked["strides"][0])
+        if asked.get("stem") not in (None, first[1]):
+            raise ValueError(
+                f"--stem={asked['stem']} and --strides={','.join(asked['strides'])} disagree: the "
+                "first stride is the stem; give one of them"
+            )
+        return first[1], "the first of --strides"
     for factor in (4, 2):
         if data.coarse.get(factor, 0.0) >= COARSE_ENOUGH and min(data.smallest[1:]) >= 16 * factor:
             kept = f"labels {factor} times coarser keep an IoU of {data.coarse[factor]:.2f} or more"
@@ -214,7 +229,7 @@ def _width(data: Fingerprint, network: str, stem: int) -> tuple[int, str]:
 
 
 def _window(
-    data: Fingerprint, network: str, flat: bool, stem: int
+    data: Fingerprint, network: str, flat: bool, stem: int, neighbours: int
 ) -> tuple[tuple[int, int, int], str]:
     if network != "planned_unet":
         edge = _multiple(min(128, *data.smallest[1:]), 16)
@@ -223,7 +238,11 @@ def _window(
     if flat:
         edges = [_multiple(min(LARGEST_PLANE, size), step) for size in data.smallest[1:]]
         edge = min(edges)
-        return (1, edge, edge), f"as large as the sections allow, to {LARGEST_PLANE}"
+        return (
+            1 + 2 * neighbours,
+            edge,
+            edge,
+        ), f"as large as the sections allow, to {LARGEST_PLANE}"
     edge = _multiple(min(LARGEST_CUBE, *data.smallest[1:]), step)
     deep = max(1, round(edge / max(data.anisotropy, 1)))
     z = min(data.smallest[0], _multiple(deep, 4) if deep >= 4 else deep)
@@ -300,9 +319,17 @@ def _check_window(
         )
     if network != "planned_unet":
         return
-    steps = [math.prod(int(s.split("x")[axis]) for s in values["strides"]) for axis in range(3)]
-    if any(size % step for size, step in zip(window, steps, strict=True)):
-        fits = tuple(max(step, _multiple(w, step)) for w, step in zip(window, steps, strict=True))
+    steps = [math.prod(parse_sizes(s)[axis] for s in values["strides"]) for axis in range(3)]
+    lost = 2 * values["neighbours"]
+    depth = window[0] - lost
+    if depth < 1:
+        raise ValueError(
+            f"--window={','.join(map(str, window))} with --neighbours={values['neighbours']}: "
+            f"expected at least {lost + 1} sections"
+        )
+    if any(size % step for size, step in zip((depth, *window[1:]), steps, strict=True)):
+        near = [_multiple(w, step) for w, step in zip((depth, *window[1:]), steps, strict=True)]
+        fits = (near[0] + lost, *near[1:])
         raise ValueError(
             f"--window={','.join(map(str, window))}: expected multiples of {tuple(steps)}, the "
             f"product of --strides; --window={','.join(map(str, fits))} would do"

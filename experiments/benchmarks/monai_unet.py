@@ -6,7 +6,7 @@ cross-entropy, AdamW at 1e-3 with a polynomial rate and 20 steps of warm-up, gra
 at 12, windows of 256 x 256 in batches of two, flips, quarter turns, contrast, brightness, gamma and
 noise; Gaussian-weighted sliding windows that overlap by a quarter.
 
-    python experiments/benchmarks/monai_unet.py --split=split.npz --seconds=375 --out=monai_0
+    python -P experiments/benchmarks/monai_unet.py --split=split.npz --seconds=375 --out=monai_0
 """
 
 import argparse

@@ -143,7 +143,7 @@ def monai_row(scratch: Path, seed: int, parts: sources.Parts) -> dict[str, Any]:
     out = scratch / f"{NAME.value}_monai_{seed}"
     script = str(Path(__file__).parent / "monai_unet.py")
     words = [f"--split={split}", f"--seconds={SECONDS.value}", f"--seed={seed}", f"--out={out}"]
-    cpu, wall = timed([PEER_PYTHON.value, script, *words], one_core=True)
+    cpu, wall = timed([PEER_PYTHON.value, "-P", script, *words], one_core=True)
     found = np.load(out.with_suffix(".npy"))
     record = json.loads(out.with_suffix(".json").read_text())
     row = {"contender": f"MONAI 2-D DynUNet, seed {seed}", "CPU s": cpu, "wall s": wall}

@@ -191,3 +191,22 @@ def test_the_estimate_of_memory_grows_with_width_and_batch():
                 plan(small, choice)
             needs.append(float(re.search(r"about ([\d.]+) GB", str(caught.value))[1]))
         assert math.isclose(needs[0] / needs[1], 2, rel_tol=0.35)
+
+
+def test_strides_that_are_asked_for_give_the_stem():
+    found = plan(VNC, {"strides": ("1x2x2", "1x2x2")}).values
+    assert found["stem"] == 2 and found["width"] == plan(VNC, {"stem": 2}).values["width"]
+    with pytest.raises(ValueError, match=r"--stem=4 and --strides=1x2x2,1x2x2 disagree"):
+        plan(VNC, {"stem": 4, "strides": ("1x2x2", "1x2x2")})
+
+
+def test_neighbouring_sections_deepen_the_window():
+    assert plan(VNC, {"neighbours": 2}).values["window"][0] == 5
+    with pytest.raises(ValueError, match=r"--neighbours=1: expected at least 3 sections"):
+        plan(VNC, {"neighbours": 1, "window": (1, 128, 128)})
+
+
+def test_another_network_has_no_scales_planned():
+    found = plan(VNC, {"network": "hybrid"}).values
+    assert not {"stem", "strides", "kernels", "neighbours", "block"} & set(found)
+    assert found["window"] == (5, 128, 128) and found["norm"] == "instance"

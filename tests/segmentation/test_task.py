@@ -405,9 +405,7 @@ def test_members_may_differ_in_what_a_descent_names():
 
 def test_a_descent_maps_over_instances(assert_modes_agree):
     task, data = descending(Descent(steps=9, clip=0.1, average=0.9)), windows()
-    states = [
-        task.init(jax.random.key(seed), {"steps": np.float32(3 + seed)}) for seed in (0, 1)
-    ]
+    states = [task.init(jax.random.key(seed), {"steps": np.float32(3 + seed)}) for seed in (0, 1)]
     assert_modes_agree(task.step, states[0], data, other=(states[1], data))
 
 
@@ -440,7 +438,9 @@ def test_coarser_logits_weigh_half_as_much_from_scale_to_scale():
     after, measures = task.step(before, data)
 
     images, labels, weights = torch_batch(torch, data, 0, 2)
-    params = {n: torch.tensor(np.asarray(p), requires_grad=True) for n, p in before["params"].items()}
+    params = {
+        n: torch.tensor(np.asarray(p), requires_grad=True) for n, p in before["params"].items()
+    }
     losses = []
     for stride in ((1, 1, 1), *COARSE):
         pooled = torch.nn.functional.avg_pool3d(images[:, None], stride)[:, 0]

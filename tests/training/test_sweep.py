@@ -262,24 +262,6 @@ def assert_same_bits(one, other):
         assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("options", [{}, {"begin": begin}])
-def test_a_probe_leaves_no_trace(tmp_path, options):
-    plain, _ = swept(tmp_path / "plain", **options)
-    probed, sweep = swept(tmp_path / "probed", probe=3, **options)
-    assert_same_bits(plain, probed)
-    assert sweep.programs.advance.compilations == 1
-    assert sweep.programs.judge.compilations == 1
-
-
-def test_a_probe_tells_times_and_writes_nothing(tmp_path):
-    sweep = Sweep(
-        Line(), line_data(), members_of([0, 1], {}), workdir=tmp_path, schedule=SCHEDULE
-    )
-    found = sweep.probe()
-    assert found.step > 0 and found.evaluation > 0
-    assert not list(tmp_path.rglob("metrics.jsonl")) and not list(tmp_path.rglob("DONE"))
-
-
 class FasterLine(Line):
     """Begins its members with another rate; a step is the same function of the state."""
 
@@ -290,18 +272,42 @@ class FasterLine(Line):
 LONGER = Schedule(steps=45, log_every=15, evaluate_every=15, checkpoint_every=15)
 
 
-@pytest.mark.parametrize("probe", [None, 4])
-def test_a_sweep_that_is_settled_is_one_of_that_task_and_schedule(tmp_path, probe):
-    settled, sweep = swept(tmp_path / "settled", probe=probe, settled=(FasterLine(), LONGER))
-    given, _ = run(tmp_path / "given", range(5), task=FasterLine(), schedule=LONGER, slots=2)
-    assert_same_bits(settled, given)
-    other, _ = run(tmp_path / "other", range(5), schedule=LONGER, slots=2)
-    assert not np.array_equal(parameters(settled[0]), parameters(other[0]))
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Folder and outcomes of a sweep that was neither timed nor settled."""
+    workdir = tmp_path_factory.mktemp("plain")
+    return workdir, swept(workdir)[0]
+
+
+@pytest.fixture(scope="module")
+def faster(tmp_path_factory):
+    """Outcomes of a sweep that was set up with the task and the schedule others settle on."""
+    workdir = tmp_path_factory.mktemp("faster")
+    return run(workdir, range(5), task=FasterLine(), schedule=LONGER, slots=2)[0]
+
+
+def test_a_probe_leaves_no_trace(tmp_path, plain):
+    probed, sweep = swept(tmp_path, probe=3)
+    assert_same_bits(plain[1], probed)
     assert sweep.programs.advance.compilations == 1
+    assert sweep.programs.judge.compilations == 1
 
 
-def test_a_settled_sweep_goes_on_from_its_checkpoints(tmp_path, monkeypatch):
-    whole, _ = swept(tmp_path / "whole", settled=(FasterLine(), LONGER))
+def test_a_probe_tells_times_and_writes_nothing(tmp_path):
+    sweep = Sweep(Line(), line_data(), members_of([0, 1], {}), workdir=tmp_path, schedule=SCHEDULE)
+    found = sweep.probe()
+    assert found.step > 0 and found.evaluation > 0
+    assert not list(tmp_path.rglob("metrics.jsonl")) and not list(tmp_path.rglob("DONE"))
+
+
+@pytest.mark.parametrize("probe", [None, 4])
+def test_a_sweep_that_is_settled_is_one_of_that_task_and_schedule(tmp_path, faster, probe):
+    settled, sweep = swept(tmp_path, probe=probe, settled=(FasterLine(), LONGER))
+    assert_same_bits(settled, faster)
+    assert sweep.programs.advance.compilations == sweep.programs.judge.compilations == 1
+
+
+def test_a_settled_sweep_goes_on_from_its_checkpoints(tmp_path, faster, monkeypatch):
     keep, calls = Sweep._keep, []
 
     def stop_at_the_second(self, endings):
@@ -313,12 +319,11 @@ def test_a_settled_sweep_goes_on_from_its_checkpoints(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Sweep, "_keep", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
-            swept(tmp_path / "cut", probe=2, settled=(FasterLine(), LONGER))
-    cut, _ = swept(tmp_path / "cut", probe=3, settled=(FasterLine(), LONGER))
-    assert_same_bits(whole, cut)
+            swept(tmp_path, probe=2, settled=(FasterLine(), LONGER))
+    cut, _ = swept(tmp_path, probe=3, settled=(FasterLine(), LONGER))
+    assert_same_bits(cut, faster)
 
 
-def test_there_is_nothing_to_time_where_every_member_has_ended(tmp_path):
-    swept(tmp_path)
+def test_there_is_nothing_to_time_where_every_member_has_ended(plain):
     with pytest.raises(ValueError, match="every member has ended"):
-        swept(tmp_path, probe=2)
+        swept(plain[0], probe=2)

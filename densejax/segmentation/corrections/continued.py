@@ -36,7 +36,10 @@ from densejax.training.folders import Member
 from densejax.typing import Params, Tree
 
 # What decides a network's parameters and what they mean.
-ARCHITECTURE = ("network", "width", "logit_relu", "released_upsampling")
+ARCHITECTURE = (
+    *("network", "width", "norm", "logit_relu", "released_upsampling"),
+    *("strides", "kernels", "neighbours", "block", "deep_supervision"),
+)
 RECORD = "continued.json"
 
 
@@ -154,7 +157,7 @@ def check_same_network(config: Any, earlier: TrainedRun, class_names: Sequence[s
     Raises:
       ValueError: what differs is named with both values.
     """
-    before = json.loads((earlier.folder / "config.json").read_text())
+    before = architecture_of(config, earlier.folder)
     differing = [
         f"{name} was {before.get(name, 'absent')} and is {getattr(config, name)}"
         for name in ARCHITECTURE
@@ -168,6 +171,27 @@ def check_same_network(config: Any, earlier: TrainedRun, class_names: Sequence[s
         raise ValueError(
             f"--init_from={earlier.folder} trained another network: {'; '.join(differing)}"
         )
+
+
+def architecture_of(config: Any, run: Path) -> dict[str, Any]:
+    """The fields of ``ARCHITECTURE`` that a run was begun with.
+
+    Args:
+      config: of the experiment, for what its older records mean.
+      run: the folder.
+
+    Raises:
+      FileNotFoundError: there is no run in it.
+    """
+    path = run / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; expected the folder of a segmentation run")
+    record = getattr(config, "upgrade", dict)(json.loads(path.read_text()))
+    return {
+        name: tuple(record[name]) if isinstance(record[name], list) else record[name]
+        for name in ARCHITECTURE
+        if name in record
+    }
 
 
 def _restore(run: Path, name: str, template: Params) -> Params:

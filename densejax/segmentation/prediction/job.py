@@ -34,12 +34,20 @@ class Architecture:
       networks: ``(params, [b, z, y, x, 1]) -> (logits, out)`` by precision.
       output_window: (z, y, x) of its input -> (z, y, x) of its output.
       window: (z, y, x) of the training windows.
+      larger: (z, y, x) of the windows of the run's own predictions, where they are others.
     """
 
     init_params: Callable[[Any], Params]
     networks: Mapping[Precision, Network]
     output_window: Callable[[Sizes], Sequence[int]]
     window: Sizes
+    larger: Sizes | None = None
+
+    def window_for(self, shape: Sequence[int]) -> Sizes:
+        """The run's own windows of prediction where a volume holds one, else those of training."""
+        if self.larger and all(w <= n for w, n in zip(self.larger, shape, strict=True)):
+            return self.larger
+        return self.window
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,8 @@ def prepare(config: Any, folder: Path, run: TrainedRun, architecture: Architectu
         )
     volume = _open(config)
     part = parse_part(config.part or ":,:,:", volume.array.shape)
-    window = three(config.window, "--window") if config.window else architecture.window
+    own = architecture.window_for(volume.array.shape)
+    window = three(config.window, "--window") if config.window else own
     output = architecture.output_window(window)
     try:
         check_windows(volume.array.shape, window, output)
