@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from densejax.data import extra_windows as extra
 from densejax.data.augment import NO_AUGMENTATION, Augmentation, draw_window, training_arrays
 from densejax.data.extra_windows import Patch, cut_patch, extra_arrays, patch_corners
+from densejax.data.sampling import Sampling, class_table
 from densejax.ensembles.predict import input_tile
 
 VOLUME = (9, 40, 37)
@@ -180,6 +181,24 @@ def test_windows_come_in_turn_and_the_volumes_are_those_without_corrections(perc
             np.testing.assert_array_equal(found, expected)
         numbers[kind] += 1
     assert numbers["extra"] == sum(numbers.values()) * percent // 100
+
+
+def test_the_volumes_windows_are_drawn_by_class_where_that_is_asked_for():
+    labels = block(VOLUME, 5, share=0.9)
+    volume = training_arrays(world(), labels) | jax.tree.map(jnp.asarray, class_table(labels, 3))
+    data = {**volume, **extra_arrays(patches(), class_weights=np.ones(3))}
+    options = OPTIONS | {"spacing": (2, 5, 5), "sampling": Sampling(class_share=1.0)}
+    key = jax.random.key(8)
+    mixed, plain = (
+        jax.jit(draw)
+        for draw in (
+            lambda step: extra.draw_mixed_window(key, step, data, percent=50, **options),
+            lambda step: draw_window(key, step, volume, **options),
+        )
+    )
+    for step in range(0, 12, 2):
+        for found, expected in zip(mixed(step), plain(step // 2), strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("step", [0, 99, 100, 101, 21_474_836, 2_000_000_001])

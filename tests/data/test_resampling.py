@@ -87,14 +87,6 @@ def test_what_moves_a_window_is_drawn_independently():
     assert abs(np.corrcoef(np.transpose(found))[0, 1]) < 5 / np.sqrt(200)
 
 
-def test_positions_are_functions_of_the_key_in_every_mode(assert_modes_agree):
-    assert_modes_agree(
-        lambda key: moved_positions(key, SIZE, rotation=30.0, scaling=0.25, warp=2.0),
-        jax.random.key(0),
-        atol=1e-5,
-    )
-
-
 def places(seed=0, shape=(9, 7)):
     """Rows and columns inside a plane of 12 by 15 and up to its size outside."""
     random = np.random.default_rng(seed)

@@ -1,5 +1,7 @@
 """Windows drawn by class: every class seen, each as often, and nothing but key and step decides."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,16 +27,19 @@ def data_of(labels, classes):
     return {"labels": labels, **class_table(labels, classes)}
 
 
-def corners_of(data, number, *, window=WINDOW, seed=0, **options):
-    sampling = Sampling(**options)
-    draw = jax.jit(
-        jax.vmap(
-            lambda step: sampled_corner(
-                jax.random.key(seed), step=step, data=data, output_window=window, sampling=sampling
-            )
+@functools.cache
+def program(sampling, window, number):
+    def draw(step, data):
+        return sampled_corner(
+            jax.random.key(0), step=step, data=data, output_window=window, sampling=sampling
         )
-    )
-    return np.asarray(draw(jnp.arange(number)))
+
+    return jax.jit(lambda data: jax.lax.map(lambda step: draw(step, data), jnp.arange(number)))
+
+
+def corners_of(data, number, *, window=WINDOW, **options):
+    """Corners of the first steps, [number, 3]."""
+    return np.asarray(program(Sampling(**options), window, number)(data))
 
 
 def cut(labels, corner, window=WINDOW):
@@ -135,34 +140,38 @@ def test_a_share_of_windows_is_drawn_by_class():
     assert abs(around - expected) < 5 * np.sqrt(expected)
 
 
+def row(**places):
+    """Ten voxels of class 0, and what else is at the places that are named by its label."""
+    labels = np.zeros((1, 1, 10), np.int32)
+    for label, where in places.items():
+        labels[0, 0, list(where)] = {"one": 1, "unlabelled": -1}[label]
+    return labels
+
+
+ROW = {"number": 8000, "window": (1, 1, 1)}
+
+
 def test_without_a_share_corners_are_uniform():
-    labels = np.zeros((1, 1, 7), np.int32)
-    labels[0, 0, 3] = 1
-    data = data_of(labels, 2)
-    corners = corners_of(data, 7000, window=(1, 1, 1))
-    counts = np.bincount(corners[:, 2], minlength=7)
-    # Seven binomial counts of mean 1000 and standard deviation 29.
-    assert np.abs(counts - 1000).max() < 5 * 29
+    corners = corners_of(data_of(row(one=[3]), 2), **ROW)
+    counts = np.bincount(corners[:, 2], minlength=10)
+    # Ten binomial counts of mean 800 and standard deviation 27.
+    assert np.abs(counts - 800).max() < 5 * 27
 
 
 @pytest.mark.parametrize("reject", [0.0, 0.5, 1.0])
 def test_windows_that_show_nothing_are_drawn_again(reject):
-    labels = np.zeros((1, 1, 10), np.int32)
-    labels[0, 0, 4:7] = [1, -1, 1]
-    number, share = 8000, 0.2
-    corners = corners_of(data_of(labels, 2), number, window=(1, 1, 1), reject_empty=reject)
+    labels, share = row(one=[4, 6], unlabelled=[5]), 0.2
+    corners = corners_of(data_of(labels, 2), reject_empty=reject, **ROW)
     shown = (labels[0, 0, corners[:, 2]] == 1).sum()
     # Two of ten places show something; with a rejection, one of all candidates has to.
     chance = (1 - reject) * share + reject * (1 - (1 - share) ** CANDIDATES)
-    assert abs(shown - number * chance) < 5 * np.sqrt(number * chance * (1 - chance))
+    assert abs(shown - 8000 * chance) < 5 * np.sqrt(8000 * chance * (1 - chance))
 
 
 def test_where_nothing_is_to_be_seen_a_window_is_drawn_all_the_same():
-    labels = np.zeros((1, 1, 50), np.int32)
-    labels[0, 0, 49] = 1
-    data = data_of(labels, 2) | {"labels": np.where(labels == 1, -1, labels)}
-    corners = corners_of(data, 1000, window=(1, 1, 2), reject_empty=1.0)
-    assert corners.min() == 0 and corners[:, 2].max() == 48
+    data = data_of(row(one=[9]), 2) | {"labels": row(unlabelled=[9])}
+    counts = np.bincount(corners_of(data, reject_empty=1.0, **ROW)[:, 2], minlength=10)
+    assert np.abs(counts - 800).max() < 5 * 27
 
 
 def test_a_corner_is_a_function_of_key_and_step_in_every_mode():
@@ -173,13 +182,15 @@ def test_a_corner_is_a_function_of_key_and_step_in_every_mode():
     def draw(key, step):
         return sampled_corner(key, step=step, data=data, output_window=WINDOW, sampling=sampling)
 
-    mapped = np.asarray(jax.jit(jax.vmap(draw))(keys, steps))
-    one_by_one = jax.jit(lambda: jax.lax.map(lambda a: draw(*a), (keys, steps)))()
-    np.testing.assert_array_equal(mapped, one_by_one)
-    compiled = jax.jit(draw)
-    np.testing.assert_array_equal(mapped, [compiled(keys[n], n) for n in range(8)])
-    one, other = (np.array([compiled(keys[n], step) for step in range(60)]) for n in (0, 1))
-    assert len(np.unique(one, axis=0)) > 40 and not np.array_equal(one, other)
+    mapped = jax.jit(jax.vmap(draw))(keys, steps)
+    looped = jax.jit(lambda keys, steps: jax.lax.map(lambda a: draw(*a), (keys, steps)))
+    np.testing.assert_array_equal(mapped, looped(keys, steps))
+    # Of one key, and in another order.
+    one = np.asarray(looped(keys[:1].repeat(8), steps))
+    np.testing.assert_array_equal(one[0], mapped[0])
+    np.testing.assert_array_equal(one[::-1], looped(keys[:1].repeat(8), steps[::-1]))
+    other = np.asarray(looped(keys[1:2].repeat(8), steps))
+    assert len(np.unique(np.concatenate([one, other]), axis=0)) > 12
 
 
 def test_shares_are_checked_and_windows_have_to_fit():

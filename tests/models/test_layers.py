@@ -93,20 +93,18 @@ def test_norms_agree_with_torch(kind, channels, planes):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["instance", "group"])
-def test_gradients_of_norms_agree_with_torch(kind):
+def test_gradients_of_a_norm_agree_with_torch():
     torch = pytest.importorskip("torch")
     x, p = block_of(16, seed=1), affine(16)
     weights = np.random.default_rng(2).normal(size=x.shape).astype(np.float32)
 
     def loss(p, x):
-        return jnp.sum(weights * Norm(kind).apply({"params": p}, x))
+        return jnp.sum(weights * Norm("group").apply({"params": p}, x))
 
     ours = jax.grad(loss, (0, 1))(p, jnp.asarray(x))
     there = torch.tensor(x, requires_grad=True)
     scale, shift = (torch.tensor(p[n], requires_grad=True) for n in ("scale", "shift"))
-    groups = 16 if kind == "instance" else 2
-    found = torch.nn.functional.group_norm(there.movedim(-1, 1), groups, scale, shift, eps=1e-5)
+    found = torch.nn.functional.group_norm(there.movedim(-1, 1), 2, scale, shift, eps=1e-5)
     (torch.tensor(weights) * found.movedim(1, -1)).sum().backward()
     for mine, other in [(ours[0]["scale"], scale), (ours[0]["shift"], shift), (ours[1], there)]:
         np.testing.assert_allclose(mine, other.grad.numpy(), rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""PlannedUNet: folding by loops and PyTorch, the forward pass in PyTorch, what a plane depends on."""
+"""PlannedUNet: folding by loops, the forward pass in PyTorch, what a plane depends on."""
 
 import math
 
@@ -141,13 +141,17 @@ def torch_tree(torch, params):
     return jax.tree.map(lambda p: torch.tensor(np.asarray(p)), params["params"])
 
 
-@pytest.mark.parametrize("block", ["plain", "residual"])
-def test_the_network_of_planes_agrees_with_torch(block):
+@pytest.mark.parametrize(("block", "neighbours"), [("plain", 0), ("residual", 1)])
+def test_the_network_of_planes_agrees_with_torch(block, neighbours):
     torch = pytest.importorskip("torch")
-    model, window = PlannedUNet(**PLANES, block=block), (2, 16, 24)
+    model = PlannedUNet(**PLANES, block=block, neighbours=neighbours)
+    window = (2 + 2 * neighbours, 16, 24)
     variables, x = parameters(model, window), image(window, batch=2)
     logits, out = jax.jit(model.apply)(variables, x)
-    there = torch.nn.functional.pixel_unshuffle(torch.tensor(x).movedim(-1, 2), 2).movedim(2, 1)
+    # Channels: of each voxel of a step, the planes from the one above to the one below.
+    planes = torch.nn.functional.pixel_unshuffle(torch.tensor(x).movedim(-1, 2), 2)
+    planes = [planes[:, i : i + 2] for i in range(2 * neighbours + 1)]
+    there = torch.stack(planes, 3).flatten(2, 3).movedim(2, 1)
     params = torch_tree(torch, variables)
     found, features, _ = reference(torch, PLANES, params, there, residual=block == "residual")
     np.testing.assert_allclose(
@@ -156,42 +160,24 @@ def test_the_network_of_planes_agrees_with_torch(block):
     # Channels [step, class] -> [class, step], as PyTorch shuffles them.
     found = found.movedim(1, -1).unflatten(-1, (4, 3)).transpose(-1, -2).flatten(-2)
     found = torch.nn.functional.pixel_shuffle(found.movedim(-1, 2), 2).movedim(2, -1)
-    assert logits.shape == (2, *window, 3) and logits.dtype == jnp.float32
+    assert logits.shape == (2, 2, *window[1:], 3) and logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, found.numpy(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("block", ["plain", "residual"])
-def test_the_network_of_volumes_and_its_coarser_logits_agree_with_torch(block):
+def test_the_network_of_volumes_and_its_coarser_logits_agree_with_torch():
     torch = pytest.importorskip("torch")
-    model, window = PlannedUNet(**SOLID, block=block, deep_supervision=True), (4, 8, 12)
+    model, window = PlannedUNet(**SOLID, deep_supervision=True), (4, 8, 12)
     variables, x = parameters(model, window), image(window)
     logits, out = jax.jit(model.apply)(variables, x)
     params = torch_tree(torch, variables)
     there = torch.tensor(x).movedim(-1, 1)
-    found, _, coarse = reference(torch, SOLID, params, there, residual=block == "residual")
+    found, _, coarse = reference(torch, SOLID, params, there)
     np.testing.assert_allclose(logits, found.movedim(1, -1).numpy(), rtol=1e-3, atol=1e-4)
     assert len(out["deep"]) == len(coarse) == 1
     p = params["predictor1"]
     kernel = p["kernel"].permute(4, 3, 0, 1, 2)
     expected = torch.nn.functional.conv3d(coarse[0], kernel, p["bias"]).movedim(1, -1).numpy()
     np.testing.assert_allclose(out["deep"][0], expected, rtol=1e-3, atol=1e-4)
-
-
-def test_gradients_of_the_network_agree_with_torch():
-    torch = pytest.importorskip("torch")
-    strides = ((1, 1, 1), (1, 2, 2))
-    options = dict(PLANES, widths=(4, 6), kernels=((1, 3, 3),) * 2, strides=strides)
-    model, window = PlannedUNet(**options), (1, 8, 8)
-    variables, x = parameters(model, window), image(window)
-    gradient = jax.jit(jax.grad(lambda v: jnp.mean(model.apply(v, x)[0] ** 2)))(variables)
-    params = jax.tree.map(lambda t: t.requires_grad_(), torch_tree(torch, variables))
-    found, _, _ = reference(torch, options, params, torch.tensor(x).movedim(-1, 1))
-    (found**2).mean().backward()
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b.grad.numpy(), rtol=1e-2, atol=1e-4),
-        gradient["params"],
-        params,
-    )
 
 
 @pytest.mark.parametrize(
@@ -247,7 +233,7 @@ def test_kernels_are_those_of_the_scales():
     assert not any(name.startswith("predictor1") for name in tree)
 
 
-@pytest.mark.parametrize("neighbours", [0, 1, 2])
+@pytest.mark.parametrize("neighbours", [0, 2])
 def test_a_plane_depends_on_its_neighbours_and_on_no_other(neighbours):
     options = dict(PLANES, neighbours=neighbours, deep_supervision=True)
     model, window = PlannedUNet(**options), (2 * neighbours + 4, 8, 8)
@@ -264,15 +250,6 @@ def test_a_plane_depends_on_its_neighbours_and_on_no_other(neighbours):
                 # Plane z of the logits is plane z + neighbours of the window.
                 near = abs(plane + neighbours - changed) <= neighbours
                 assert size > 1e-3 if near else size == 0
-
-
-def test_planes_of_a_network_of_volumes_depend_on_each_other():
-    model, window = PlannedUNet(**SOLID), (4, 8, 8)
-    variables, x = parameters(model, window), image(window)
-    apply = jax.jit(lambda x: model.apply(variables, x)[0])
-    other = x.copy()
-    other[:, 0] = 0
-    assert np.abs(apply(x) - apply(other)).max((0, 2, 3, 4)).min() > 1e-3
 
 
 def test_a_block_of_one_width_has_an_identity_around_it():

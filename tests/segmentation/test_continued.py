@@ -41,23 +41,26 @@ def setting(tmp_path_factory):
         tifffile.imwrite(folder / f"{name}.tif", array, photometric="minisblack")
     unseen = random.integers(0, 250, UNSEEN).astype(np.uint8)
     tifffile.imwrite(folder / "unseen.tif", unseen, photometric="minisblack")
-    config = segment.Config(
-        recipe="published",
-        baseline=False,
-        image=str(folder / "images.tif"),
-        labels=str(folder / "labels.tif"),
-        class_names=NAMES,
-        voxel_nm=VOXEL,
-        network="unet",
-        width=2,
-        window=(2, 16, 16),
-        spacing=(1, 8, 8),
-        steps=6,
-        log_every=2,
-        evaluate_every=2,
-        checkpoint_every=2,
-        evaluation_windows=2,
-        seeds=(0, 1),
+    config = segment.settle(
+        segment.Config(
+            recipe="published",
+            baseline=False,
+            image=str(folder / "images.tif"),
+            labels=str(folder / "labels.tif"),
+            class_names=NAMES,
+            voxel_nm=VOXEL,
+            network="unet",
+            width=2,
+            window=(2, 16, 16),
+            spacing=(1, 8, 8),
+            steps=6,
+            log_every=2,
+            evaluate_every=2,
+            checkpoint_every=2,
+            evaluation_windows=2,
+            seeds=(0, 1),
+        ),
+        None,
     )
     return folder, config
 
@@ -197,6 +200,18 @@ def test_a_seed_starts_from_the_ranked_member_of_its_number(setting, ancestor, t
         assert equal(parameters(tmp_path / "run", seed), parameters(ancestor, expected, "best"))
     record = json.loads((tmp_path / "run" / continued.RECORD).read_text())
     assert record["init_from"]["members"] == ["0001", "0002", "0000"]
+
+
+def test_an_average_of_parameters_begins_anew_with_those_of_the_ancestor():
+    ancestors = tuple({"w": np.full(2, float(n))} for n in range(3))
+    begin = continued.Continued(ancestors).begin
+    state = {"params": {"w": np.ones(2)}, "step": 0}
+    for given in (state, state | {"average": {"w": np.ones(2)}}):
+        found = begin(Member(5), {"state": given, "best": {"w": np.ones(2)}, "step": 0})
+        assert found["state"].keys() == given.keys() and found["state"]["step"] == 0
+        expected = ancestors[5 % 3]
+        assert found["best"] is found["state"]["params"] is expected
+        assert found["state"].get("average", expected) is expected
 
 
 def test_training_on_goes_on_after_a_kill_with_what_it_was_begun_with(

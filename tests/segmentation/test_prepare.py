@@ -69,6 +69,21 @@ def test_the_arrays_of_a_sweep():
     assert len(many["evaluation_images"]) == 8
 
 
+def test_a_sweep_that_draws_by_class_has_a_table_of_the_classes():
+    train, evaluation = volume_of((5, 12, 12)), volume_of((4, 8, 8), seed=1)
+    options = {"window": (4, 8, 8), "output": (2, 4, 4)}
+    plain = sweep_data(train, evaluation, None, **options)
+    found = sweep_data(train, evaluation, None, sampled=True, **options)
+    assert found.keys() - plain.keys() == {"class_voxels", "common"}
+    for index, places in enumerate(found["class_voxels"]):
+        assert np.all(train.labels[tuple(places.T)] == index)
+    counts = [(train.labels == index).sum() for index in range(3)]
+    assert found["common"] == np.argmax(counts)
+    train.labels[train.labels == 1] = 0
+    with pytest.raises(ValueError, match=r"no voxel of class \[1\]"):
+        sweep_data(train, evaluation, None, sampled=True, **options)
+
+
 def test_windows_that_do_not_fit_are_refused():
     volume = volume_of((3, 8, 8))
     with pytest.raises(ValueError, match=r"\(4, 8, 8\).*\(3, 8, 8\)"):

@@ -358,8 +358,9 @@ def test_the_average_is_what_is_evaluated_shown_and_kept():
     task, data = descending(Descent(steps=8, average=0.9), learning_rate=0.5), windows()
     state = task.init(jax.random.key(3), {})
     assert_trees_close(task.parameters(state), state["params"])
+    step = jax.jit(task.step)
     for _ in range(3):
-        state, _ = task.step(state, data)
+        state, _ = step(state, data)
     assert task.parameters(state) is state["average"]
     given = {"evaluation_images": data["images"], "evaluation_labels": data["labels"]}
     logits = {
@@ -390,10 +391,10 @@ def test_members_may_differ_in_what_a_descent_names():
     task, fields = descending(Descent(steps=50, warmup=2)), descending(Descent(warmup=2, **values))
     state = task.init(key, {name: np.float32(value) for name, value in values.items()})
     other, plain = fields.init(key, {}), task.init(key, {})
-    step = jax.jit(task.step)
+    step, others = jax.jit(task.step), jax.jit(fields.step)
     for _ in range(3):
         state, plain = step(state, data)[0], step(plain, data)[0]
-        other = fields.step(other, data)[0]
+        other = others(other, data)[0]
     assert_trees_close(state["params"], other["params"], rtol=1e-5, atol=1e-6)
     assert np.abs(plain["params"]["kernel"] - state["params"]["kernel"]).max() > 1e-4
     # The rate is 0 after the last step of a member's own schedule.
@@ -403,10 +404,15 @@ def test_members_may_differ_in_what_a_descent_names():
         task_of().init(key, {"weight_decay": 0.1})
 
 
-def test_a_descent_maps_over_instances(assert_modes_agree):
+def test_a_descent_is_the_same_side_by_side():
     task, data = descending(Descent(steps=9, clip=0.1, average=0.9)), windows()
     states = [task.init(jax.random.key(seed), {"steps": np.float32(3 + seed)}) for seed in (0, 1)]
-    assert_modes_agree(task.step, states[0], data, other=(states[1], data))
+    stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), *states)
+    together = jax.jit(jax.vmap(task.step, (0, None)))(stacked, data)
+    step = jax.jit(task.step)
+    for place, state in enumerate(states):
+        own = jax.tree.map(lambda leaf, place=place: leaf[place], together)
+        assert_trees_close(own, step(state, data), rtol=1e-5, atol=1e-6)
 
 
 DEEP_WINDOW, COARSE = (2, 4, 8), ((1, 2, 2), (2, 4, 4))
@@ -435,7 +441,7 @@ def test_coarser_logits_weigh_half_as_much_from_scale_to_scale():
     descent = Descent(steps=10, optimiser="sgd", schedule="constant", dice_weight=0.7)
     task = descending(descent, network=deep_network, learning_rate=0.1)
     before = task.init(jax.random.key(0), {})
-    after, measures = task.step(before, data)
+    after, measures = jax.jit(task.step)(before, data)
 
     images, labels, weights = torch_batch(torch, data, 0, 2)
     params = {
@@ -464,6 +470,6 @@ def test_what_is_not_labelled_teaches_nothing_in_a_descent():
     other = dict(data, images=data["images"].copy(), weights=data["weights"].copy())
     other["images"][data["labels"] < 0] = 50.0
     other["weights"][data["labels"] < 0] = 9.0
-    state = task.init(jax.random.key(0), {})
-    (one, _), (two, _) = task.step(state, data), task.step(state, other)
+    state, step = task.init(jax.random.key(0), {}), jax.jit(task.step)
+    (one, _), (two, _) = step(state, data), step(state, other)
     assert_trees_close(one["params"], two["params"], rtol=1e-6)
