@@ -216,8 +216,12 @@ class Config(sources.DataOptions):
     @staticmethod
     def upgrade(record: dict[str, Any]) -> dict[str, Any]:
         """What a run's ``config.json`` says, whenever it was begun."""
-        # Before there were recipes there was the published one.
-        return record if "recipe" in record else {"recipe": "published"} | PUBLISHED | record
+        if "recipe" in record:
+            return record
+        # Before there were recipes there was the published one, and less could happen to a window.
+        augmentation = asdict(Augmentation()) | record.get("augmentation", {})
+        published = {"recipe": "published", "precision": "float32"} | PUBLISHED
+        return published | record | {"augmentation": augmentation}
 
 
 BEGUN = time.monotonic()

@@ -10,7 +10,7 @@ import pytest
 from densejax.segmentation import planning
 from densejax.segmentation.prediction.trained_run import read_config
 from densejax.segmentation.sources import load_parts
-from densejax.training.config import save_config
+from densejax.training.config import check_same_config, save_config
 from experiments import predict, segment
 
 # Two scales of two channels compile in seconds.
@@ -92,12 +92,20 @@ def test_a_run_from_before_there_were_recipes_is_a_published_one(tmp_path):
     new |= {"schedule", "views", "blend", "prediction_window", "precision"}
     new |= set(segment.PLANNED_ONLY)
     old = {name: value for name, value in kept.items() if name not in new}
+    for name in ("quarter_turns", "resampling", "rotation", "scaling", "warp", "gamma"):
+        del old["augmentation"][name]
     (tmp_path / "config.json").write_text(json.dumps(old))
     read = read_config(segment.Config, tmp_path)
     assert (read.recipe, read.network, read.width) == ("published", "unet", 4)
     assert segment.build(read, 7)[1].descent is None
     with pytest.raises(ValueError, match="--recipe=published"):
         segment.begun_with(TINY, tmp_path)
+    asked = segment.Config(recipe="published", network="unet", width=4)
+    goes_on = segment.settle(segment.begun_with(asked, tmp_path), None)
+    check_same_config(goes_on, tmp_path, ignore=segment.VARYING)
+    with pytest.raises(ValueError, match=r"width was 4 and is 5"):
+        other = segment.begun_with(replace(asked, width=5), tmp_path)
+        check_same_config(segment.settle(other, None), tmp_path, ignore=segment.VARYING)
 
 
 def test_whole_volumes_are_predicted_as_the_run_does_it(finished):
