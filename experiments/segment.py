@@ -555,7 +555,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
     report.draw_augmented(
         jax.random.split(key)[1],  # what the task draws windows by
         task,
-        data,
+        {**data, **origin.data},
         parts.train,
         path=workdir / "summary" / "augmented.png",
     )

@@ -19,6 +19,9 @@ def _field(default: Any, help: str, unit: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "unit": unit})
 
 
+# Folded into keys that are split as well: ``fold_in(key, 1)`` is ``split(key)[1]``, so that small
+# numbers would tie what is drawn to another draw.
+_STREAM = 0x3C5A
 CHANCES = ("resampling", "low_resolution", "missing_section", "misalignment", "blur", "noise")
 
 
@@ -78,7 +81,15 @@ class Augmentation:
         for name in CHANCES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a probability 0 ... 1")
-        for name in ("brightness", "contrast", "noise_deviation", "scaling", "warp", "gamma"):
+        for name in (
+            "brightness",
+            "contrast",
+            "noise_deviation",
+            "rotation",
+            "scaling",
+            "warp",
+            "gamma",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if self.elastic is not None and self.resampling > 0:
@@ -221,9 +232,8 @@ def adjust_gamma(key: Key, image: Array, *, gamma: float) -> Array:
     low, high = jnp.min(image), jnp.max(image)
     exponent = jnp.exp(jax.random.uniform(key, (), minval=-1, maxval=1) * jnp.log1p(gamma))
     extent = jnp.maximum(high - low, 1e-7)
-    # The logarithm's argument stays above 0, so that no gradient or power is infinite.
-    share = jnp.clip((image - low) / extent, 1e-7, 1.0)
-    return (low + extent * jnp.exp(exponent * jnp.log(share))).astype(image.dtype)
+    share = jnp.clip((image - low) / extent, 0.0, 1.0)
+    return (low + extent * share**exponent).astype(image.dtype)
 
 
 def halve_resolution(key: Key, image: Array, *, probability: float) -> Array:
@@ -315,14 +325,16 @@ def augment_window(
         image, labels, weights = reflect_window(reflect_key, image, labels, weights, axes=axes)
     if augmentation.quarter_turns:
         image, labels, weights = swap_axes(
-            jax.random.fold_in(reflect_key, 1), image, labels, weights
+            jax.random.fold_in(reflect_key, _STREAM), image, labels, weights
         )
     if augmentation.low_resolution > 0:
         image = halve_resolution(
-            jax.random.fold_in(damage_key, 1), image, probability=augmentation.low_resolution
+            jax.random.fold_in(damage_key, _STREAM), image, probability=augmentation.low_resolution
         )
     if augmentation.gamma > 0:
-        image = adjust_gamma(jax.random.fold_in(intensity_key, 1), image, gamma=augmentation.gamma)
+        image = adjust_gamma(
+            jax.random.fold_in(intensity_key, _STREAM), image, gamma=augmentation.gamma
+        )
     if augmentation.brightness or augmentation.contrast:
         image = adjust_intensity(
             intensity_key,
@@ -465,7 +477,7 @@ def draw_window(
         )
     if augmentation.resampling > 0:
         chance, move_key = jax.random.split(
-            jax.random.fold_in(jax.random.fold_in(window_key, step), 1)
+            jax.random.fold_in(jax.random.fold_in(window_key, step), _STREAM)
         )
         # A branch: a window that stays as it is costs nothing.
         cut = jax.lax.cond(

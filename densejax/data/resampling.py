@@ -45,7 +45,7 @@ def moved_positions(
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     place = jnp.stack([factor * (cos * y - sin * x), factor * (sin * y + cos * x)])
     if warp > 0:
-        points = [2 + n // WARP_CELL for n in size]
+        points = [max(2, n // WARP_CELL) for n in size]
         drawn = warp * jax.random.normal(bend, (2, *points))
         place = place + jax.image.resize(drawn, (2, *size), "linear")
     return place
@@ -77,7 +77,7 @@ def read_plane(volume: Array, sections: Array, y: Array, x: Array, *, linear: bo
     top, left = top.astype(jnp.int32), left.astype(jnp.int32)
     upper = (1 - across) * at(top, left) + across * at(top, left + 1)
     lower = (1 - across) * at(top + 1, left) + across * at(top + 1, left + 1)
-    return jnp.asarray((1 - down) * upper + down * lower)
+    return jnp.asarray((1 - down) * upper + down * lower, volume.dtype)
 
 
 def _mirrored(index: Array, size: int) -> jax.Array:

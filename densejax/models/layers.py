@@ -25,7 +25,8 @@ class Norm(nn.Module):
 
     [b, z, y, x, c] -> the same. Instance norm (Ulyanov et al. 2016, arXiv 1607.08022) or group norm
     (Wu and He 2018, arXiv 1803.08494) with groups of at least ``GROUP_CHANNELS`` channels. The
-    moments are summed in float32.
+    moments are summed in float32 in one pass: where a mean is a hundred deviations from 0 the
+    deviation is good to a thousandth, which a convolution of normalised inputs is far from.
 
     Attributes:
       kind: ``instance``, ``group``, or ``none``, which changes nothing and has no parameters.

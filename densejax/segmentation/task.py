@@ -58,12 +58,9 @@ class Descent:
     average: float = 0.0
 
     def settings(self) -> dict[str, float]:
-        """What members may replace."""
-        return {
-            "steps": self.steps,
-            "weight_decay": self.weight_decay,
-            "dice_weight": self.dice_weight,
-        }
+        """What members may replace; the weight of Dice only where it is part of the loss."""
+        dice = {"dice_weight": self.dice_weight} if self.dice_weight else {}
+        return {"steps": self.steps, "weight_decay": self.weight_decay} | dice
 
 
 def _no_group(path: tuple[str, ...]) -> None:
