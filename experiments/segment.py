@@ -257,7 +257,6 @@ def check_flags(config: Config) -> None:
     Raises:
       ValueError: the flags are named.
     """
-    Reporter(score="miou")
     if config.minutes < 0 or not math.isfinite(config.minutes):
         raise ValueError(f"--minutes={config.minutes}; expected 0 (no limit) or more")
     if config.minutes and config.steps is not None:
@@ -292,7 +291,15 @@ def check_flags(config: Config) -> None:
         )
     if not 0 <= config.average < 1:
         raise ValueError(f"--average={config.average}; expected 0 (none) to below 1")
-    parse_grid(config.grid)
+    known = {"learning_rate", "decay_rate", "two_d_loss", "l2_scale"}
+    if optimiser != "published":
+        weight = config.dice_weight if loss == "dice" else 0.0
+        known |= set(Descent(steps=1, dice_weight=weight).settings())
+    unknown = set(parse_grid(config.grid)) - known
+    if unknown:
+        raise ValueError(
+            f"--grid={config.grid}: settings {sorted(unknown)} are none of {sorted(known)}"
+        )
     given = {
         name: getattr(config, name)
         for name in ("steps", "log_every", "evaluate_every", "checkpoint_every")
