@@ -8,7 +8,7 @@ Data: a synthetic platelet world generated here (default), the Drosophila VNC st
 (``--data=vnc``), the platelet set of Guay et al. 2021 (``--data=platelets``), or any volume
 (``--image=... --labels=... --voxel_nm=50,4,4``).
 
-    python -m experiments.segment --minutes=7 --workdir=runs/first
+    python -m experiments.segment --minutes=7.5 --workdir=runs/first
     python -m experiments.segment --data=vnc --data_folder=data/vnc --seeds=0:8 --workdir=runs/vnc
     python -m experiments.segment --init_from=runs/first --extra_labels=corrections \\
         --learning_rate=3e-4 --workdir=runs/second
@@ -224,7 +224,7 @@ class Config(sources.DataOptions):
         return published | record | {"augmentation": augmentation}
 
 
-BEGUN = time.monotonic()
+BEGUN = time.monotonic()  # of the process, but for its imports until here
 PLANNED_ONLY = ("dimensions", "stem", "strides", "kernels", "neighbours", "block")
 """Flags of ``planned_unet``."""
 
@@ -595,7 +595,7 @@ def _schedule(config: Config) -> Schedule:
 def _fit_time(config: Config, sweep: Sweep, parts: sources.Parts, *, members: int) -> Config:
     """Plan the steps for the time that is left, by a probe of the compiled step."""
     probe = sweep.probe()
-    seen = sum(array.size for array in (sweep.data["evaluation_labels"],))
+    seen = sweep.data["evaluation_labels"].size
     volumes = (parts.evaluation, parts.test)
     cost = planning.Cost(
         step=probe.step,

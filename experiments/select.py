@@ -61,7 +61,7 @@ class Config:
     radius: float | None = option(None, "probcover (needed), max_herding, uncertainty_herding")
     class_balanced: bool = option(False, "as many of each predicted class, of any strategy")
     power: float | None = option(None, "of a score: draw in proportion to this power of it")
-    stride: int = option(1, "of a score: take every so manieth of the ranking")
+    stride: int = option(1, "of a score: take every n-th sample of the ranking")
     partitions: int = option(1, "choose in so many random parts of the pool")
     max_labelled: int | None = option(None, "labelled samples drawn for the parts")
     max_unlabelled: int | None = option(None, "unlabelled samples drawn for the parts")

@@ -30,7 +30,7 @@ class Query:
         the member's own network. ``max_softmax`` is ``odin`` at temperature 1 without a move.
       temperature: T of ODIN.
       move: epsilon of ODIN, of pictures in [0, 1].
-      stride: every so-manieth of the ranking (stride diversity).
+      stride: take every n-th sample of the ranking, n the stride (stride diversity).
       inverse: whether the least uncertain come first.
     """
 

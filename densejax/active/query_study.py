@@ -211,7 +211,7 @@ class Study:
         program = _Program(task, self.data, min(self.setting.slots or open_members, open_members))
         for cycle in range(self.setting.cycles):
             waiting = [m for m in same if len(m.accuracy) == cycle and not m.failed]
-            # The dear ones first: dealt out to the devices in turn, they keep these equally busy.
+            # Most work first: taken by the devices in turn, members then keep them equally busy.
             waiting.sort(key=lambda member: -self._work(member, cycle))
             for group in _groups(waiting, program.slots):
                 start = time.perf_counter()

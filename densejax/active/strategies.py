@@ -240,7 +240,7 @@ def from_arrays(
       given: names of the arrays that there are.
       options: what it is told.
       power: of a score: drawn in proportion to this power of it (``wrappers.power``).
-      stride: of a score: every so manieth of the ranking.
+      stride: of a score: take every n-th sample of the ranking, n the stride.
       class_balanced: as many of each predicted class, in the order of the options.
       partitions: random parts of the pool.
       subsample: further options of ``wrappers.partitioned``.

@@ -36,7 +36,7 @@ class Population:
 
     @property
     def failed(self) -> int:
-        """Seeds whose loss or parameters were no numbers any more."""
+        """Seeds that diverged: their loss or parameters became not-a-number or infinite."""
         return len(self.outcomes) - len(self.last)
 
 

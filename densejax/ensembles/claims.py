@@ -78,7 +78,7 @@ class Claims:
         """Claim a block that nobody has: the one after the last, else amid the longest free run.
 
         Returns:
-          Its name, or None if every block is done or in living hands.
+          Its name, or None if every block is done or held by a running process.
         """
         passed: set[str] = set()
         while True:

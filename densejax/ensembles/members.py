@@ -126,7 +126,7 @@ class Ensemble:
         if self.peak_bytes > limit:
             raise MemoryError(
                 f"a tile of {window} with {size} members needs {self.peak_bytes / 1e9:.2f} GB on "
-                f"each of {plan.devices} devices, and {limit / 1e9:.2f} GB are to be had: choose a "
+                f"each of {plan.devices} devices, and {limit / 1e9:.2f} GB are available: choose a "
                 "smaller --window or fewer members"
             )
 

@@ -226,7 +226,7 @@ def radii_along(
       progress: show a bar.
 
     Returns:
-      The radii; their ``dimension`` is 0, as nobody knows it.
+      The radii; their ``dimension`` is 0, which stands for unknown.
 
     Raises:
       ValueError: as in ``radii``, or the directions do not fit the parameters.

@@ -1,9 +1,10 @@
 """Plan a segmentation from its data: network, windows, sampling, steps, each with its reason.
 
 After nnU-Net (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z), which plans from a fingerprint
-of the data; departures are measured (``experiments/benchmarks/README.md``) and named where they
-stand. ``published`` is the thesis as it is, ``planned`` what this module decides. Whatever the user
-has asked for wins, and what depends on it follows.
+of the data. Departures: the finest scale may be coarser than the voxels (``stem``), a CPU's width
+follows from it, and batch and steps are small. What was measured for them stands in
+``experiments/results/README.md``. Whatever the user has asked for wins, and what depends on it
+follows.
 """
 
 import math
@@ -31,7 +32,7 @@ MOST_WIDTH = 256
 RARE_SHARE = 0.02  # of the labelled voxels, below which a class is sought
 LARGEST_TILE = 1024  # edge of a window in prediction
 BYTES_A_VALUE = 4
-LIVE_TENSORS = 14  # of a scale's size that a training step holds, measured on a CPU
+LIVE_TENSORS = 14  # of a scale's size that a step holds, a rough guess: the compiler's own follows
 LEAST_OF_A_WAVE = 6.0  # minutes of a run below which every device has one member only
 UPDATES = 2000  # of a member where no time is given
 
@@ -225,7 +226,7 @@ def _width(data: Fingerprint, network: str, stem: int) -> tuple[int, str]:
         return (9 if network == "unet" else 8), "about 0.6 million parameters"
     if data.platform == "cpu":
         return 8 * stem, "a CPU makes several steps a second at this width and stem"
-    return max(32, 8 * stem), "an accelerator computes it at no cost in steps a second"
+    return max(32, 8 * stem), "twice a CPU's, for an accelerator; not measured"
 
 
 def _window(
@@ -287,7 +288,7 @@ def _kernels(data: Fingerprint, strides: Sequence[str]) -> list[str]:
 
 def _batch(data: Fingerprint, flat: bool, window: Sequence[int]) -> tuple[int, str]:
     if data.platform != "cpu":
-        return 8 if flat else 2, "fills an accelerator"
+        return 8 if flat else 2, "more work for an accelerator; not measured"
     area = LARGEST_PLANE**2 * 2
     most = max(2, min(8, area // (window[1] * window[2] * window[0])))
     return most, "two windows or more, so that Dice meets several classes"

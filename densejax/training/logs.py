@@ -38,7 +38,7 @@ class Reporter:
         """The compiled step's memory, before anything is allocated."""
         self.say(
             f"compiled the training step in {seconds:.1f} s; {slots} instances at once need about "
-            f"{peak / 1e9:.2f} GB a device, {limit / 1e9:.2f} GB are to be had"
+            f"{peak / 1e9:.2f} GB a device, {limit / 1e9:.2f} GB are available"
         )
 
     def start(self, *, members: int, finished: int, resumed: int, steps: int) -> None:

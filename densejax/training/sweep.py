@@ -242,7 +242,7 @@ class Sweep:
             if population.per_device == 1:
                 raise MemoryError(
                     f"one instance a device needs {peak / 1e9:.2f} GB, and {limit / 1e9:.2f} GB "
-                    "are to be had: choose a smaller window, a narrower network or fewer devices"
+                    "are available: choose a smaller window, a narrower network or fewer devices"
                 )
             # State and activations grow at most in proportion to the slots, so this many fit.
             fitting = max(1, int(population.per_device * limit / peak))
