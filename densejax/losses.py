@@ -44,9 +44,7 @@ def weighted_cross_entropy(
     return total / jnp.maximum(jnp.sum(counts), 1)
 
 
-def soft_dice(
-    logits: Array, labels: Array, *, epsilon: Array | float = 1e-5, present_only: bool = False
-) -> jax.Array:
+def soft_dice(logits: Array, labels: Array, *, epsilon: Array | float = 1e-5) -> jax.Array:
     """Compute one minus the classes' mean soft Dice coefficient, its sums over the whole batch.
 
     ``1 - mean_c (2 sum_i p_ic g_ic + eps) / (sum_i p_ic + sum_i g_ic + eps)`` over labelled voxels
@@ -58,7 +56,6 @@ def soft_dice(
       logits: ``[b, ..., c]`` float.
       labels: ``[b, ...]`` int32 in 0..c-1, or -1 for not labelled, which never count.
       epsilon: smooths both sums, above 0.
-      present_only: average over the classes that have a labelled voxel in the batch only.
 
     Returns:
       The scalar loss in 0 to 1, float32; 0 where no voxel is labelled.
@@ -74,10 +71,7 @@ def soft_dice(
     sizes = jnp.sum(truth, axes).astype(jnp.float32)
     seen = jnp.sum(jnp.where(counts, shares, 0.0), axes)
     dice = (2 * common + epsilon) / (seen + sizes + epsilon)
-    if not present_only:
-        return jnp.where(jnp.any(counts), 1 - jnp.mean(dice), 0.0)
-    present = sizes > 0
-    return jnp.sum(jnp.where(present, 1 - dice, 0.0)) / jnp.maximum(jnp.sum(present), 1)
+    return jnp.where(jnp.any(counts), 1 - jnp.mean(dice), 0.0)
 
 
 def grouped_l2(

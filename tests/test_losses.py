@@ -114,7 +114,7 @@ def test_cross_entropy_compiles_and_maps(assert_modes_agree):
     assert_modes_agree(of_arrays, logits, labels, weights)
 
 
-def dice_by_hand(logits, labels, epsilon, present_only):
+def dice_by_hand(logits, labels, epsilon):
     """Class after class over the labelled voxels of the batch, float64."""
     kept = labels >= 0
     rows = logits[kept].astype(np.float64)
@@ -123,33 +123,22 @@ def dice_by_hand(logits, labels, epsilon, present_only):
     found = []
     for index in range(logits.shape[-1]):
         own = labels[kept] == index
-        if present_only and not own.any():
-            continue
         common = shares[own, index].sum()
         total = shares[:, index].sum() + own.sum()
         found.append((2 * common + epsilon) / (total + epsilon))
     return 1 - np.mean(found)
 
 
-@pytest.mark.parametrize("present_only", [False, True])
 @pytest.mark.parametrize("epsilon", [1e-5, 1.0])
 @pytest.mark.parametrize("absent", [False, True])
-def test_soft_dice_is_the_formula(absent, epsilon, present_only):
+def test_soft_dice_is_the_formula(absent, epsilon):
     logits, labels, _ = case(6)
     if absent:
         labels[labels == 2] = 0
-    found = soft_dice(logits, labels, epsilon=epsilon, present_only=present_only)
-    expected = dice_by_hand(logits, labels, epsilon, present_only)
+    found = soft_dice(logits, labels, epsilon=epsilon)
+    expected = dice_by_hand(logits, labels, epsilon)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert found.shape == () and found.dtype == jnp.float32
-
-
-def test_a_class_that_is_absent_counts_unless_only_those_present_do():
-    logits, labels, _ = case(7)
-    labels[labels == 2] = -1
-    every, some = soft_dice(logits, labels), soft_dice(logits, labels, present_only=True)
-    # Three of four classes are there; the fourth has a coefficient of nearly nothing.
-    np.testing.assert_allclose(1 - every, (1 - some) * 3 / 4, rtol=1e-4)
 
 
 def test_soft_dice_and_its_gradient_agree_with_torch():
@@ -182,35 +171,28 @@ def test_the_sums_of_soft_dice_go_over_the_whole_batch():
     assert abs(np.mean(each) - float(as_one)) > 1e-4
 
 
-@pytest.mark.parametrize("present_only", [False, True])
 @pytest.mark.parametrize("bad", [1e4, np.inf, np.nan])
-def test_what_is_not_labelled_never_counts_in_soft_dice(bad, present_only):
+def test_what_is_not_labelled_never_counts_in_soft_dice(bad):
     logits, labels, _ = case(11)
     other = logits.copy()
     other[labels < 0] = bad
     value, gradient = (
-        np.asarray(found)
-        for found in jax.value_and_grad(soft_dice)(
-            jnp.asarray(other), labels, present_only=present_only
-        )
+        np.asarray(found) for found in jax.value_and_grad(soft_dice)(jnp.asarray(other), labels)
     )
-    assert value == soft_dice(logits, labels, present_only=present_only)
+    assert value == soft_dice(logits, labels)
     assert not np.any(gradient[labels < 0])
     assert np.all(np.isfinite(gradient)) and np.all(np.any(gradient[labels >= 0], axis=-1))
 
 
-@pytest.mark.parametrize("present_only", [False, True])
-def test_nothing_labelled_is_no_soft_dice(present_only):
+def test_nothing_labelled_is_no_soft_dice():
     logits, labels, _ = case(12)
-    value, gradient = jax.value_and_grad(soft_dice)(
-        jnp.asarray(logits), np.full_like(labels, -1), present_only=present_only
-    )
+    value, gradient = jax.value_and_grad(soft_dice)(jnp.asarray(logits), np.full_like(labels, -1))
     assert value == 0 and not np.any(gradient)
 
 
 def test_soft_dice_compiles_and_maps(assert_modes_agree):
     logits, labels, _ = case(13)
-    assert_modes_agree(lambda a, b: soft_dice(a, b, present_only=True), logits, labels)
+    assert_modes_agree(soft_dice, logits, labels)
 
 
 PARAMS = {

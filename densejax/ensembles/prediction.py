@@ -123,8 +123,8 @@ def check_room(folder: Path, layout: Layout, *, memory: int, left: float = 1.0) 
     free = shutil.disk_usage(folder).free
     if memory > have:
         raise MemoryError(
-            f"the prediction needs about {_size(memory)} of memory, and {_size(have)} are to be "
-            "had (control group included): choose a smaller --window or fewer --devices"
+            f"the prediction needs about {_size(memory)} of memory, and {_size(have)} are "
+            "available (control group included): choose a smaller --window or fewer --devices"
         )
     if disk / LUCKY_COMPRESSION > free:
         raise OSError(

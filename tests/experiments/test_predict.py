@@ -303,7 +303,7 @@ def test_an_older_run_has_no_grey_levels_to_normalise_by(world, tmp_path):
 
 def test_what_cannot_fit_is_refused(world, tmp_path, monkeypatch):
     monkeypatch.setattr("densejax.ensembles.prediction.memory_limit", lambda devices: 10**8)
-    with pytest.raises(MemoryError, match=r"about .* GB of memory, and 0.10 GB are to be had"):
+    with pytest.raises(MemoryError, match=r"about .* GB of memory, and 0.10 GB are available"):
         predict.run(config_of(world, overlap="third"), tmp_path)
 
 
