@@ -202,6 +202,7 @@ def plan(data: Fingerprint, asked: Mapping[str, Any]) -> Plan:
     views = "turns" if square and tile[0] <= FLAT_DEPTH else "flips"
     settle("views", views, "sections have no preferred direction")
     settle("blend", "gaussian", "seams weigh least")
+    settle("ensemble", "largest", "a few voxels of a rare class decide the best")
     return Plan(values, reasons)
 
 

@@ -20,7 +20,7 @@ from densejax import metrics, trees
 from densejax.data.datasets import LabelledVolume, standardise
 from densejax.ensembles.distributions import bimodality, bootstrap_median, summarise
 from densejax.ensembles.predict import Prediction, Sizes, member_probabilities, predict_volume
-from densejax.ensembles.rank import rank_members
+from densejax.ensembles.rank import Choice, choose_size, rank_members
 from densejax.ensembles.tiles import Blend
 from densejax.ensembles.views import Views
 from densejax.plots.curves import learning_curves, top_k_curve
@@ -38,6 +38,7 @@ from densejax.training.folders import Outcome, read_metrics
 from densejax.typing import Batch, Key, Params
 
 AUGMENTED_WINDOWS = 16
+BLOCK_COLUMNS = 4  # along y and along x, that an evaluation volume is resampled by
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a sweep came to."""
+    """What a sweep came to; ``size`` members are the ensemble, chosen on the evaluation volume."""
 
     outcomes: tuple[Outcome, ...]
     ranked: tuple[Outcome, ...]
@@ -69,6 +70,7 @@ class Summary:
     test: Judged | None
     files: tuple[Path, ...]
     forest: Forest | None = None
+    size: int = 1
 
     @property
     def failed(self) -> int:
@@ -115,6 +117,7 @@ def summarise_sweep(
     views: Views = "one",
     blend: Blend = "centre",
     forest: Forest | None = None,
+    choice: Choice = "best",
 ) -> Summary:
     """Rank the members, label evaluation and test volumes by ensembles of every size, write it all.
 
@@ -131,6 +134,7 @@ def summarise_sweep(
       views: of a window that predictions are averaged over.
       blend: of neighbouring predictions.
       forest: a baseline's labels of the test volume, for tables and pictures.
+      choice: of the ensemble's size on the evaluation volume.
 
     Returns:
       The summary; without ensembles where every member failed.
@@ -161,7 +165,8 @@ def summarise_sweep(
             progress=partial(progress_of_labelling, volume.name),
         )
         judged.append(judge(volume, prediction, parts.organelles))
-    summary = Summary(tuple(outcomes), tuple(ranked), judged[0], judged[1], (), forest)
+    size = choose_size(tables_of_blocks(judged[0]), choice)
+    summary = Summary(tuple(outcomes), tuple(ranked), judged[0], judged[1], (), forest, size)
     files = [*_write_tables(folder, summary), *write_volumes(folder, judged[1])]
     files += _draw(folder, summary)
     summary = replace(summary, files=tuple(files))
@@ -204,6 +209,29 @@ def judge(volume: LabelledVolume, prediction: Prediction, organelles: tuple[int,
         np.stack([count(labels) for labels in prediction.members]),
         np.stack([count(labels) for labels in prediction.cumulative]),
         organelles,
+    )
+
+
+def tables_of_blocks(judged: Judged) -> np.ndarray:
+    """Confusion counts of the ensembles in columns through all sections, [k, n, c, c] int64.
+
+    An object runs through several sections, so a column holds more that is independent of the
+    others than a section does.
+    """
+    labels, classes = judged.volume.labels, len(judged.volume.class_names)
+    rows, columns = (
+        np.minimum(np.arange(size) * BLOCK_COLUMNS // size, BLOCK_COLUMNS - 1)
+        for size in labels.shape[1:]
+    )
+    block = np.broadcast_to(rows[:, None] * BLOCK_COLUMNS + columns, labels.shape)
+    known = labels >= 0
+    cell = (block[known].astype(np.int64) * classes + labels[known]) * classes
+    length = BLOCK_COLUMNS**2 * classes**2
+    return np.stack(
+        [
+            np.bincount(cell + labelled[known], minlength=length).reshape(-1, classes, classes)
+            for labelled in judged.prediction.cumulative
+        ]
     )
 
 
@@ -256,7 +284,7 @@ def _numbers(summary: Summary) -> dict[str, Any]:
     """The summary's numbers; ``top_k`` is chosen on the evaluation volume, never on the test."""
     assert summary.evaluation is not None and summary.test is not None
     scores = np.array([outcome.best_score for outcome in summary.ranked])
-    chosen = int(np.argmax(mean_ious(summary.evaluation.ensembles)))
+    chosen = summary.size - 1
     numbers: dict[str, Any] = {"members": len(summary.outcomes), "failed": summary.failed}
     numbers["peak_evaluation_miou"] = summarise(scores).__dict__ | {"scores": scores.tolist()}
     if len(scores) > 1:
@@ -270,7 +298,7 @@ def _numbers(summary: Summary) -> dict[str, Any]:
             "sections": list(summary.forest.sections),
             "seconds": summary.forest.seconds,
         }
-    boundaries = _boundaries(summary, chosen)
+    boundaries = _boundaries(summary)
     if boundaries:
         numbers["boundaries"] = boundaries
     for part in ("evaluation", "test"):
@@ -289,7 +317,7 @@ def _numbers(summary: Summary) -> dict[str, Any]:
     return numbers
 
 
-def _boundaries(summary: Summary, chosen: int) -> dict[str, Any]:
+def _boundaries(summary: Summary) -> dict[str, Any]:
     """Scores of the regions between membranes on the test volume, where a class is one."""
     assert summary.test is not None
     volume, prediction = summary.test.volume, summary.test.prediction
@@ -297,7 +325,7 @@ def _boundaries(summary: Summary, chosen: int) -> dict[str, Any]:
     if boundary is None:
         return {}
     labelled = {"best single": prediction.members[0]}
-    labelled[f"Top-{chosen + 1}"] = prediction.cumulative[chosen]
+    labelled[f"Top-{summary.size}"] = prediction.cumulative[summary.size - 1]
     forest = summary.forest
     if forest is not None and forest.sections[0] == forest.sections[1]:
         labelled = {"random forest": forest.labels} | labelled
@@ -373,7 +401,7 @@ def _draw(folder: Path, summary: Summary) -> list[Path]:
     """All pictures of a sweep; the volume shown is the test volume."""
     assert summary.evaluation is not None and summary.test is not None
     test, names = summary.test, summary.test.volume.class_names
-    chosen = int(np.argmax(mean_ious(summary.evaluation.ensembles)))
+    chosen = summary.size - 1
     steps, scores = _curves(summary.ranked)
     sizes = np.arange(1, len(summary.ranked) + 1)
     peaks = np.array([outcome.best_score for outcome in summary.ranked])
@@ -476,7 +504,7 @@ def _print(summary: Summary) -> None:
         org = [numbers[part]["top_k_organelles"] for part in ("evaluation", "test")]
         label = f"Top-{numbers['top_k']}, MIoU(org)"
         print(f"{label:<28}{org[0]:>12.4f}{org[1]:>12.4f}")
-    _print_classes(summary, numbers["top_k"] - 1)
+    _print_classes(summary)
     for name, scores in numbers.get("boundaries", {}).items():
         if name != "class":
             rand, split, merge, error = scores.values()
@@ -492,12 +520,12 @@ def _print(summary: Summary) -> None:
         print(f"  {path}")
 
 
-def _print_classes(summary: Summary, chosen: int) -> None:
+def _print_classes(summary: Summary) -> None:
     """IoU of every class on the test volume: forest, best single, ensemble."""
     if summary.test is None:
         return
     tables = {"best single": summary.test.members[0]}
-    tables[f"Top-{chosen + 1}"] = summary.test.ensembles[chosen]
+    tables[f"Top-{summary.size}"] = summary.test.ensembles[summary.size - 1]
     if summary.forest is not None:
         tables = {"random forest": summary.forest.confusion} | tables
     columns = {name: np.asarray(metrics.iou(table)) for name, table in tables.items()}

@@ -33,6 +33,7 @@ from absl import app, flags, logging
 from densejax.data.augment import training_arrays
 from densejax.data.sampling import class_table
 from densejax.instances import Population, instance_key
+from densejax.segmentation import recipes
 from densejax.training.slots import Programs, empty_slot
 from experiments import segment
 from experiments.benchmarks import measure
@@ -121,8 +122,8 @@ def _networks(small: bool) -> dict[str, segment.Config]:
     published = segment.Config(
         recipe="published", width=4 if small else 32, window=(5, 64, 64) if small else (5, 300, 300)
     )
-    settled = {name: segment.settle(c, None) for name, c in (("2d", two), ("3d", cube))}
-    return {"hybrid": segment.settle(published, None)} | settled
+    settled = {name: recipes.settle(c, None) for name, c in (("2d", two), ("3d", cube))}
+    return {"hybrid": recipes.settle(published, None)} | settled
 
 
 def _world(window: Sequence[int]) -> dict[str, Any]:

@@ -18,13 +18,14 @@ from densejax.data.volumes import open_volume
 from densejax.ensembles.predict import member_probabilities
 from densejax.ensembles.prediction import read_prediction
 from densejax.ensembles.tiles import corner, grid_of, slices
+from densejax.segmentation import recipes
 from densejax.segmentation.prediction.trained_run import LEARNED_FROM, open_run
 from densejax.training.checkpoint import save_tree
 from densejax.training.config import save_config
 from experiments import predict, segment
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = segment.settle(
+SETTINGS = recipes.settle(
     segment.Config(
         recipe="published",
         network="unet3d_thin",

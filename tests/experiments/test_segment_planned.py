@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from densejax.segmentation import planning
+from densejax.segmentation import planning, recipes
 from densejax.segmentation.prediction.trained_run import read_config
 from densejax.segmentation.sources import load_parts
 from densejax.training.config import check_same_config, save_config
@@ -85,12 +85,12 @@ def test_a_folder_of_another_recipe_or_version_is_refused(finished, tmp_path):
 
 
 def test_a_run_from_before_there_were_recipes_is_a_published_one(tmp_path):
-    published = segment.settle(segment.Config(recipe="published", network="unet", width=4), None)
+    published = recipes.settle(segment.Config(recipe="published", network="unet", width=4), None)
     save_config(published, tmp_path / "config.json")
     kept = json.loads((tmp_path / "config.json").read_text())
     new = {"recipe", "recipe_version", "minutes", "baseline", "norm", "loss", "optimiser"}
     new |= {"schedule", "views", "blend", "prediction_window", "precision"}
-    new |= set(segment.PLANNED_ONLY)
+    new |= set(recipes.PLANNED_ONLY)
     old = {name: value for name, value in kept.items() if name not in new}
     for name in ("quarter_turns", "resampling", "rotation", "scaling", "warp", "gamma"):
         del old["augmentation"][name]
@@ -99,13 +99,13 @@ def test_a_run_from_before_there_were_recipes_is_a_published_one(tmp_path):
     assert (read.recipe, read.network, read.width) == ("published", "unet", 4)
     assert segment.build(read, 7)[1].descent is None
     with pytest.raises(ValueError, match="--recipe=published"):
-        segment.begun_with(TINY, tmp_path)
+        recipes.begun_with(TINY, tmp_path)
     asked = segment.Config(recipe="published", network="unet", width=4)
-    goes_on = segment.settle(segment.begun_with(asked, tmp_path), None)
+    goes_on = recipes.settle(recipes.begun_with(asked, tmp_path), None)
     check_same_config(goes_on, tmp_path, ignore=segment.VARYING)
     with pytest.raises(ValueError, match=r"width was 4 and is 5"):
-        other = segment.begun_with(replace(asked, width=5), tmp_path)
-        check_same_config(segment.settle(other, None), tmp_path, ignore=segment.VARYING)
+        other = recipes.begun_with(replace(asked, width=5), tmp_path)
+        check_same_config(recipes.settle(other, None), tmp_path, ignore=segment.VARYING)
 
 
 def test_whole_volumes_are_predicted_as_the_run_does_it(finished):
@@ -121,16 +121,16 @@ def test_the_time_is_planned_from_a_probe_and_nothing_of_the_probe_stays(tmp_pat
     )
     steps = {}
 
-    def stop(config, sweep, parts, *, members):
-        found = fit(config, sweep, parts, members=members)
+    def stop(config, sweep, parts, *, members, left):
+        found = fit(config, sweep, parts, members=members, left=left)
         steps["planned"] = found.steps
         return replace(found, steps=6, log_every=2, evaluate_every=2, checkpoint_every=2)
 
-    fit, segment._fit_time = segment._fit_time, stop
+    fit, recipes.fit_time = recipes.fit_time, stop
     try:
         summary = segment.run(timed, tmp_path / "timed")
     finally:
-        segment._fit_time = fit
+        recipes.fit_time = fit
     assert steps["planned"] > 100
     assert re.search(r"s are left of 60 minutes; a step takes \d+ ms", capsys.readouterr().out)
     plain = segment.run(TINY, tmp_path / "plain")
@@ -153,7 +153,7 @@ def test_every_network_trains_by_the_planned_recipe_shape_wise(network, norm):
 
     config = segment.Config(world=(12, 160, 160), network=network, width=2, norm=norm, batch=2)
     parts = load_parts(config)
-    config = segment.settle(config, parts)
+    config = recipes.settle(config, parts)
     model, task = segment.build(config, 7)
     state = jax.eval_shape(lambda key: task.init(key, {}), jax.random.key(0))
     names = {str(p[-1]) for p, _ in jax.tree_util.tree_flatten_with_path(state["params"])[0]}

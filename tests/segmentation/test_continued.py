@@ -12,6 +12,7 @@ import tifffile
 
 from densejax.data.augment import draw_window, training_arrays
 from densejax.data.extra_windows import draw_mixed_window
+from densejax.segmentation import recipes
 from densejax.segmentation.corrections import continued
 from densejax.segmentation.corrections.extra_labels import Subject, digest_of, start_corrections
 from densejax.segmentation.prepare import sweep_data
@@ -41,7 +42,7 @@ def setting(tmp_path_factory):
         tifffile.imwrite(folder / f"{name}.tif", array, photometric="minisblack")
     unseen = random.integers(0, 250, UNSEEN).astype(np.uint8)
     tifffile.imwrite(folder / "unseen.tif", unseen, photometric="minisblack")
-    config = segment.settle(
+    config = recipes.settle(
         segment.Config(
             recipe="published",
             baseline=False,

@@ -11,12 +11,13 @@ import pytest
 
 from densejax.data.augment import training_arrays
 from densejax.data.sampling import class_table
+from densejax.segmentation import recipes
 from densejax.training.slots import _advance, empty_slot
 from experiments import segment
 
 DEVICES = 4
 MEMORY = 16e9  # bytes of a v5e chip
-PLANNED = segment.settle(
+PLANNED = recipes.settle(
     segment.Config(
         recipe_version=1,
         network="planned_unet",
