@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tifffile
 
 from densejax.segmentation import planning, recipes
+from densejax.segmentation.corrections.extra_labels import Subject, digest_of, start_corrections
 from densejax.segmentation.prediction.trained_run import read_config
 from densejax.segmentation.sources import load_parts
 from densejax.training.config import check_same_config, save_config
+from densejax.training.recording import frames_of
 from experiments import predict, segment
 
 # Two scales of two channels compile in seconds.
@@ -136,6 +139,39 @@ def test_the_time_is_planned_from_a_probe_and_nothing_of_the_probe_stays(tmp_pat
     plain = segment.run(TINY, tmp_path / "plain")
     assert summary.outcomes[0].best_score == plain.outcomes[0].best_score
     np.testing.assert_array_equal(summary.test.prediction.labels, plain.test.prediction.labels)
+
+
+def test_a_run_trains_on_with_corrections_and_records_frames(finished, tmp_path):
+    before, _ = finished
+    parts = load_parts(TINY)
+    random = np.random.default_rng(0)
+    unseen = random.integers(0, 250, (2, 80, 80)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "unseen.tif", unseen, photometric="minisblack")
+    stored = random.integers(0, 7, (1, 72, 70)).astype(np.uint8)
+    folder = tmp_path / "corrections" / "collected" / "0001"
+    subject = Subject(
+        str(tmp_path / "unseen.tif"), None, unseen.shape, parts.train.voxel_nm, parts.class_names
+    )
+    start_corrections(tmp_path / "corrections", subject)
+    folder.mkdir(parents=True)
+    tifffile.imwrite(folder / "block_0.tif", stored)
+    block = {"name": "block_0", "file": "block_0.tif", "export": "export 1", "offset": [0, 0, 0]}
+    block |= {"shape": [1, 72, 70], "digest": digest_of(stored), "mean": 125.0, "deviation": 72.0}
+    (folder / "collected.json").write_text(json.dumps({"blocks": [block]}))
+    config = replace(
+        TINY,
+        width=None,
+        strides=None,
+        kernels=None,
+        init_from=str(before),
+        extra_labels=str(tmp_path / "corrections"),
+        record=2,
+    )
+    summary = segment.run(config, tmp_path / "after")
+    kept = json.loads((tmp_path / "after" / "config.json").read_text())
+    assert (kept["width"], kept["strides"]) == (2, ["1x2x2", "1x2x2"])
+    assert [step for step, _ in frames_of(tmp_path / "after" / "seeds" / "0000")] == [0, 2, 4, 6]
+    assert summary.outcomes[0].step == 6
 
 
 def test_the_split_does_not_depend_on_the_window():

@@ -1,0 +1,144 @@
+"""At equal cost, is one network trained longer better than several that are combined?
+
+From the runs of ``race`` (or any runs of ``experiments.segment`` on the same test volume): every
+run's members are grouped into ensembles of 1, 2, 4, 8 that share no member, and each is scored on
+the test volume by the run's own windows and views. An ensemble costs its members' share of the
+run's CPU seconds, start and prediction included; so ensembles of runs of different lengths lie on
+one axis:
+
+    python -m experiments.benchmarks.equal_cost --runs=race/short=180,race/long=1400
+
+A run is given with the CPU seconds of one of its members. Writes ``equal_cost.json``, ``.md`` and
+``.png``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from densejax.data.datasets import standardise
+from densejax.ensembles.predict import member_probabilities, predict_volume
+from densejax.plots import style
+from densejax.segmentation import report, sources
+from densejax.segmentation.prediction.trained_run import read_config
+from densejax.training.checkpoint import restore_tree
+from experiments import segment
+from experiments.benchmarks import measure
+
+# Imported, a script keeps its flags to itself: the names recur in others.
+FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
+OUT = flags.DEFINE_string(
+    "out", str(Path(__file__).parent / "results"), "folder of the report", flag_values=FLAGS
+)
+RUNS = flags.DEFINE_list(
+    "runs", [], "folders of runs, each with =CPU seconds of a member", flag_values=FLAGS
+)
+SIZES = (1, 2, 4, 8)
+COLUMNS = ("CPU s a member", "members", "CPU s", "MIoU", "groups")
+
+
+def groups_of(members: int) -> list[tuple[int, ...]]:
+    """Disjoint groups of each size, in the order of the seeds; what is left over is in none."""
+    return [
+        tuple(range(start, start + size))
+        for size in SIZES
+        for start in range(0, members - size + 1, size)
+    ]
+
+
+def scores_of(workdir: Path) -> dict[int, list[float]]:
+    """Test MIoU of the ensembles of each size, of one run.
+
+    Raises:
+      FileNotFoundError: no member of the run has ended.
+    """
+    config = read_config(segment.Config, workdir)
+    parts = sources.load_parts(config)
+    model, task = segment.build(config, len(parts.class_names))
+    template = jax.eval_shape(task.init_params, jax.random.key(0))
+    folders = sorted(path.parent for path in workdir.glob("seeds/*/DONE"))
+    if not folders:
+        raise FileNotFoundError(f"{workdir}: no member has ended (seeds/*/DONE)")
+    trees = [restore_tree(folder / "best", template) for folder in folders]
+    stacked: Any = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+    views: Any = config.views
+    members = member_probabilities(task.network, stacked, len(folders), views=views)
+    groups = groups_of(len(folders))
+
+    def together(tile: np.ndarray) -> np.ndarray:
+        shares = members(tile)
+        return np.stack([shares[list(group)].mean(0) for group in groups])
+
+    tile = sources.three(config.prediction_window or (), "--prediction_window")
+    blend: Any = config.blend
+    prediction = predict_volume(
+        together,
+        standardise(parts.test.images),
+        window=tile,
+        output=model.output_window(tile),
+        anisotropy=report.anisotropy(parts.test),
+        blend=blend,
+    )
+    judged = report.judge(parts.test, prediction, ())
+    found: dict[int, list[float]] = {}
+    for group, score in zip(groups, report.mean_ious(judged.members), strict=True):
+        found.setdefault(len(group), []).append(float(score))
+    return found
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """MIoU over the CPU seconds of an ensemble, a line for each number of members."""
+    figure = style.new_figure(4.6, 3.0)
+    axes = figure.add_subplot()
+    style.dress(axes, x="CPU seconds of all members together", y="test MIoU")
+    axes.set_xscale("log", base=2)
+    for size, colour in zip(SIZES, style.SERIES_COLOURS, strict=False):
+        own = sorted((row for row in rows if row["members"] == size), key=lambda row: row["CPU s"])
+        for row in own:
+            axes.plot([row["CPU s"]] * len(row["scores"]), row["scores"], ".", color=colour, ms=3)
+        name = f"{size} member{'s' * (size > 1)}"
+        means = [np.mean(row["scores"]) for row in own]
+        axes.plot([row["CPU s"] for row in own], means, color=colour, label=name)
+    ticks = sorted({row["CPU s"] for row in rows})
+    axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks], rotation=45)
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=style.TICK_SIZE, labelcolor=style.INK)
+    return style.save(figure, path)
+
+
+def run(argv: Sequence[str]) -> None:
+    """Score every run and write the report."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
+    logging.set_verbosity(logging.WARNING)
+    if not RUNS.value or not all("=" in text for text in RUNS.value):
+        raise app.UsageError("--runs=FOLDER=SECONDS,...: expected at least one, each with seconds")
+    rows: list[dict[str, Any]] = []
+    for text in RUNS.value:
+        folder, _, seconds = text.rpartition("=")
+        for size, scores in scores_of(Path(folder)).items():
+            middle, spread = np.mean(scores), f"{min(scores):.3f} to {max(scores):.3f}"
+            rows.append(
+                {
+                    "run": Path(folder).name,
+                    "CPU s a member": float(seconds),
+                    "members": size,
+                    "CPU s": size * float(seconds),
+                    "MIoU": f"{middle:.3f}" + (f" ({spread})" if len(scores) > 1 else ""),
+                    "groups": len(scores),
+                    "scores": scores,
+                }
+            )
+    rows.sort(key=lambda row: (row["CPU s"], row["members"]))
+    out, where = Path(OUT.value), measure.machine()
+    text = f"{measure.heading('Members or length', where, {})}\n{measure.markdown(rows, COLUMNS)}"
+    measure.write(out, "equal_cost", result={"machine": where, "rows": rows}, text=text)
+    draw(rows, out / "equal_cost.png")
+
+
+if __name__ == "__main__":
+    app.run(run)
