@@ -20,16 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jax.numpy as jnp
-
 from densejax.ensembles.blocks import BLOCK_VOXELS
 from densejax.segmentation.prediction.job import Architecture, prepare
+from densejax.segmentation.prediction.load import architecture_of
 from densejax.segmentation.prediction.trained_run import TrainedRun, open_run, read_config
 from densejax.segmentation.prediction.whole_volume import Result, predict
-from densejax.segmentation.sources import three
+from densejax.segmentation.recipes import RecipeOptions
 from densejax.training.config import check_same_config, option, start_folder
 from densejax.training.entry import main
-from experiments import segment
 
 # Settings that change no byte: a prediction may go on with others.
 VARYING = ("devices", "skip_unreadable")
@@ -89,20 +87,12 @@ class Config:
 
 def build(config: Config, run: TrainedRun) -> Architecture:
     """The network of the run, in both precisions."""
-    settings = read_config(segment.Config, config.run)
-    model, task = segment.build(settings, len(run.class_names))
-    return Architecture(
-        init_params=task.init_params,
-        networks={"float32": model.apply, "bfloat16": model.clone(dtype=jnp.bfloat16).apply},
-        output_window=model.output_window,
-        window=three(settings.window or (), "--window"),
-        larger=three(settings.prediction_window or settings.window or (), "--window"),
-    )
+    return architecture_of(read_config(RecipeOptions, config.run, part=True), run)
 
 
 def as_the_run(config: Config) -> Config:
     """The configuration with the run's own views and blending where none are asked for."""
-    settings = read_config(segment.Config, config.run)
+    settings = read_config(RecipeOptions, config.run, part=True)
     own: dict[str, Any] = {"blend": settings.blend or "centre", "views": settings.views or "one"}
     return replace(
         config, **{name: value for name, value in own.items() if getattr(config, name) == "auto"}

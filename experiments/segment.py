@@ -37,11 +37,11 @@ from densejax.data.augment import Augmentation, draw_window
 from densejax.data.extra_windows import draw_mixed_window
 from densejax.data.sampling import Sampling
 from densejax.instances import instance_key
-from densejax.models import hybrid, unet, unet3d
+from densejax.models import hybrid
 from densejax.models.layers import draw_parameters
-from densejax.models.planned_unet import PlannedUNet
-from densejax.segmentation import baseline, planning, recipes, report, sources
+from densejax.segmentation import baseline, recipes, report, sources
 from densejax.segmentation.corrections import continued
+from densejax.segmentation.networks import network_of
 from densejax.segmentation.prepare import sweep_data
 from densejax.segmentation.rendering.films import record_section
 from densejax.segmentation.task import PUBLISHED_L2, Descent, WindowTask
@@ -63,10 +63,6 @@ class Config(recipes.RecipeOptions):
     """Everything that decides a result; what is None, the recipe decides before any training."""
 
     baseline: bool = option(True, "train a random forest on filters first, to compare with")
-    logit_relu: bool = option(
-        False, "ReLU on the logits, as released; kills the logits of whole classes (see results)"
-    )
-    released_upsampling: bool = option(False, "upsample z in the pyramid, as released")
     warmup: int = option(30, "steps over which the learning rate rises (not published)")
     weight_decay: float = option(0.01, "of kernels, for adamw and sgd")
     clip: float = option(12.0, "largest norm of the gradient, for adamw and sgd; 0: any")
@@ -100,26 +96,7 @@ def build(config: Config, classes: int) -> tuple[Any, WindowTask]:
     if config.recipe == "published":
         config = recipes.settle(config, None)
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
-    norm: Any = config.norm or "none"
-    common: dict[str, Any] = {
-        "classes": classes,
-        "width": config.width,
-        "logit_relu": config.logit_relu,
-        "norm": norm,
-        "dtype": dtype,
-    }
-    hybrid_options = common | {"upsample_z": config.released_upsampling}
-    networks: dict[str, Any] = {
-        "planned_unet": lambda: _planned_unet(config, classes, dtype),
-        "hybrid": lambda: hybrid.Hybrid2D3D(**hybrid_options),
-        "no_multi_loss": lambda: hybrid.Hybrid2D3D(**hybrid_options),
-        "no_3x3x3": lambda: hybrid.Hybrid2D3D(**hybrid_options, conv3d_in_2d=False),
-        "no_pyramid": lambda: hybrid.Hybrid2D3D(**hybrid_options, pyramid=False),
-        "unet": lambda: unet.UNet(**common, padding="SAME"),
-        "unet3d_thin": lambda: unet3d.thin(**common),
-        "unet3d_thick": lambda: unet3d.thick(**common),
-    }
-    model = networks[str(config.network)]()
+    model = network_of(config, classes, dtype=dtype)
     published = config.optimiser == "published"
     penalised = published and isinstance(model, hybrid.Hybrid2D3D)
     window = sources.three(config.window or (), "--window")
@@ -172,22 +149,6 @@ def sampling_of(config: Config) -> Sampling | None:
     if config.spacing or (config.class_share is None and config.reject_empty is None):
         return None
     return Sampling(config.class_share or 0.0, config.reject_empty or 0.0)
-
-
-def _planned_unet(config: Config, classes: int, dtype: Any) -> PlannedUNet:
-    strides = tuple(planning.parse_sizes(text) for text in config.strides or ())
-    width = config.width or 1
-    return PlannedUNet(
-        classes=classes,
-        widths=tuple(min(width * 2**i, planning.MOST_WIDTH) for i in range(len(strides))),
-        kernels=tuple(planning.parse_sizes(text) for text in config.kernels or ()),
-        strides=strides,
-        neighbours=config.neighbours or 0,
-        block=config.block or "plain",
-        norm=config.norm or "none",
-        deep_supervision=bool(config.deep_supervision),
-        dtype=dtype,
-    )
 
 
 def run(config: Config, workdir: Path) -> report.Summary:

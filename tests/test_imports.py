@@ -33,8 +33,6 @@ ONLY = {
     "jax.experimental.shard_map": ("densejax/instances.py",),
     "jax.experimental.mesh_utils": ("densejax/instances.py",),
 }
-# An experiment that goes on from another's runs builds their networks by the other's ``build``.
-CONTINUES = {"experiments/predict.py": "experiments.segment"}
 # Whatever they are reached through; a bare "Mesh" may be a surface of triangles.
 MESH_NAMES = {"pmap", "shard_map", "make_mesh", "create_device_mesh", "PmapSharding"}
 
@@ -84,7 +82,7 @@ def _wrong_arrow(name: str, path: Path) -> list[str]:
     arrow = [f"{path} imports {name}"]
     if parts[0] == "experiments":
         allowed = top == "tests" or path.parts[:2] == ("experiments", "benchmarks")
-        return [] if allowed or name.startswith(CONTINUES.get(path.as_posix(), "-")) else arrow
+        return [] if allowed else arrow
     if top == "launch":
         return arrow if parts[0] in ("jax", "jaxlib", "flax", "optax", "densejax") else []
     if parts[0] == "launch":

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import jax
+import numpy as np
+
 from densejax.active import (
     balanced,
     balancing,
@@ -26,7 +29,7 @@ from densejax.active import (
     typiclust,
     wrappers,
 )
-from densejax.active.pool import Score, Selector
+from densejax.active.pool import Pool, Score, Selection, Selector, check_budget, members
 from densejax.active.records import Strategy
 from densejax.classification.task import ImageTask
 from densejax.typing import Array
@@ -278,3 +281,97 @@ def as_text(needs: Needs) -> str:
     if tuple(needs) == ANY:
         return "any file of the pool"
     return ", or ".join(" and ".join(f"--{name}" for name in one) for one in needs)
+
+
+def select(
+    strategy: str,
+    *,
+    budget: int,
+    features: Any = None,
+    head: Sequence[Any] | Mapping[str, Any] | None = None,
+    logits: Any = None,
+    probabilities: Any = None,
+    passes: Any = None,
+    labels: Array | None = None,
+    labelled: Array | None = None,
+    held_out: Array | None = None,
+    seed: int = 0,
+    options: Options | None = None,
+    **wrapped: Any,
+) -> Selection:
+    """Choose what to label next from arrays, by the name of a strategy.
+
+    Args:
+      strategy: of ``STRATEGIES``, such as ``base``, ``mase``, ``margin``, ``core_set``, ``badge``.
+      budget: samples to choose.
+      features: [n, d] floating; like all arrays of n rows it may be a memory map.
+      head: the linear head on the features: ``(kernel [d, c], bias [c])``, or by name, as Flax
+        (``kernel`` [d, c], ``bias`` [c]) or PyTorch (``weight`` [c, d], ``bias`` [c]) has it.
+      logits: [n, c] floating, where features and head do not give them.
+      probabilities: [n, c] floating, rows sum to 1.
+      passes: [n, m, c] floating, probabilities of m stochastic passes or members.
+      labels: [n] integers, -1 where unknown.
+      labelled: samples that are labelled: indices, or [n] bool.
+      held_out: samples that are never chosen: indices, or [n] bool.
+      seed: of whatever is drawn.
+      options: what the strategy may be told.
+      wrapped: ``power``, ``stride``, ``class_balanced``, ``partitions`` and ``subsample`` of
+        ``from_arrays``.
+
+    Returns:
+      Indices in the order of the query, and the score by which each was chosen.
+
+    Raises:
+      ValueError: the strategy is unknown or needs an array that is not given, arrays do not agree,
+        or the budget is larger than what may be chosen.
+    """
+    arrays = {
+        "features": features,
+        "logits": logits,
+        "probabilities": probabilities,
+        "passes": passes,
+    }
+    kernel, bias = _head(head)
+    given = [name for name, array in arrays.items() if array is not None]
+    given += ["weights"] if head is not None else []
+    given += ["labels"] if labels is not None else []
+    selector = from_arrays(strategy, given, options or Options(), **wrapped)
+    rows = next((a for a in (*arrays.values(), labels) if a is not None), None)
+    assert rows is not None  # every strategy needs one of them
+    pool = Pool(
+        **arrays,
+        kernel=kernel,
+        bias=bias,
+        labels=labels,
+        labelled=_mask("labelled", labelled, rows.shape[0]),
+        held_out=_mask("held_out", held_out, rows.shape[0]),
+    )
+    return selector(jax.random.key(seed), pool, check_budget(pool, budget))
+
+
+def _head(head: Sequence[Any] | Mapping[str, Any] | None) -> tuple[Any, Any]:
+    if head is None:
+        return None, None
+    if isinstance(head, Mapping):
+        if set(head) in ({"weight"}, {"weight", "bias"}):
+            return np.asarray(head["weight"]).T, head.get("bias")
+        if set(head) in ({"kernel"}, {"kernel", "bias"}):
+            return head["kernel"], head.get("bias")
+        raise ValueError(
+            f"head has {sorted(head)}: expected kernel [d, c] or weight [c, d], and bias [c]"
+        )
+    if len(head) != 2:
+        raise ValueError(f"head has {len(head)} arrays: expected kernel [d, c] and bias [c]")
+    return head[0], head[1]
+
+
+def _mask(name: str, chosen: Array | None, size: int) -> np.ndarray | None:
+    """[n] bool from a mask or from indices."""
+    if chosen is None:
+        return None
+    array = np.asarray(chosen)
+    if array.dtype == bool:
+        if array.shape != (size,):
+            raise ValueError(f"{name} is a mask of shape {array.shape}: expected ({size},)")
+        return array
+    return members(array, size, name=name)

@@ -33,6 +33,7 @@ class Prediction:
       cumulative: [k, z, y, x] uint8, labels of the first 1, 2, ... k members together, in the order
         in which they were given.
       members: [k, z, y, x] uint8, labels of each member alone.
+      probabilities: [z, y, x, c] float32, mean over all members, where they were asked for.
     """
 
     labels: np.ndarray
@@ -40,6 +41,7 @@ class Prediction:
     disagreement: np.ndarray
     cumulative: np.ndarray
     members: np.ndarray
+    probabilities: np.ndarray | None = None
 
 
 def centrality(window: Sizes, *, anisotropy: tuple[float, float, float] = (4, 1, 1)) -> np.ndarray:
@@ -121,6 +123,7 @@ def predict_volume(
     overlap: Sizes | None = None,
     anisotropy: tuple[float, float, float] = (4, 1, 1),
     blend: Blend = "centre",
+    keep_probabilities: bool = False,
     progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda items, total: items,
 ) -> Prediction:
     """Label a volume by an ensemble.
@@ -135,6 +138,7 @@ def predict_volume(
       blend: ``centre`` takes a voxel from the window in which it is most central; ``gaussian`` the
         weighted mean of all windows that hold it (``tiles``), which keeps the probabilities of all
         members in memory for as many planes as a window has.
+      keep_probabilities: keep the mean probabilities, 4 c bytes a voxel.
       progress: wraps the iterator of windows, given their number.
 
     Returns:
@@ -152,7 +156,8 @@ def predict_volume(
         parts = _parts(probabilities, volume, window, output, overlap, anisotropy, progress)
     for place, better, shares in parts:
         if result is None:
-            result = _empty(volume.shape, len(shares))
+            classes = shares.shape[-1] if keep_probabilities else 0
+            result = _empty(volume.shape, len(shares), classes)
         _write(result, place, better, shares)
     assert result is not None
     return result
@@ -282,13 +287,14 @@ def _blended(
         yield (slice(plane, plane + 1), *whole), all_better, sums.pop(plane)
 
 
-def _empty(shape: tuple[int, ...], members: int) -> Prediction:
+def _empty(shape: tuple[int, ...], members: int, classes: int) -> Prediction:
     return Prediction(
         labels=np.zeros(shape, np.int32),
         entropy=np.zeros(shape, np.float32),
         disagreement=np.zeros(shape, np.float32),
         cumulative=np.zeros((members, *shape), np.uint8),
         members=np.zeros((members, *shape), np.uint8),
+        probabilities=np.zeros((*shape, classes), np.float32) if classes else None,
     )
 
 
@@ -306,6 +312,9 @@ def _write(result: Prediction, place: Any, better: np.ndarray, shares: np.ndarra
         (result.disagreement, np.mean(own != labels, axis=0)),
     ):
         target[place] = np.where(better, value, target[place])
+    if result.probabilities is not None:
+        held = result.probabilities[place]
+        result.probabilities[place] = np.where(better[..., None], mean, held)
     for target, values in ((result.cumulative, cumulative), (result.members, own)):
         window = (slice(None), *place)
         target[window] = np.where(better, values, target[window])

@@ -1,1 +1,5 @@
 """Linen networks, one architecture a file; ``apply`` returns ``(logits, out)``."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
 """Every picture, from plain arrays; nothing here computes a result."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
 """Dense labelling of volumes: the task of learning from windows, and predicting whole volumes."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

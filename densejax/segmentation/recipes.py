@@ -81,6 +81,10 @@ class RecipeOptions(sources.DataOptions):
     deep_supervision: bool | None = option(
         None, "planned_unet: a loss on the coarser scales, too" + BY_RECIPE
     )
+    logit_relu: bool = option(
+        False, "ReLU on the logits, as released; kills the logits of whole classes (see results)"
+    )
+    released_upsampling: bool = option(False, "upsample z in the pyramid, as released")
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto",
         "of the computation; parameters are float32. auto: bfloat16 on an accelerator for "

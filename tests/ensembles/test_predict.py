@@ -57,6 +57,24 @@ def test_tiling_the_identity_is_the_identity(layout, seed):
     assert not found.entropy.any() and not found.disagreement.any()
 
 
+@pytest.mark.parametrize("blend", ["centre", "gaussian"])
+def test_kept_probabilities_are_the_mean_of_the_members(blend):
+    random = np.random.default_rng(0)
+    volume = random.normal(size=(3, 9, 9)).astype(np.float32)
+    shares = random.dirichlet(np.ones(CLASSES), size=(2, *volume.shape)).astype(np.float32)
+
+    def looked_up(tile):
+        # Grey levels are all different, so that a voxel's tells where it is.
+        places = [np.argwhere(volume == value)[0] for value in tile.ravel()]
+        found = np.stack([shares[:, z, y, x] for z, y, x in places], axis=1)
+        return found.reshape(2, *tile.shape, CLASSES)
+
+    options = {"window": (2, 6, 6), "output": (2, 6, 6), "overlap": (1, 3, 3), "blend": blend}
+    found = predict_volume(looked_up, volume, keep_probabilities=True, **options)
+    np.testing.assert_allclose(found.probabilities, shares.mean(0), atol=1e-6)
+    assert predict_volume(looked_up, volume, **options).probabilities is None
+
+
 def box_mean(image, padding):
     """Mean of 3x3x3 voxels, ``valid`` or padded with zeros."""
     mean = ndimage.uniform_filter(image.astype(np.float64), 3, mode="constant")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
+import densejax as dj
 from densejax.segmentation import planning, recipes
 from densejax.segmentation.corrections.extra_labels import Subject, digest_of, start_corrections
 from densejax.segmentation.prediction.trained_run import read_config
@@ -116,6 +117,36 @@ def test_whole_volumes_are_predicted_as_the_run_does_it(finished):
     config = predict.as_the_run(predict.Config(run=str(workdir)))
     assert (config.views, config.blend) == ("turns", "gaussian")
     assert predict.as_the_run(replace(config, views="one")).views == "one"
+
+
+def test_a_loaded_run_segments_an_array_as_the_run_did(finished):
+    workdir, summary = finished
+    volume = summary.test.volume
+    ensemble = dj.load(workdir)
+    assert ensemble.members == ("0000",) and "1 members" in repr(ensemble)
+    found = ensemble.predict(volume.images, voxel_nm=volume.voxel_nm)
+    np.testing.assert_array_equal(found.labels, summary.test.prediction.labels)
+    np.testing.assert_array_equal(found.entropy, summary.test.prediction.entropy)
+    np.testing.assert_array_equal(found.probabilities.argmax(-1), found.labels)
+    np.testing.assert_allclose(found.probabilities.sum(-1), 1, atol=1e-5)
+    assert not found.disagreement.any() and found.class_names == volume.class_names
+
+
+def test_what_a_loaded_run_cannot_segment_is_refused(finished, monkeypatch, capsys):
+    workdir, summary = finished
+    voxel = summary.test.volume.voxel_nm
+    images = summary.test.volume.images
+    ensemble = dj.load(workdir)
+    with pytest.raises(ValueError, match=r"shape \(160, 160\): expected \[z, y, x\]"):
+        ensemble.predict(images[0], voxel_nm=voxel)
+    with pytest.raises(ValueError, match="three lengths z, y, x in nm"):
+        ensemble.predict(images, voxel_nm=(4.0, 4.0))
+    with pytest.raises(ValueError, match=r"top_k=2.*1 members"):
+        dj.load(workdir, top_k=2)
+    monkeypatch.setenv("DENSEJAX_MEMORY_BYTES", "1000")
+    with pytest.raises(MemoryError, match=r"experiments\.predict --run="):
+        ensemble.predict(images, voxel_nm=(500.0, 4.0, 4.0))
+    assert "have not seen structures of such sizes" in capsys.readouterr().err
 
 
 def test_the_time_is_planned_from_a_probe_and_nothing_of_the_probe_stays(tmp_path, capsys):

@@ -156,7 +156,7 @@ def prepare(config: Any, folder: Path, run: TrainedRun, architecture: Architectu
     devices = tuple(jax.local_devices())
     if not 0 <= config.devices <= len(devices):
         raise ValueError(f"--devices={config.devices}; expected 0, that is all, to {len(devices)}")
-    _warn_of_voxels(volume, run)
+    warn_of_voxels(volume.path, volume.voxel_nm, run)
     members = _members(config, folder, run)
     params = run.load(members, architecture.init_params)
     _check_classes(run, architecture, window, params)
@@ -193,13 +193,14 @@ def _check_views(views: Views, window: Sizes, output: Sequence[int]) -> None:
         )
 
 
-def _warn_of_voxels(volume: Volume, run: TrainedRun) -> None:
+def warn_of_voxels(name: str, voxel_nm: Sequence[float], run: TrainedRun) -> None:
+    """Warn on standard error where a volume's voxels are of another size than the run's."""
     if run.voxel_nm is None:
         return
-    ratios = [a / b for a, b in zip(volume.voxel_nm, run.voxel_nm, strict=True)]
+    ratios = [a / b for a, b in zip(voxel_nm, run.voxel_nm, strict=True)]
     if any(max(ratio, 1 / ratio) > STRANGE_RATIO for ratio in ratios):
         print(
-            f"warning: {volume.path} has voxels of {_nm(volume.voxel_nm)} (z, y, x), the networks "
+            f"warning: {name} has voxels of {_nm(voxel_nm)} (z, y, x), the networks "
             f"were trained on {_nm(run.voxel_nm)}: they have not seen structures of such sizes",
             file=sys.stderr,
         )

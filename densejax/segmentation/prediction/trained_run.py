@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -116,7 +116,7 @@ def open_run(folder: str | Path) -> TrainedRun:
     )
 
 
-def read_config(config_class: type[Config], folder: str | Path) -> Config:
+def read_config(config_class: type[Config], folder: str | Path, *, part: bool = False) -> Config:
     """The configuration that a run was begun with.
 
     Fields that the run is too old to have take their defaults.
@@ -124,6 +124,7 @@ def read_config(config_class: type[Config], folder: str | Path) -> Config:
     Args:
       config_class: the experiment's dataclass.
       folder: of the run.
+      part: ``config_class`` is a part of the experiment's, which has more fields.
 
     Raises:
       FileNotFoundError: there is no ``config.json``.
@@ -131,6 +132,9 @@ def read_config(config_class: type[Config], folder: str | Path) -> Config:
     """
     path = Path(folder) / "config.json"
     record = getattr(config_class, "upgrade", dict)(_read_json(path))
+    if part:
+        known = {field.name for field in dataclasses.fields(cast(Any, config_class))}
+        record = {name: value for name, value in record.items() if name in known}
     return _filled(config_class, record, str(path))
 
 

@@ -1,0 +1,13 @@
+from .boundary import base as base
+from .boundary import mase as mase
+from .centres import badge as badge
+from .centres import core_set as core_set
+from .pool import Pool as Pool
+from .pool import Selection as Selection
+from .pool import Selector as Selector
+from .scores import Score as Score
+from .scores import ranked as ranked
+from .strategies import STRATEGIES as STRATEGIES
+from .strategies import Options as Options
+from .strategies import select as select
+from .wrappers import partitioned as partitioned

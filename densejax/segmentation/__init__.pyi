@@ -1,0 +1,15 @@
+from .baseline import Forest as Forest
+from .evaluation.boundaries import boundary_scores as boundary_scores
+from .networks import network_of as network_of
+from .planning import Fingerprint as Fingerprint
+from .planning import Plan as Plan
+from .planning import fingerprint as fingerprint
+from .planning import plan as plan
+from .prediction.load import Ensemble as Ensemble
+from .prediction.load import Segmentation as Segmentation
+from .prediction.load import load as load
+from .report import Summary as Summary
+from .report import summarise_sweep as summarise_sweep
+from .sources import Parts as Parts
+from .sources import load_parts as load_parts
+from .task import WindowTask as WindowTask
