@@ -6,9 +6,10 @@ the test volume by the run's own windows and views. An ensemble costs its member
 run's CPU seconds, start and prediction included; so ensembles of runs of different lengths lie on
 one axis:
 
-    python -m experiments.benchmarks.equal_cost --runs=race/short=180,race/long=1400
+    python -m experiments.benchmarks.equal_cost --runs=race/short=180,race/long+race/other=1400
 
-A run is given with the CPU seconds of one of its members. Writes ``equal_cost.json``, ``.md`` and
+A run is given with the CPU seconds of one of its members; ``+`` joins the members of runs of one
+length. Writes ``equal_cost.json``, ``.md`` and
 ``.png``.
 """
 
@@ -50,19 +51,19 @@ def groups_of(members: int) -> list[tuple[int, ...]]:
     ]
 
 
-def scores_of(workdir: Path) -> dict[int, list[float]]:
-    """Test MIoU of the ensembles of each size, of one run.
+def scores_of(runs: Sequence[Path]) -> dict[int, list[float]]:
+    """Test MIoU of the ensembles of each size, of runs of one length and one network.
 
     Raises:
-      FileNotFoundError: no member of the run has ended.
+      FileNotFoundError: no member of a run has ended.
     """
-    config = read_config(segment.Config, workdir)
+    config = read_config(segment.Config, runs[0])
     parts = sources.load_parts(config)
     model, task = segment.build(config, len(parts.class_names))
     template = jax.eval_shape(task.init_params, jax.random.key(0))
-    folders = sorted(path.parent for path in workdir.glob("seeds/*/DONE"))
+    folders = [path.parent for run in runs for path in sorted(run.glob("seeds/*/DONE"))]
     if not folders:
-        raise FileNotFoundError(f"{workdir}: no member has ended (seeds/*/DONE)")
+        raise FileNotFoundError(f"{runs[0]}: no member has ended (seeds/*/DONE)")
     trees = [restore_tree(folder / "best", template) for folder in folders]
     stacked: Any = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
     views: Any = config.views
@@ -120,7 +121,7 @@ def run(argv: Sequence[str]) -> None:
     rows: list[dict[str, Any]] = []
     for text in RUNS.value:
         folder, _, seconds = text.rpartition("=")
-        for size, scores in scores_of(Path(folder)).items():
+        for size, scores in scores_of([Path(part) for part in folder.split("+")]).items():
             middle, spread = np.mean(scores), f"{min(scores):.3f} to {max(scores):.3f}"
             rows.append(
                 {
