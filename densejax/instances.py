@@ -344,6 +344,12 @@ def memory_limit(devices: Sequence[jax.Device]) -> int:
     return free // len(devices)
 
 
+def host_cores() -> int:
+    """Cores that this process may use: its affinity, or all of them where there is none (macOS)."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def use_all_cores() -> None:
     """Make every core of a CPU host a device of its own; call before the first array is made.
 
@@ -355,6 +361,6 @@ def use_all_cores() -> None:
     """
     if getattr(jax.config, "jax_num_cpu_devices", 0) < 1:
         try:
-            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+            jax.config.update("jax_num_cpu_devices", host_cores())
         except RuntimeError:
             pass

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densejax.instances import Mapped, Population, instance_key, memory_limit
+from densejax.instances import Mapped, Population, host_cores, instance_key, memory_limit
 
 
 def population(slots, devices=1, **options):
@@ -290,3 +290,13 @@ def test_programs_of_populations_that_are_gone_do_not_pile_up(monkeypatch):
         train(number)
     assert maps() - before < grown
     np.testing.assert_array_equal(held.population.fetch(held(placed))["y"], expected)
+
+
+def test_cores_are_counted_where_a_system_has_no_affinity(monkeypatch):
+    import os
+
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert host_cores() == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert host_cores() == 1

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from densejax.data.formats import Box
+from densejax.instances import host_cores
 
 Tables = dict[str, np.ndarray]
 
@@ -123,7 +124,7 @@ def run_blocks(
       What ``work`` returned.
     """
     sizes = [box_voxels(box) for box in boxes]
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or host_cores()
     threads = max(1, min(threads, AT_ONCE // max(sizes)))
     progress = BlockProgress(sum(sizes), what)
     if folder is not None:

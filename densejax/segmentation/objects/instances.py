@@ -2,7 +2,6 @@
 
 import csv
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from densejax.data.ome_zarr import create_image, open_level
 from densejax.data.pyramid import build_pyramid
 from densejax.data.synthetic import platelet_world
 from densejax.data.volumes import Volume, open_volume
+from densejax.instances import host_cores
 from densejax.plots import style
 from densejax.plots.sizes import object_sizes
 from densejax.segmentation.label_blocks import BlockProgress
@@ -202,7 +202,7 @@ def make_instances(
         version=version,
         offset=offset,
     )
-    _add_levels(path, threads or len(os.sched_getaffinity(0)))
+    _add_levels(path, threads or host_cores())
     maps, probabilities = _maps(labelling)
     objects = measure_objects(
         open_volume(path).array,
