@@ -43,7 +43,6 @@ from densejax.segmentation import baseline, recipes, report, sources
 from densejax.segmentation.corrections import continued
 from densejax.segmentation.networks import network_of
 from densejax.segmentation.prepare import sweep_data
-from densejax.segmentation.rendering.films import record_section
 from densejax.segmentation.task import PUBLISHED_L2, Descent, WindowTask
 from densejax.training.config import option, parse_grid, start_folder
 from densejax.training.entry import main
@@ -159,7 +158,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
         config = recipes.as_ancestor(config)
     parts = sources.load_parts(config)
     report.print_volumes(parts)
-    resumed = (workdir / "config.json").exists()
+    timed = bool(config.minutes) and config.steps is None
     config = recipes.settle(config, parts)
     model, task = build(config, len(parts.class_names))
     window = sources.three(config.window or (), "--window")
@@ -183,6 +182,8 @@ def run(config: Config, workdir: Path) -> report.Summary:
     members = members_of(config.seeds or (), parse_grid(config.grid))
     recording = None
     if config.record:
+        from densejax.segmentation.rendering.films import record_section  # brings matplotlib
+
         recording = record_section(
             parts.evaluation,
             task,
@@ -204,7 +205,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
         begin=origin.begin,
         recording=recording,
     )
-    if config.minutes and not resumed:
+    if timed:
         left = 60 * config.minutes - (time.monotonic() - BEGUN)
         config = recipes.fit_time(config, sweep, parts, members=len(members), left=left)
         _, task = build(config, len(parts.class_names))

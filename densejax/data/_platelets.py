@@ -6,8 +6,7 @@ Private to ``densejax.data.synthetic``. Lengths are in nanometres, positions are
 import math
 
 import numpy as np
-from scipy import ndimage, sparse
-from scipy.spatial import cKDTree
+import scipy
 
 # Measured over the published training labels (50x800x800).
 CLASS_SHARES = (0.3606, 0.5526, 0.0062, 0.0464, 0.0312, 0.0024, 0.00065)
@@ -81,17 +80,17 @@ class Cells:
         return cell.astype(np.int32), np.clip(shade, -127, 127).astype(np.int8)
 
 
-def _spline_weights(where: np.ndarray, count: int) -> sparse.csr_array:
+def _spline_weights(where: np.ndarray, count: int) -> scipy.sparse.csr_array:
     """[n, count] float32: smoothing cubic B-spline of a coarse axis at fractional indices."""
     t = np.abs(where[:, None] - np.arange(count))
     near = 2 / 3 - t**2 + t**3 / 2
     weights = np.where(t < 1, near, np.clip(2 - t, 0, None) ** 3 / 6)
-    return sparse.csr_array((weights / weights.sum(1, keepdims=True)).astype(np.float32))
+    return scipy.sparse.csr_array((weights / weights.sum(1, keepdims=True)).astype(np.float32))
 
 
 def _lattice(
     rng: np.random.Generator, frame: np.ndarray, extent: np.ndarray
-) -> tuple[cKDTree, np.ndarray]:
+) -> tuple[scipy.spatial.cKDTree, np.ndarray]:
     """Jittered lattice of spacing one covering the box [0, extent] seen in ``frame``, and tones."""
     corners = np.stack(np.meshgrid(*[(0, e) for e in extent], indexing="ij"), -1).reshape(-1, 3)
     seen = corners @ frame.T
@@ -99,7 +98,8 @@ def _lattice(
     axes = [np.arange(a, b + 1) for a, b in zip(low, high, strict=True)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
     points = points + rng.uniform(-0.38, 0.38, points.shape)
-    return cKDTree(points), rng.normal(0, 9, len(points)).clip(-28, 28).astype(np.float32)
+    tones = rng.normal(0, 9, len(points)).clip(-28, 28).astype(np.float32)
+    return scipy.spatial.cKDTree(points), tones
 
 
 class Waves:
@@ -119,7 +119,7 @@ class Waves:
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: np.ndarray) -> np.ndarray:
     """Gaussian noise of about unit variance, smoothed over ``sigma`` voxels, float32."""
     noise = rng.standard_normal(shape, np.float32)
-    smooth = ndimage.gaussian_filter(noise, sigma, mode="wrap", truncate=3)
+    smooth = scipy.ndimage.gaussian_filter(noise, sigma, mode="wrap", truncate=3)
     return smooth / max(float(smooth.std()), 1e-6)
 
 
@@ -230,7 +230,7 @@ class Organelle:
                 ends[0] = ends[1]
             if part.stop == size:
                 ends[-1] = ends[-2]
-        deep = ndimage.binary_erosion(padded, np.ones((3, 3, 3)))[1:-1, 1:-1, 1:-1]
+        deep = scipy.ndimage.binary_erosion(padded, np.ones((3, 3, 3)))[1:-1, 1:-1, 1:-1]
         deep &= mask
         share = CLASS_SHARES[CORE] / (CLASS_SHARES[BODY] + CLASS_SHARES[CORE])
         wanted = max(1, round(mask.sum() * share * rng.uniform(0.8, 1.2)))

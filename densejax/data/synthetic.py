@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from densejax.data._platelets import (
     ALPHA,
@@ -204,7 +204,7 @@ def _render(
         pale = np.clip(-clouds - 1.2, 0, 1.5)
         plane = _GREY[labels[z]] + shade[z]
         plane += cytoplasm * (6 * grains - 54 * clump + 20 * pale)
-        plane = ndimage.gaussian_filter(plane, 9 / voxel[1:], truncate=3)
+        plane = scipy.ndimage.gaussian_filter(plane, 9 / voxel[1:], truncate=3)
         gain, offset = rng.normal(1, 0.04), rng.normal(0, 4)
         plane = (plane - 128) * gain + 128 + offset + light
         # Shot noise grows with the signal; the detector adds its own.

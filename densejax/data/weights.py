@@ -9,7 +9,7 @@ both are here. Voxels that are not labelled (-1) are no source of a border and w
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import scipy.ndimage
+import scipy
 
 FLOOR = 0.01
 

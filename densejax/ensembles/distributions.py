@@ -9,9 +9,8 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import stats
-from sklearn.mixture import GaussianMixture
 
 # Below this many scores two Gaussians, five numbers, can be fitted to nearly anything.
 FEWEST_FOR_BIMODALITY = 8
@@ -104,7 +103,7 @@ def mann_whitney(a: ArrayLike, b: ArrayLike) -> RankComparison:
     if np.ptp(np.concatenate([first, second])) == 0:
         # Every pair is a tie: the variance of U is zero, and nothing speaks for a difference.
         return RankComparison(first.size * second.size / 2, 1.0, 0.5, 0.0)
-    result = stats.mannwhitneyu(first, second, alternative="two-sided", method="auto")
+    result = scipy.stats.mannwhitneyu(first, second, alternative="two-sided", method="auto")
     part = float(result.statistic) / (first.size * second.size)
     return RankComparison(float(result.statistic), float(result.pvalue), part, 2 * part - 1)
 
@@ -205,6 +204,8 @@ def bimodality(
     if np.ptp(values) == 0 or scale == 0:
         penalty = -3 * float(np.log(values.size))
         return Bimodality(penalty, (centre, centre), (0.0, 0.0), (0.5, 0.5), 1, False)
+    from sklearn.mixture import GaussianMixture
+
     standard = ((values - centre) / scale)[:, None]
     one, two = (
         GaussianMixture(n, n_init=restarts, reg_covar=floor**2, random_state=seed).fit(standard)
@@ -229,7 +230,7 @@ def bimodality(
 def _modes(means: np.ndarray, deviations: np.ndarray, weights: np.ndarray) -> int:
     """Peaks of the sum of two Gaussians; all of them lie between the two means."""
     grid = np.linspace(means[0] - deviations.max(), means[1] + deviations.max(), 4001)
-    density = (weights * stats.norm.pdf(grid[:, None], means, deviations)).sum(axis=1)
+    density = (weights * scipy.stats.norm.pdf(grid[:, None], means, deviations)).sum(axis=1)
     inner = density[1:-1]
     return max(1, int(np.sum((inner > density[:-2]) & (inner >= density[2:]))))
 

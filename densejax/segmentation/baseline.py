@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from densejax import metrics
 from densejax.data.datasets import LabelledVolume, standardise
@@ -62,9 +62,9 @@ def section_features(section: np.ndarray) -> np.ndarray:
     found = [section]
     for sigma in SIGMAS:
         found += [
-            ndimage.gaussian_filter(section, sigma),
-            ndimage.gaussian_laplace(section, sigma),
-            ndimage.gaussian_gradient_magnitude(section, sigma),
+            scipy.ndimage.gaussian_filter(section, sigma),
+            scipy.ndimage.gaussian_laplace(section, sigma),
+            scipy.ndimage.gaussian_gradient_magnitude(section, sigma),
         ]
     return np.stack(found, axis=-1).astype(np.float32)
 

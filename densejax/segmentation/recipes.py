@@ -37,11 +37,16 @@ class RecipeOptions(sources.DataOptions):
     """The flags that a recipe may decide; an experiment's ``Config`` inherits them."""
 
     recipe: Literal["planned", "published"] = option(
-        "planned", "planned from the data, or the thesis' own; every flag below wins over either"
+        "planned",
+        "planned from the data, or the thesis' own; every flag below wins over either",
+        essential=True,
     )
     recipe_version: int | None = option(None, "of the plan; set by the program")
     minutes: float = option(
-        0.0, "wall time of the whole run, for which steps are planned; 0: no limit", unit="minutes"
+        0.0,
+        "wall time of the whole run, for which steps are planned; 0: no limit",
+        unit="minutes",
+        essential=True,
     )
     network: (
         Literal[
@@ -149,6 +154,7 @@ class RecipeOptions(sources.DataOptions):
         None,
         "seeds, such as 0:8 or 0,3,5; more of them extend a sweep" + BY_RECIPE,
         parse=parse_seeds,
+        essential=True,
     )
     init_from: str = option("", "folder of a run: seed s starts from its s-th best member")
 
@@ -201,7 +207,7 @@ def check(config: RecipeOptions) -> None:
     """
     if config.minutes < 0 or not math.isfinite(config.minutes):
         raise ValueError(f"--minutes={config.minutes}; expected 0 (no limit) or more")
-    if config.minutes and config.steps is not None:
+    if config.minutes and config.steps is not None and config.recipe_version is None:
         raise ValueError(
             f"--minutes={config.minutes:g} plans the steps, and --steps={config.steps} gives them; "
             "give one of them"

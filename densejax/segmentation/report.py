@@ -16,17 +16,13 @@ import numpy as np
 import tifffile
 from tqdm import tqdm
 
-from densejax import metrics, trees
+from densejax import metrics, plots, trees
 from densejax.data.datasets import LabelledVolume, standardise
 from densejax.ensembles.distributions import bimodality, bootstrap_median, summarise
 from densejax.ensembles.predict import Prediction, Sizes, member_probabilities, predict_volume
 from densejax.ensembles.rank import Choice, choose_size, rank_members
 from densejax.ensembles.tiles import Blend
 from densejax.ensembles.views import Views
-from densejax.plots.curves import learning_curves, top_k_curve
-from densejax.plots.overlays import Layer, montage
-from densejax.plots.scores import class_iou, confusion_matrix, score_histogram
-from densejax.plots.slices import orthoslices
 from densejax.segmentation.baseline import Forest
 from densejax.segmentation.evaluation.boundaries import boundary_class, boundary_scores
 from densejax.segmentation.prediction.trained_run import save_learned_from
@@ -357,9 +353,9 @@ def draw_augmented(
     # A window's output lies in its middle.
     (z, y, x), (dz, dy, dx) = images.shape[1:], labels.shape[1:]
     place = np.s_[:, z // 2, (y - dy) // 2 : (y + dy) // 2, (x - dx) // 2 : (x + dx) // 2]
-    return montage(
+    return plots.montage(
         images[place],
-        Layer(labels[:, dz // 2], class_names=volume.class_names),
+        plots.Layer(labels[:, dz // 2], class_names=volume.class_names),
         path,
         voxel_nm=volume.voxel_nm,
         sections=range(len(images)),
@@ -406,15 +402,17 @@ def _draw(folder: Path, summary: Summary) -> list[Path]:
     sizes = np.arange(1, len(summary.ranked) + 1)
     peaks = np.array([outcome.best_score for outcome in summary.ranked])
     paths = [
-        learning_curves(steps, scores, folder / "learning_curves.png", label="evaluation MIoU"),
-        score_histogram(
+        plots.learning_curves(
+            steps, scores, folder / "learning_curves.png", label="evaluation MIoU"
+        ),
+        plots.score_histogram(
             {"all seeds": peaks}, folder / "peak_miou.png", label="peak evaluation MIoU"
         ),
     ]
     for part in ("evaluation", "test"):
         judged: Judged = getattr(summary, part)
         paths.append(
-            top_k_curve(
+            plots.top_k_curve(
                 sizes,
                 mean_ious(judged.ensembles),
                 folder / f"top_k_{part}.png",
@@ -424,7 +422,7 @@ def _draw(folder: Path, summary: Summary) -> list[Path]:
         )
     single = np.stack([np.asarray(metrics.iou(table)) for table in test.members])
     paths.append(
-        class_iou(
+        plots.class_iou(
             single,
             folder / "class_iou.png",
             ensemble=np.asarray(metrics.iou(test.ensembles[chosen])),
@@ -433,7 +431,7 @@ def _draw(folder: Path, summary: Summary) -> list[Path]:
         )
     )
     paths.append(
-        confusion_matrix(
+        plots.confusion_matrix(
             np.asarray(metrics.normalised_confusion(test.ensembles[chosen])),
             folder / "confusion.png",
             class_names=names,
@@ -451,7 +449,7 @@ def draw_planes(judged: Judged, chosen: int, path: Path, *, forest: Forest | Non
     """
     volume, prediction = judged.volume, judged.prediction
     whole = forest is not None and forest.sections[0] == forest.sections[1]
-    return orthoslices(
+    return plots.orthoslices(
         volume.images,
         {
             "truth": volume.labels,

@@ -41,14 +41,20 @@ PLATELET_ORGANELLES = (2, 3, 4, 5, 6)
 class DataOptions:
     """The flags that say what to learn; an experiment's ``Config`` inherits them."""
 
-    data: Literal["synthetic", "vnc", "platelets", "files"] = option("synthetic", "what to learn")
-    data_folder: str = option("", "folder of the VNC or platelet set")
-    image: str = option("", "image volume or URL, of any format read; implies --data=files")
-    labels: str = option("", "label volume that belongs to --image")
-    voxel_nm: tuple[float, ...] = option(
-        (), "voxel size z,y,x; where the file states none", unit="nm"
+    data: Literal["synthetic", "vnc", "platelets", "files"] = option(
+        "synthetic", "what to learn", essential=True
     )
-    class_names: tuple[str, ...] = option((), "names of the classes 0, 1, ... of --labels")
+    data_folder: str = option("", "folder of the VNC or platelet set", essential=True)
+    image: str = option(
+        "", "image volume or URL, of any format read; implies --data=files", essential=True
+    )
+    labels: str = option("", "label volume that belongs to --image", essential=True)
+    voxel_nm: tuple[float, ...] = option(
+        (), "voxel size z,y,x; where the file states none", unit="nm", essential=True
+    )
+    class_names: tuple[str, ...] = option(
+        (), "names of the classes 0, 1, ... of --labels", essential=True
+    )
     world: tuple[int, ...] = option(
         (24, 192, 192),
         "z,y,x of the synthetic training world; two others are half as deep",

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from densejax.typing import Tree
 
@@ -43,6 +42,8 @@ def save_tree(folder: Path, tree: Tree) -> None:
         raise FileExistsError(f"checkpoint {folder} exists already and is not written over")
     arrays = _named_arrays(tree)
     arrays[CHECKSUM] = np.uint32(_checksum(arrays)).reshape(1)
+    import orbax.checkpoint as ocp
+
     checkpointer = ocp.StandardCheckpointer()
     try:
         checkpointer.save(folder, arrays)
@@ -144,6 +145,8 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
     folder = folder.absolute()
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoint at {folder}")
+    import orbax.checkpoint as ocp
+
     checkpointer: Any = ocp.StandardCheckpointer()
     try:
         with warnings.catch_warnings():

@@ -9,6 +9,9 @@ import dataclasses
 import json
 import math
 import os
+import re
+import textwrap
+import tomllib
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +28,16 @@ flags.disclaim_key_flags()
 Config = TypeVar("Config")
 
 NOTHING = "none"  # how a flag says None
+ALWAYS = ("workdir", "config", "fast_dev_run")  # flags of every experiment
 
 
 def option(
-    default: Any, help: str, *, unit: str = "", parse: Callable[[str], Any] | None = None
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    parse: Callable[[str], Any] | None = None,
+    essential: bool = False,
 ) -> Any:
     """A field of a configuration dataclass.
 
@@ -37,11 +46,13 @@ def option(
       help: one sentence for ``--help``.
       unit: such as ``nm`` or ``steps``; empty for a pure number or a name.
       parse: reads the flag's text in place of the rule of the field's type; raises ValueError.
+      essential: shown first by ``--help``.
 
     Returns:
       What ``dataclasses.field`` returns.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "parse": parse})
+    said = {"help": help, "unit": unit, "parse": parse, "essential": essential}
+    return dataclasses.field(default=default, metadata=said)
 
 
 def optional_fields(config_class: type, name: str) -> type:
@@ -161,7 +172,11 @@ def define_flags(
 
 
 def from_flags(
-    config_class: type[Config], *, flag_values: flags.FlagValues = flags.FLAGS, prefix: str = ""
+    config_class: type[Config],
+    *,
+    flag_values: flags.FlagValues = flags.FLAGS,
+    prefix: str = "",
+    base: Config | None = None,
 ) -> Config:
     """The configuration that the parsed flags say.
 
@@ -169,6 +184,7 @@ def from_flags(
       config_class: the dataclass that ``define_flags`` was called with.
       flag_values: parsed flags.
       prefix: as in ``define_flags``.
+      base: whose values stand where a flag is not on the command line; the flags' defaults if None.
 
     Raises:
       ValueError: whatever the dataclass's own checks refuse.
@@ -176,12 +192,105 @@ def from_flags(
     values: dict[str, Any] = {}
     for field, hint in _fields(config_class):
         name = prefix + field.name
+        below = None if base is None else getattr(base, field.name)
         if dataclasses.is_dataclass(hint):
-            nested = typing.cast(type, hint)
-            values[field.name] = from_flags(nested, flag_values=flag_values, prefix=f"{name}.")
+            nested: Any = hint
+            values[field.name] = from_flags(
+                nested, flag_values=flag_values, prefix=f"{name}.", base=below
+            )
+        elif base is not None and not flag_values[name].present:
+            values[field.name] = below
         else:
             values[field.name] = flag_values[name].value
     return config_class(**values)
+
+
+def from_file(config_class: type[Config], path: str | Path) -> Config:
+    """The configuration that a file says: a run's ``config.json``, or as much of it in TOML.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it cannot be read, or has fields that the experiment has not.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"--config={path}: no such file")
+    try:
+        text = path.read_text()
+        record = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--config={path}: expected JSON, or TOML in a .toml: {error}") from error
+    if path.suffix != ".toml":
+        record = getattr(config_class, "upgrade", dict)(record)
+    return from_record(config_class, record, str(path))
+
+
+def from_record(config_class: Any, values: Mapping[str, Any], name: str) -> Any:
+    """A configuration from what JSON holds of it; ``name`` is what messages call it.
+
+    Raises:
+      ValueError: there are values of fields that the dataclass has not.
+    """
+    hints = {field.name: hint for field, hint in _fields(config_class)}
+    if set(values) - set(hints):
+        raise ValueError(
+            f"{name}: {sorted(set(values) - set(hints))} are no settings of "
+            f"{config_class.__module__}; expected the configuration of one of its runs"
+        )
+    found = {}
+    for key, value in values.items():
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
+            value = from_record(hints[key], value, f"{name}: {key}")
+        found[key] = tuple(value) if isinstance(value, list) else value
+    return config_class(**found)
+
+
+def help_text(config_class: type, flag_values: flags.FlagValues = flags.FLAGS) -> str:
+    """All flags of a configuration for ``--help``: the essential ones first, the rest in groups.
+
+    A group is what one dataclass of the hierarchy defines, and each nested one.
+    """
+    groups: dict[str, list[str]] = {"Essential": list(ALWAYS)}
+    for owner in reversed(config_class.__mro__):
+        if dataclasses.is_dataclass(owner):
+            _group(owner, config_class, groups)
+    texts = []
+    for title, names in groups.items():
+        known = [name for name in names if name in flag_values]
+        lines = [_help_line(name, flag_values[name]) for name in known]
+        texts.append("\n".join([f"{title}:", *lines]))
+    return "\n\n".join(texts)
+
+
+def _group(owner: Any, config_class: type, groups: dict[str, list[str]]) -> None:
+    seen = {name for names in groups.values() for name in names}
+    title = " ".join(re.findall("[A-Z][a-z]*", owner.__name__))
+    title = {"Config": "Of this experiment"}.get(title, title.capitalize())
+    for field, hint in _fields(config_class):
+        if field.name not in owner.__dataclass_fields__ or field.name in seen:
+            continue
+        if dataclasses.is_dataclass(hint):
+            nested = [f"{field.name}.{f.name}" for f, _ in _fields(typing.cast(type, hint))]
+            groups[field.name.capitalize()] = nested
+        else:
+            place = "Essential" if field.metadata.get("essential") else title
+            groups.setdefault(place, []).append(field.name)
+
+
+def _help_line(name: str, flag: flags.Flag) -> str:
+    text = flag.help or ""
+    syntax = getattr(flag.parser, "syntactic_help", "")
+    shown = flag.default_as_str
+    shown = "" if shown == "''" else shown
+    notes = [note for note in (syntax, f"default {shown}" if shown else "") if note]
+    if flag.boolean:
+        notes = [f"default {shown}, --no{name} turns it off"]
+    text += f" ({'; '.join(notes)})" if notes else ""
+    head = f"  --{name}"
+    indent = " " * 26
+    lines = textwrap.wrap(text, 100 - len(indent), break_on_hyphens=False) or [""]
+    first = f"{head:<25} {lines[0]}" if len(head) < 26 else f"{head}\n{indent}{lines[0]}"
+    return "\n".join([first, *(indent + line for line in lines[1:])])
 
 
 def save_config(config: Any, path: Path) -> None:
@@ -406,8 +515,8 @@ def _choice(text: str, choices: tuple[Any, ...]) -> Any:
 def _syntax(hint: Any) -> str:
     """The line about values in ``--help``."""
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
-    if hint in (int, float):
-        return "an integer" if hint is int else "a number"
+    if hint in (int, float, bool):
+        return {int: "an integer", float: "a number", bool: "true or false"}[hint]
     if origin is Literal:
         return "one of " + ", ".join(map(str, choices))
     if origin is tuple:

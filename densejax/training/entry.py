@@ -40,11 +40,17 @@ def main(
       description: head of ``--help``, usually the experiment's docstring.
     """
     flags.DEFINE_string("workdir", None, "folder of the run; the same command again continues it")
+    flags.DEFINE_string(
+        "config", "", "config.json of a run, or a TOML file: what it says, where no flag does"
+    )
     flags.DEFINE_bool(
         "fast_dev_run", False, "a few steps in a temporary folder, to prove the set-up in a minute"
     )
     configuration.define_flags(config_class)
     sys.modules["__main__"].__doc__ = description
+    if any(word in ("--help", "-help", "-h", "-?") for word in sys.argv[1:]):
+        print(f"{description}\n{configuration.help_text(config_class)}")
+        sys.exit(0)
 
     def start(arguments: Sequence[str]) -> None:
         if len(arguments) > 1:
@@ -57,7 +63,10 @@ def main(
             message = "--workdir is needed: the folder in which the run is kept"
             raise app.UsageError(message, exitcode=2)
         try:
-            config: Any = configuration.from_flags(config_class)
+            base: Any = None
+            if flags.FLAGS.config:
+                base = configuration.from_file(config_class, flags.FLAGS.config)
+            config: Any = configuration.from_flags(config_class, base=base)
             sys.exit(1 if _run(config, run, fast) else 0)
         except CLEAR_ERRORS as error:
             if os.environ.get("DENSEJAX_TRACEBACK"):

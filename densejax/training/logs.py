@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 
@@ -16,7 +15,7 @@ class Reporter:
     def __init__(self, *, score: str = "score", events: Path | None = None) -> None:
         """Report on ``score``; TensorBoard events go below ``events`` where it is given."""
         self._score, self._events = score, events
-        self._writers: dict[str, SummaryWriter] = {}
+        self._writers: dict[str, Any] = {}
         self._bar: tqdm | None = None
         self._total = self._made = 0
         self._seconds = 0.0
@@ -94,6 +93,9 @@ class Reporter:
             return
         name = occupant.member.name
         if name not in self._writers:
+            # It imports torch where there is one, which takes seconds.
+            from tensorboardX import SummaryWriter
+
             self._writers[name] = SummaryWriter(
                 str(self._events / name), purge_step=row["step"], flush_secs=30
             )

@@ -152,6 +152,34 @@ def test_help_and_typos_on_a_real_command_line(tmp_path):
     assert "steps=3" in call("--steps=3").stdout
 
 
+def test_a_file_stands_where_no_flag_does(tmp_path):
+    (tmp_path / "some.toml").write_text("steps = 7\n[inner]\nbrightness = 0.5\n")
+    base = configuration.from_file(Config, tmp_path / "some.toml")
+    found, values = parsed("--inner.kind=released", "--steps=9")
+    found = configuration.from_flags(Config, flag_values=values, base=base)
+    expected = dataclasses.replace(base, steps=9)
+    assert found == dataclasses.replace(
+        expected, inner=dataclasses.replace(base.inner, kind="released")
+    )
+    assert (found.inner.brightness, found.seeds) == (0.5, Config().seeds)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", "{", "expected JSON, or TOML in a .toml"),
+        ("a.toml", "steps 3", "expected JSON, or TOML"),
+        ("a.json", '{"stpes": 3}', r"\['stpes'\] are no settings of"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        configuration.from_file(Config, tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="--config="):
+        configuration.from_file(Config, tmp_path / "absent.json")
+
+
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=8, unique=True))
 def test_seeds_one_by_one_are_read_in_order(seeds):
     assert configuration.parse_seeds(",".join(map(str, seeds))) == tuple(seeds)

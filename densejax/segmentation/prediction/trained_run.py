@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import typing
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from densejax.data.synthetic import CLASS_NAMES as SYNTHETIC_CLASSES
 from densejax.ensembles.rank import rank_members
 from densejax.segmentation.sources import PLATELET_ORGANELLES, Parts
 from densejax.training.checkpoint import restore_tree
+from densejax.training.config import from_record
 from densejax.typing import Params
 
 Config = TypeVar("Config")
@@ -135,7 +135,7 @@ def read_config(config_class: type[Config], folder: str | Path, *, part: bool = 
     if part:
         known = {field.name for field in dataclasses.fields(cast(Any, config_class))}
         record = {name: value for name, value in record.items() if name in known}
-    return _filled(config_class, record, str(path))
+    return from_record(config_class, record, str(path))
 
 
 def checksum(members: Params) -> str:
@@ -144,24 +144,6 @@ def checksum(members: Params) -> str:
     for leaf in jax.tree.leaves(members):
         code = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), code)
     return f"{code:08x}"
-
-
-def _filled(config_class: Any, values: dict[str, Any], name: str) -> Any:
-    types = typing.get_type_hints(config_class)
-    hints = {
-        f.name: f.metadata.get("flags", types[f.name]) for f in dataclasses.fields(config_class)
-    }
-    if set(values) - set(hints):
-        raise ValueError(
-            f"{name}: {sorted(set(values) - set(hints))} are no settings of "
-            f"{config_class.__module__}; expected the configuration of one of its runs"
-        )
-    found = {}
-    for key, value in values.items():
-        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
-            value = _filled(hints[key], value, f"{name}: {key}")
-        found[key] = tuple(value) if isinstance(value, list) else value
-    return config_class(**found)
 
 
 def _learned(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
