@@ -27,7 +27,8 @@ flags.disclaim_key_flags()
 
 Config = TypeVar("Config")
 
-NOTHING = "none"  # how a flag says None
+NOTHING = "none"  # how a flag says None, where "none" is no choice of its own
+NOT_ASKED = "default"  # how it says so where it is
 ALWAYS = ("workdir", "config", "fast_dev_run")  # flags of every experiment
 
 
@@ -428,7 +429,8 @@ def _define_flag(
         flags.DEFINE_boolean(name, default, text, flag_values=flag_values)
     else:
         parser = _Parser(hint, field.metadata.get("parse"), f"{field.name}: {hint}")
-        flags.DEFINE(parser, name, default, text, flag_values, _Serializer())
+        serializer = _Serializer(_nothing(hint))
+        flags.DEFINE(parser, name, default, text, flag_values, serializer)
     if required:
         flags.mark_flag_as_required(name, flag_values)
 
@@ -451,10 +453,20 @@ class _Parser(flags.ArgumentParser):
 class _Serializer(flags.ArgumentSerializer):
     """The text that ``_Parser`` reads back."""
 
+    def __init__(self, nothing: str) -> None:
+        self._nothing = nothing
+
     def serialize(self, value: Any) -> str:
         if isinstance(value, tuple):
             return ",".join(self.serialize(entry) for entry in value)
-        return NOTHING if value is None else str(value)
+        return self._nothing if value is None else str(value)
+
+
+def _nothing(hint: Any) -> str:
+    """The word for None of an optional field."""
+    inner = _optional(hint)
+    own = typing.get_origin(inner) is Literal and NOTHING in typing.get_args(inner)
+    return NOT_ASKED if own else NOTHING
 
 
 def _optional(hint: Any) -> Any | None:
@@ -480,7 +492,8 @@ def _reader(hint: Any, what: str) -> Callable[[str], Any]:
     inner = _optional(hint)
     if inner is not None:
         read = _reader(inner, what)
-        return lambda text: None if text.lower() == NOTHING else read(text)
+        nothing = _nothing(hint)
+        return lambda text: None if text.lower() == nothing else read(text)
     raise TypeError(f"{what} has no form as a flag")
 
 
@@ -524,4 +537,4 @@ def _syntax(hint: Any) -> str:
         many = len(choices) == 2 and choices[1] is Ellipsis
         return f"{'any number of' if many else len(choices)} values with commas, each {one}"
     inner = _optional(hint)
-    return f"{_syntax(inner) or 'text'}, or {NOTHING}" if inner is not None else ""
+    return f"{_syntax(inner) or 'text'}, or {_nothing(hint)}" if inner is not None else ""

@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tifffile
+from absl import flags
 
 import densejax as dj
 from densejax.segmentation import planning, recipes
 from densejax.segmentation.corrections.extra_labels import Subject, digest_of, start_corrections
 from densejax.segmentation.prediction.trained_run import read_config
 from densejax.segmentation.sources import load_parts
-from densejax.training.config import check_same_config, save_config
+from densejax.training.config import check_same_config, define_flags, from_flags, save_config
 from densejax.training.recording import frames_of
 from experiments import predict, segment
 
@@ -254,6 +255,16 @@ BAD = {
     "an average that forgets nothing": (replace(TINY, average=1.0), r"--average=1"),
     "intervals that do not divide": (replace(TINY, evaluate_every=3), r"evaluate_every=3"),
 }
+
+
+def test_none_on_a_command_line_is_none_and_not_the_recipes():
+    values = flags.FlagValues()
+    define_flags(segment.Config, flag_values=values)
+    values(["segment", "--norm=none", "--error_weights=none"])
+    config = from_flags(segment.Config, flag_values=values)
+    assert (config.norm, config.error_weights) == ("none", "none")
+    published = recipes.settle(replace(config, recipe="published"), None)
+    assert (published.norm, published.error_weights) == ("none", "none")
 
 
 @pytest.mark.parametrize("what", BAD)

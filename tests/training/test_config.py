@@ -70,6 +70,16 @@ def test_every_kind_of_field_is_read():
     assert parsed("--noquick", "--names=", "--voxel_nm=none", "--inner.kind=None")[0] == Config()
 
 
+def test_a_choice_that_is_called_none_is_not_left_to_the_recipe():
+    choices = Literal["published", "none"] | None
+    made = dataclasses.make_dataclass("Made", [("weights", choices, option(None, "which"))])
+    assert parsed("--weights=none", config_class=made)[0].weights == "none"
+    assert parsed("--weights=default", config_class=made)[0].weights is None
+    assert parsed(config_class=made)[0].weights is None
+    with pytest.raises(flags.Error, match="expected one of published, none"):
+        parsed("--weights=nothing", config_class=made)
+
+
 def test_a_flagfile_written_by_absl_is_read_back(tmp_path):
     found, values = parsed(
         "--voxel_nm=50,11,11", "--seeds=2:4", "--inner.brightness=0.3", "--quick"
