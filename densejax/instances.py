@@ -144,7 +144,7 @@ class Population:
 
         Args:
           function: pure function of one instance's arrays (and of shared ones).
-          shared: positions of the arguments that all instances share (``replicate``d).
+          shared: positions of the arguments that all instances share, from ``replicate``.
           donate: positions of placed arguments whose memory the results may take over.
           name: what the function is called in the file of ``auto`` choices.
 

@@ -453,8 +453,8 @@ def draw_window(
         `sampling.class_table` returns. An epoch (of the elastic map) is still the grid's.
 
     Returns:
-      Image float32 [*input_window], labels int32 [*output_window], weights float32
-      [*output_window], 0 where not labelled.
+      Image float32 of shape ``input_window``, labels int32 and weights float32 (0 where not
+      labelled) of shape ``output_window``.
 
     Raises:
       ValueError: if the windows do not fit into the volume or into each other, or as

@@ -81,7 +81,7 @@ def top_eigenpairs(
       which: 'largest', 'smallest' (most negative first) or largest 'magnitude'.
       steps: m; 0 is the larger of 2 k + 10 and 30.
       restarts: at most.
-      rtol: residuals up to this times the largest |eigenvalue| found are converged.
+      rtol: residuals up to this times the largest ``|eigenvalue|`` found are converged.
 
     Returns:
       Values [k], vectors as a tree of [k, ...] float32 (of norm 1 over the whole tree), residuals
