@@ -33,10 +33,11 @@ def test_every_flag_of_a_documented_command_is_known(command):
         pytest.skip(f"{name} has no dataclass of flags")
     values = flags.FlagValues()
     define_flags(module.Config, flag_values=values)
-    for word in ("workdir", "config"):
-        flags.DEFINE_string(word, None, "as every experiment has it", flag_values=values)
-    for word in ("fast_dev_run", "help"):
-        flags.DEFINE_bool(word, False, "as every experiment has it", flag_values=values)
+    shared = {"workdir": flags.DEFINE_string, "config": flags.DEFINE_string}
+    shared |= {"fast_dev_run": flags.DEFINE_bool, "help": flags.DEFINE_bool}
+    for word, define in shared.items():
+        if word not in values:
+            define(word, None, "as every experiment has it", flag_values=values)
     values([name, *(word for word in words if word.startswith("--"))])
 
 
