@@ -18,6 +18,7 @@ from densejax.training import config as configuration
 # Flags defined here belong to the experiment that asks for them, so that its --help shows them.
 flags.disclaim_key_flags()
 
+NOT_KEPT = ("seeds", "running", "tensorboard", "xla_cache")  # of a run of few steps
 CLEAR_ERRORS = (ValueError, FileNotFoundError, FileExistsError, MemoryError, OSError)
 
 
@@ -44,7 +45,10 @@ def main(
         "config", "", "config.json of a run, or a TOML file: what it says, where no flag does"
     )
     flags.DEFINE_bool(
-        "fast_dev_run", False, "a few steps in a temporary folder, to prove the set-up in a minute"
+        "fast_dev_run",
+        False,
+        "a few steps, to prove the set-up in a minute; with --workdir its tables and pictures are "
+        "left in WORKDIR/fast_dev_run",
     )
     configuration.define_flags(config_class)
     sys.modules["__main__"].__doc__ = description
@@ -106,7 +110,13 @@ def _run(config: Any, run: Callable[[Any, Path], Any], fast: Callable[[Any], Any
     if flags.FLAGS.fast_dev_run:
         with tempfile.TemporaryDirectory() as folder:
             _keep_programs(Path(folder))
-            return run(fast(config), Path(folder)).failed
+            failed = run(fast(config), Path(folder)).failed
+            if flags.FLAGS.workdir:
+                kept = Path(flags.FLAGS.workdir) / "fast_dev_run"
+                left_out = shutil.ignore_patterns(*NOT_KEPT)
+                shutil.copytree(folder, kept, ignore=left_out, dirs_exist_ok=True)
+                print(f"tables and pictures of these few steps: {kept}")
+            return failed
     workdir = Path(flags.FLAGS.workdir)
     _keep_programs(workdir)
     return run(config, workdir).failed

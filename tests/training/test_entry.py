@@ -57,6 +57,7 @@ LINES = {
     "argument": ("--workdir={} 300",),
     "nowhere": ("--steps=3",),
     "fast": ("--fast_dev_run",),
+    "kept": ("--fast_dev_run --workdir={}",),
     "again": ("--workdir={} --steps=5", "--config={0}/config.json --workdir={0}/b --seeds=2,3"),
     "file": ("--config={0}/absent.json --workdir={0}",),
     "continued": ("--workdir={}", "--workdir={} --seeds=0,1", "--workdir={} --steps=101"),
@@ -119,6 +120,14 @@ def test_help_describes_the_experiment_and_its_flags(ended):
     for words in ("What a tiny experiment is about", "number of updates [steps]", "--workdir"):
         assert words in out
     assert out.index("Essential:") < out.index("--fast_dev_run") < out.index("Of this experiment:")
+
+
+def test_a_run_of_few_steps_leaves_its_results_where_it_is_told(ended):
+    folder, [(code, out, _)] = ended["kept"]
+    assert code == 0 and "ran with 2 " in out
+    assert (folder / "fast_dev_run" / "ran").read_text().startswith("2 ")
+    assert not (folder / "config.json").exists()
+    assert not (folder / "fast_dev_run" / "xla_cache").exists()
 
 
 def test_a_run_is_repeated_from_its_configuration_and_flags_win(ended):
