@@ -163,6 +163,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
     model, task = build(config, len(parts.class_names))
     window = sources.three(config.window or (), "--window")
     output = model.output_window(window)
+    tile = sources.three(config.prediction_window or window, "--prediction_window")
     weights = sources.error_weights_of(parts, str(config.error_weights))
     sizes: dict[str, Any] = {"window": window, "output": output}
     most = config.evaluation_windows or 0
@@ -207,7 +208,8 @@ def run(config: Config, workdir: Path) -> report.Summary:
     )
     if timed:
         left = 60 * config.minutes - (time.monotonic() - BEGUN)
-        config = recipes.fit_time(config, sweep, parts, members=len(members), left=left)
+        predicted = recipes.predicted_voxels(parts, model.output_window(tile), config.overlap)
+        config = recipes.fit_time(config, sweep, voxels=predicted, members=len(members), left=left)
         _, task = build(config, len(parts.class_names))
         sweep.settle(task, _schedule(config))
     start_folder(config, workdir, ignore=VARYING)
@@ -222,7 +224,6 @@ def run(config: Config, workdir: Path) -> report.Summary:
     )
     outcomes = sweep.run()
     reporter.close()
-    tile = sources.three(config.prediction_window or window, "--prediction_window")
     return report.summarise_sweep(
         outcomes,
         parts,

@@ -6,6 +6,7 @@ a flag says wins over either, and what a run was begun with wins over a new plan
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,6 +14,8 @@ from typing import Any, Literal, TypeVar
 import jax
 
 from densejax.data.augment import PLANNED, Augmentation
+from densejax.data.windows import evaluation_corners
+from densejax.ensembles.predict import Sizes
 from densejax.ensembles.views import view_count
 from densejax.segmentation import planning, sources
 from densejax.segmentation.corrections import continued
@@ -352,15 +355,29 @@ def _intervals(values: dict[str, Any]) -> dict[str, Any]:
     return chosen | {"evaluation_windows": 32} | values
 
 
-def fit_time(
-    config: Options, sweep: Sweep, parts: sources.Parts, *, members: int, left: float
-) -> Options:
+def predicted_voxels(parts: sources.Parts, output: Sizes, overlap: Sequence[int] = ()) -> int:
+    """Voxels that a member labels in the final prediction, those of several windows each time.
+
+    Args:
+      parts: whose evaluation and test volumes are labelled.
+      output: (z, y, x) of a window's output.
+      overlap: (z, y, x) that neighbouring outputs share; empty is a third of the output.
+    """
+    shared = overlap or [size // 3 for size in output]
+    windows = sum(
+        len(evaluation_corners(volume.labels.shape, output, shared))
+        for volume in (parts.evaluation, parts.test)
+    )
+    return windows * math.prod(output)
+
+
+def fit_time(config: Options, sweep: Sweep, *, voxels: int, members: int, left: float) -> Options:
     """Plan the steps for the time that is left, by a probe of the compiled step.
 
     Args:
       config: settled, with ``minutes``.
       sweep: whose step and evaluation are timed; nothing of the probe stays in it.
-      parts: whose evaluation and test volumes are labelled at the end.
+      voxels: that each member labels at the end (``predicted_voxels``).
       members: that train.
       left: seconds of wall time.
 
@@ -369,7 +386,6 @@ def fit_time(
     """
     probe = sweep.probe()
     seen = sweep.data["evaluation_labels"].size
-    volumes = (parts.evaluation, parts.test)
     cost = planning.Cost(
         step=probe.step,
         evaluation=probe.evaluation,
@@ -381,7 +397,7 @@ def fit_time(
         cost,
         members=members,
         devices=len(jax.local_devices()),
-        voxels=sum(volume.labels.size for volume in volumes),
+        voxels=voxels,
         log_every=log_every,
     )
     every = max(1, spent.steps // spent.evaluations // log_every) * log_every

@@ -156,8 +156,10 @@ def test_the_time_is_planned_from_a_probe_and_nothing_of_the_probe_stays(tmp_pat
     )
     steps = {}
 
-    def stop(config, sweep, parts, *, members, left):
-        found = fit(config, sweep, parts, members=members, left=left)
+    def stop(config, sweep, **options):
+        # Windows of 96 that share a third: one of the six sections, two along y and two along x.
+        assert options["voxels"] == 2 * 6 * 2 * 2 * 96 * 96
+        found = fit(config, sweep, **options)
         steps["planned"] = found.steps
         return replace(found, steps=6, log_every=2, evaluate_every=2, checkpoint_every=2)
 
