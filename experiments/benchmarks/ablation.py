@@ -78,6 +78,7 @@ def run_one(name: str, core: int) -> dict[str, Any]:
     if record.exists():
         return json.loads(record.read_text())
     command = [
+        *measure.pinned(core),
         *(sys.executable, "-m", "experiments.segment", "--data=vnc", "--baseline=false"),
         *(f"--data_folder={DATA_FOLDER.value}", f"--seeds=0:{SEEDS.value}"),
         *(f"--steps={STEPS.value}", f"--workdir={workdir}"),
@@ -85,12 +86,7 @@ def run_one(name: str, core: int) -> dict[str, Any]:
     ]
     start = time.perf_counter()
     with workdir.with_suffix(".log").open("a") as log:
-        process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         _, status, used = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"{name} failed; see {log.name}")

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata, util
@@ -60,6 +61,13 @@ def _lap(call: Callable[[], Any]) -> tuple[float, float]:
         jax.block_until_ready(call())
         calls += 1
     return (time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls
+
+
+def pinned(core: int) -> list[str]:
+    """What stands in front of a command so that it runs on one core; Linux only."""
+    code = "import os, sys; own, *rest = sys.argv[1:]; os.sched_setaffinity(0, {int(own)}); "
+    code += "os.execv(rest[0], rest)"
+    return [sys.executable, "-c", code, str(core)]
 
 
 def medians(laps: Sequence[tuple[float, float]]) -> dict[str, float]:

@@ -76,9 +76,8 @@ def timed(command: Sequence[str], *, one_core: bool = False) -> tuple[float, flo
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
-    core = min(os.sched_getaffinity(0))
-    pinned = (lambda: os.sched_setaffinity(0, {core})) if one_core else None
-    done = subprocess.run(command, preexec_fn=pinned)
+    pinned = measure.pinned(min(os.sched_getaffinity(0))) if one_core else []
+    done = subprocess.run([*pinned, *command])
     wall = time.perf_counter() - start
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with code {done.returncode}")
