@@ -8,7 +8,7 @@ Data: a synthetic platelet world generated here (default), the Drosophila VNC st
 (``--data=vnc``), the platelet set of Guay et al. 2021 (``--data=platelets``), or any volume
 (``--image=... --labels=... --voxel_nm=50,4,4``).
 
-    python -m experiments.segment --minutes=7.5 --workdir=runs/first
+    python -m experiments.segment --minutes=7.5 --seeds=0:4 --workdir=runs/first
     python -m experiments.segment --data=vnc --data_folder=data/vnc --seeds=0:8 --workdir=runs/vnc
     python -m experiments.segment --init_from=runs/first --extra_labels=corrections \\
         --learning_rate=3e-4 --workdir=runs/second

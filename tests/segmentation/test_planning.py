@@ -168,6 +168,13 @@ def test_more_members_or_fewer_devices_make_fewer_steps():
     )
 
 
+@pytest.mark.parametrize(
+    ("minutes", "devices", "members"), [(7.5, 2, 2), (90, 1, 2), (90, 8, 8), (0, 2, 4), (0, 1, 2)]
+)
+def test_a_time_is_spent_on_length_and_no_device_idles(minutes, devices, members):
+    assert planning.members_for(minutes, devices=devices) == members
+
+
 def test_a_time_too_short_for_one_evaluation_says_how_much_more():
     with pytest.raises(ValueError, match=r"give at least (\d+) minutes more") as caught:
         plan_time(10, COST, members=4, devices=2, voxels=10**7, log_every=10)
