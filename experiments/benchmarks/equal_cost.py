@@ -103,9 +103,11 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> Path:
             axes.plot([row["CPU s"]] * len(row["scores"]), row["scores"], ".", color=colour, ms=3)
         name = f"{size} member{'s' * (size > 1)}"
         means = [np.mean(row["scores"]) for row in own]
-        axes.plot([row["CPU s"] for row in own], means, color=colour, label=name)
-    ticks = sorted({row["CPU s"] for row in rows})
-    axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks], rotation=45)
+        axes.plot([row["CPU s"] for row in own], means, "o-", ms=4, color=colour, label=name)
+    costs = [row["CPU s"] for row in rows]
+    doublings = range(int(np.log2(max(costs) / min(costs)) + 0.2) + 1)
+    ticks = [min(costs) * 2**i for i in doublings]
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=style.TICK_SIZE, labelcolor=style.INK)
     return style.save(figure, path)
