@@ -208,7 +208,9 @@ def run(config: Config, workdir: Path) -> report.Summary:
     )
     if timed:
         left = 60 * config.minutes - (time.monotonic() - BEGUN)
-        predicted = recipes.predicted_voxels(parts, model.output_window(tile), config.overlap)
+        predicted = recipes.predicted_voxels(
+            parts, model.output_window(tile), overlap=config.overlap
+        )
         config = recipes.fit_time(config, sweep, voxels=predicted, members=len(members), left=left)
         _, task = build(config, len(parts.class_names))
         sweep.settle(task, _schedule(config))

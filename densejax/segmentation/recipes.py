@@ -355,7 +355,7 @@ def _intervals(values: dict[str, Any]) -> dict[str, Any]:
     return chosen | {"evaluation_windows": 32} | values
 
 
-def predicted_voxels(parts: sources.Parts, output: Sizes, overlap: Sequence[int] = ()) -> int:
+def predicted_voxels(parts: sources.Parts, output: Sizes, *, overlap: Sequence[int]) -> int:
     """Voxels that a member labels in the final prediction, those of several windows each time.
 
     Args:

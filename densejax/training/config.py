@@ -246,7 +246,7 @@ def from_record(config_class: Any, values: Mapping[str, Any], name: str) -> Any:
     return config_class(**found)
 
 
-def help_text(config_class: type, flag_values: flags.FlagValues = flags.FLAGS) -> str:
+def help_text(config_class: type, *, flag_values: flags.FlagValues = flags.FLAGS) -> str:
     """All flags of a configuration for ``--help``: the essential ones first, the rest in groups.
 
     A group is what one dataclass of the hierarchy defines, and each nested one.
