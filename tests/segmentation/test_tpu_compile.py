@@ -40,7 +40,7 @@ PLANNED = recipes.settle(
     ),
     None,
 )
-HYBRID = segment.Config(recipe="published", width=8, window=(5, 64, 64))
+HYBRID = segment.Config(recipe="published", width=4, window=(5, 32, 32))
 
 
 @pytest.mark.slow
@@ -55,7 +55,7 @@ def test_a_step_compiles_for_four_tpus_and_fits_into_their_memory(config, monkey
     assert len(topology.devices) == DEVICES
     # Convolutions are then written as they are on a TPU.
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    _, task = segment.build(config, 5)
+    model, task = segment.build(config, 5)
     mesh = Mesh(np.array(topology.devices), ("k",))
     spread, everywhere = PartitionSpec("k"), PartitionSpec()
 
@@ -87,5 +87,5 @@ def test_a_step_compiles_for_four_tpus_and_fits_into_their_memory(config, monkey
     ).compile()
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    print(f"\n{config.network}: {held / 1e6:.0f} MB a device (v5e, stated by the compiler)")
+    print(f"\n{type(model).__name__}: {held / 1e6:.0f} MB a device (v5e, stated by the compiler)")
     assert 0 < held < MEMORY
