@@ -436,8 +436,8 @@ def members_for(minutes: float, *, devices: int) -> int:
     """How many members a time is divided among: one a device, and two at least.
 
     At equal cost one network that trains longer was better than several on the VNC stack at every
-    length measured, to 2,600 CPU seconds (``experiments/results``). A second member is kept for what
-    only it can show: where two seeds disagree.
+    length measured, to 2,600 CPU seconds (``experiments/results``). A second member is kept for
+    what only it can show: where two seeds disagree.
 
     Args:
       minutes: of the whole run; 0 where none is given, and then a device has two.
