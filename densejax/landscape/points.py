@@ -7,7 +7,7 @@ work. A value depends neither on the number of devices of one kind nor on the ot
 call, except those of its chunk, and there to rounding.
 
 Arrays that the loss closes over (the data) are handed to the program as arguments, so the compiler
-does not have to chew them.
+does not have to process them.
 """
 
 import dataclasses

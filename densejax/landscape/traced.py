@@ -1,4 +1,4 @@
-"""A loss as a program whose data are arguments, so that the compiler need not chew them."""
+"""A loss as a program whose data are arguments, so that the compiler need not process them."""
 
 from typing import Any
 

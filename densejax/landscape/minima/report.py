@@ -67,7 +67,7 @@ def judge(
 ) -> Finding:
     """A claim that a number lies above or below a level, by its 95 % interval.
 
-    An interval that holds the level, or that cannot be had, tells nothing apart.
+    An interval that holds the level, or that cannot be computed, tells nothing apart.
     """
     sign = 1 if side == "above" else -1
     low, high = sorted((sign * (found.low - level), sign * (found.high - level)))
