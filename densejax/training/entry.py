@@ -53,7 +53,10 @@ def main(
     configuration.define_flags(config_class)
     sys.modules["__main__"].__doc__ = description
     if any(word in ("--help", "-help", "-h", "-?") for word in sys.argv[1:]):
-        print(f"{description}\n{configuration.help_text(config_class)}")
+        try:
+            print(f"{description}\n{configuration.help_text(config_class)}", flush=True)
+        except BrokenPipeError:  # a pager or head has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
 
     def start(arguments: Sequence[str]) -> None:
