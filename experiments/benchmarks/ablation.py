@@ -25,6 +25,7 @@ import numpy as np
 from absl import app, flags, logging
 from scipy import stats
 
+from densejax.data.augment import PLANNED
 from experiments.benchmarks import measure
 
 # Imported, a script keeps its flags to itself: the names recur in others.
@@ -45,6 +46,11 @@ INTENSITY = {
     for name in ("brightness", "contrast", "gamma", "low_resolution", "blur", "noise")
 }
 GEOMETRY = {"augmentation.resampling": "0", "augmentation.quarter_turns": "false"}
+# Of what augmentation.PLANNED has.
+HALF = {
+    f"augmentation.{name}": str(getattr(PLANNED, name) / 2)
+    for name in (*(flag.split(".")[1] for flag in INTENSITY), "resampling")
+}
 CHANGES: dict[str, dict[str, str]] = {
     WHOLE: {},
     "no norm": {"norm": "none"},
@@ -52,6 +58,9 @@ CHANGES: dict[str, dict[str, str]] = {
     "windows of 64 x 64, as many voxels": {"window": "1,64,64", "batch": "32"},
     "no sampling by class": {"class_share": "0"},
     "flips and turns alone": INTENSITY | {"augmentation.resampling": "0"},
+    "flips, turns and resampling alone": INTENSITY,
+    "flips, turns and grey levels alone": {"augmentation.resampling": "0"},
+    "augmentation at half its strength": HALF,
     "no augmentation": INTENSITY | GEOMETRY | {"augmentation.reflections": ""},
     "full resolution (stem 1, width 8)": {"stem": "1"},
     "half resolution (stem 2, width 16)": {"stem": "2"},
