@@ -16,7 +16,7 @@ natural, float64 on the host. Read the estimate with these in mind; all are prin
   well determined is the Jensen bound, from the mean of n log r, and ``jensen_error`` says how well:
   compare basins by it. Always ``jensen <= estimate <= maximum``.
 - *More directions, more volume.* Where ``curve`` still rises, K is too small.
-- *An error of a radius counts n times.* A grid's spacing exceeds the effect (``grids``).
+- *An error of a radius counts n times.* The spacing of a grid exceeds the effect.
 - *Censored radii* are lower bounds, and so is the volume then.
 - *The formula is of uniform directions.* Radii on a product of spheres (the published ones) are
   not; take ``geometry="ellipsoid"`` for a volume, and read the published form as a score.

@@ -3,11 +3,10 @@
 The released code of Huang, Emam et al. 2020 evaluates a grid of distances and takes, as the radius,
 the point where the loss is nearest to the threshold: not the first crossing, and with the grid's
 spacing as its error, which in the logarithm of a volume is multiplied by the dimension. Kept for
-comparison; ``basins.radii`` is what to use. (The released code also leaves out rays whose loss at
-the centre is not the common one; here the centre is computed once.)
+comparison; ``densejax.landscape.radii`` is what to use. (The released code also leaves out rays
+whose loss at the centre is not the common one; here the centre is computed once.)
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -16,11 +15,9 @@ import numpy as np
 from jax import lax
 
 from densejax.landscape import rays
-from densejax.landscape.basins import alone, extents_of
+from densejax.landscape.basins import alone
 from densejax.landscape.draws import drawn
-from densejax.landscape.filters import Axes, Biases, Normalise
 from densejax.landscape.objective import LossFunction
-from densejax.landscape.spheres import Geometry
 from densejax.typing import Array, Key, Params, Tree
 
 # As released: 100 distances to 0.5 for the swiss roll, 12 to 0.75 for SVHN; one-sided.
@@ -31,65 +28,23 @@ Rule = Literal["nearest", "first"]
 
 
 def ray_losses(
-    key: Key,
-    loss_fn: LossFunction,
-    params: Params,
-    grid: Array,
-    *,
-    directions: int = 1000,
-    first: int = 0,
-    geometry: Geometry = "spheres",
-    normalise: Normalise = "filter",
-    biases: Biases = "zero",
-    axes: Axes | None = None,
-    chunk: int = 0,
-    devices: Sequence[jax.Device] | None = None,
-    progress: bool = True,
+    key: Key, loss_fn: LossFunction, params: Params, grid: Array, *, directions: int, **options: Any
 ) -> np.ndarray:
-    """Losses at the same distances along random rays.
+    """Losses [k, p] float32 at the distances ``grid`` [p] along k random rays.
 
-    Args:
-      key: direction number i is drawn from ``fold_in(key, i)``, as in ``basins.radii``.
-      loss_fn: of parameters; returns a scalar or ``{name: scalar}`` with ``loss``.
-      params: tree of arrays, the minimum.
-      grid: [p] floating, distances; float32 is used.
-      directions: k; 1000 as released.
-      first: number of the first one.
-      geometry: as in ``basins.radii``, as all that follow.
-      normalise: "filter", "layer" or "none".
-      biases: "zero", "weights" or "random".
-      axes: which axis counts the filters.
-      chunk: directions side by side; 0 times a few sizes.
-      devices: all local ones if None.
-      progress: tell directions/s and the time left.
-
-    Returns:
-      [k, p] float32.
-
-    Raises:
-      ValueError: the loss is no scalar, ``grid`` is not [p], an option is out of its range, or no
-        parameter would move.
+    The rays are those of ``landscape.radii`` by the same key; ``options`` are of ``rays.run``.
     """
-    distances = np.asarray(grid, np.float32)
-    if distances.ndim != 1 or not distances.size:
-        raise ValueError(f"grid has shape {list(distances.shape)}: expected [p], at least one")
-    minimum = alone(params)
-    extents_of(minimum, geometry, normalise, biases, axes)
-    draw, operand = drawn(key, geometry=geometry, normalise=normalise, biases=biases, axes=axes)
-    found = rays.run(
+    draw, operand = drawn(key, geometry="spheres", normalise="filter", biases="zero", axes=None)
+    return rays.run(
         _on_grid,
         draw,
         loss_fn,
-        minimum,
+        alone(params),
         own=None,
-        operand=operand | {"grid": distances},
+        operand=operand | {"grid": np.asarray(grid, np.float32)},
         directions=directions,
-        first=first,
-        chunk=chunk,
-        devices=devices,
-        progress=progress,
-    )
-    return found[0]
+        **options,
+    )[0]
 
 
 def grid_radii(
