@@ -1,3 +1,4 @@
+from .basins import log_volume as log_volume
 from .basins import radii as radii
 from .basins import radii_of_many as radii_of_many
 from .batch_norm import recalibrated as recalibrated
@@ -22,4 +23,3 @@ from .surfaces import line_profile as line_profile
 from .surfaces import read_surface as read_surface
 from .surfaces import seeds_surface as seeds_surface
 from .surfaces import surface as surface
-from .volume import log_volume as log_volume

@@ -5,8 +5,7 @@ among the names (loss and accuracy in one pass); pure, of any pytree of arrays.
 """
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +15,9 @@ from densejax.typing import Params, Tree
 
 LossFunction = Callable[[Params], Any]
 
-Built = TypeVar("Built")
-
-# Compiled programs of so many losses are kept, with the data that the losses close over.
-REMEMBERED = 8
-
 
 def measures_of(loss_fn: LossFunction) -> Callable[[Params], dict[str, jax.Array]]:
-    """A loss function that returns a dictionary, whatever the given one returns.
-
-    Args:
-      loss_fn: of parameters; returns a scalar or ``{name: scalar}`` with ``loss`` in it.
-
-    Returns:
-      Function of parameters; a scalar becomes ``{"loss": scalar}``.
+    """A loss function that returns a dictionary: a scalar becomes ``{"loss": scalar}``.
 
     Raises:
       ValueError: (the returned function) no ``loss`` among the measures, or one is not a scalar.
@@ -52,17 +40,7 @@ def measures_of(loss_fn: LossFunction) -> Callable[[Params], dict[str, jax.Array
 
 
 def loss_of(loss_fn: LossFunction) -> Callable[[Params], jax.Array]:
-    """The loss alone, as a function that can be differentiated.
-
-    Args:
-      loss_fn: as in ``measures_of``.
-
-    Returns:
-      Function of parameters that returns a scalar [].
-
-    Raises:
-      ValueError: (the returned function) as in ``measures_of``.
-    """
+    """The loss alone, as a function that can be differentiated; as ``measures_of`` refuses."""
     measures = measures_of(loss_fn)
     return lambda params: measures(params)["loss"]
 
@@ -125,25 +103,3 @@ def over_batches(
 
 def _add(total: Any, values: Any, share: float) -> Any:
     return jax.tree.map(lambda sum_of, value: sum_of + share * value, total, values)
-
-
-def remembered(build: Callable[..., Built]) -> Callable[..., Built]:
-    """What ``build`` made of the same arguments before, so that programs are compiled once a loss.
-
-    Args:
-      build: of functions and options; makes compiled functions, cheaply until they are called.
-
-    Returns:
-      ``build`` with the last ``REMEMBERED`` results kept; nothing is kept of arguments that have no
-      hash.
-    """
-    kept = lru_cache(maxsize=REMEMBERED)(build)
-
-    def built(*arguments: Any) -> Built:
-        try:
-            hash(arguments)
-        except TypeError:
-            return build(*arguments)
-        return kept(*arguments)
-
-    return built

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jax import lax
 
-from densejax.landscape.compiled import compiled
+from densejax.landscape.compiled import compiled, remembered
 from densejax.landscape.directions import Plane
-from densejax.landscape.objective import LossFunction, measures_of, remembered
+from densejax.landscape.objective import LossFunction, measures_of
 from densejax.typing import Tree
 
 

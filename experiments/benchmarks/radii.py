@@ -30,6 +30,7 @@ from absl import app, flags, logging
 from densejax.data import points
 from densejax.instances import use_all_cores
 from densejax.landscape import basins
+from densejax.landscape.basins import radius
 from densejax.models.mlp import MLP
 from densejax.typing import Params
 from experiments.benchmarks import measure, released_radii, torch_radii
@@ -47,11 +48,11 @@ ROUNDS = flags.DEFINE_integer(
     "rounds", 5, "interleaved rounds that count", lower_bound=1, flag_values=FLAGS
 )
 GROWTH = flags.DEFINE_float(
-    "growth", basins.GROWTH, "resolution of the first crossing", flag_values=FLAGS
+    "growth", radius.GROWTH, "resolution of the first crossing", flag_values=FLAGS
 )
 
 WIDTHS = (23, 16, 26, 32, 28, 31)
-CUTOFF, RTOL, SPAN, FIRST = 0.1, basins.RTOL, 1.0, 1e-3
+CUTOFF, RTOL, SPAN, FIRST = 0.1, radius.RTOL, 1.0, 1e-3
 TRAINING_LOSS = 0.01
 # Two libraries round a loss differently; where it is steep the radius hardly does.
 TOLERANCE = 1e-4

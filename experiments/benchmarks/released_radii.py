@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from densejax.landscape import rays
-from densejax.landscape.basins import alone
-from densejax.landscape.draws import drawn
+from densejax.landscape.basins import rays
+from densejax.landscape.basins.spheres import drawn
 from densejax.landscape.objective import LossFunction
 from densejax.typing import Array, Key, Params, Tree
 
@@ -39,7 +38,7 @@ def ray_losses(
         _on_grid,
         draw,
         loss_fn,
-        alone(params),
+        jax.tree.map(lambda leaf: np.asarray(leaf)[None], params),
         own=None,
         operand=operand | {"grid": np.asarray(grid, np.float32)},
         directions=directions,

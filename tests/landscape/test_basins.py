@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from densejax.instances import Mapped
-from densejax.landscape import basins, rays
-from densejax.landscape.basins import joined, radii, radii_along, radii_of_many
+from densejax.landscape import basins
+from densejax.landscape.basins import joined, radii, radii_along, radii_of_many, rays
 
 KEY = jax.random.key(3)
 QUIET = {"progress": False}

@@ -180,8 +180,7 @@ def test_claims_of_a_population_made_by_hand():
         return basins
 
     def verdicts(sign):
-        from densejax.landscape.radius import Radii
-        from densejax.landscape.volume import log_volume
+        from densejax.landscape.basins import Radii, log_volume
 
         basins = []
         for minimum, radius in population(sign):

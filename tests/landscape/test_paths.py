@@ -9,6 +9,7 @@ import pytest
 from densejax.landscape import paths
 from densejax.landscape.directions import Plane
 from densejax.landscape.paths import Curve, linear_barrier, profile, train_curve, train_curves
+from densejax.landscape.trajectories import trajectory_on_plane
 
 ROWS = 30
 
@@ -213,8 +214,8 @@ def test_a_trajectory_tells_what_its_plane_hides():
 
     plane = Plane(*(tree(one) for one in (centre, corner[0] + corner[1], corner[1])))
     offsets = rng.normal(size=(10, 6)).astype(np.float32)
-    found = paths.trajectory_on_plane(plane, tree(centre + offsets), loss, block=4)
-    whole = paths.trajectory_on_plane(plane, tree(centre + offsets), loss)
+    found = trajectory_on_plane(plane, tree(centre + offsets), loss, block=4)
+    whole = trajectory_on_plane(plane, tree(centre + offsets), loss)
     np.testing.assert_allclose(found.values["loss"], whole.values["loss"], rtol=1e-6)
     x, y = offsets[:, 0], offsets[:, 1] - offsets[:, 0]
     np.testing.assert_allclose(found.coordinates, np.stack([x, y], axis=1), atol=1e-5)
@@ -244,6 +245,6 @@ def test_what_does_not_fit_is_refused():
         linear_barrier(lambda p: p["w"], WEST, EAST)
     plane = Plane(WEST, EAST, {"w": np.float32([0, 1])})
     with pytest.raises(ValueError, match="0 iterates"):
-        paths.trajectory_on_plane(plane, {"w": np.zeros((0, 2), np.float32)}, ring)
+        trajectory_on_plane(plane, {"w": np.zeros((0, 2), np.float32)}, ring)
     with pytest.raises(ValueError, match=r"\['w'\]"):
-        paths.trajectory_on_plane(plane, {"w": np.zeros((4, 3), np.float32)}, ring)
+        trajectory_on_plane(plane, {"w": np.zeros((4, 3), np.float32)}, ring)

@@ -11,9 +11,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from densejax.landscape.basins import Radii, radii_of_many
+from densejax.landscape.basins import LogVolume, Radii, log_volume, radii_of_many
 from densejax.landscape.minima.point_nets import SETS, PointNet, load_problem
-from densejax.landscape.volume import LogVolume, log_volume
 from densejax.training.checkpoint import restore_tree
 from densejax.typing import Key, Params, Tree
 

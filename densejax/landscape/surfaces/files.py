@@ -39,15 +39,12 @@ class Kept:
     def check_values(
         self, file: Path, found: dict[str, np.ndarray], first: tuple[int, int]
     ) -> None:
-        """Raise unless the loss is the one that the file was computed with.
+        """Raise ValueError unless the loss is the one that the file was computed with.
 
         Args:
           file: for the message.
           found: name to [2], measures at the plane's centre and at the first place.
           first: that place.
-
-        Raises:
-          ValueError: other measures, or other values at the first place.
         """
         if sorted(self.values) != sorted(found):
             raise ValueError(
@@ -73,10 +70,10 @@ def about(plane: Plane) -> dict[str, Any]:
         for path, leaf in leaves
     ]
     names = ("centre", "first", "second")
-    return {"parameters": parameters} | {name: checksum(getattr(plane, name)) for name in names}
+    return {"parameters": parameters} | {name: _checksum(getattr(plane, name)) for name in names}
 
 
-def checksum(tree: Tree) -> str:
+def _checksum(tree: Tree) -> str:
     """SHA-256 of the bytes of all leaves."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
@@ -124,11 +121,7 @@ def open_grid(file: Path, plane: Plane, x: np.ndarray, y: np.ndarray) -> Kept | 
 
 
 def read(file: Path) -> Kept:
-    """A file's content.
-
-    Raises:
-      ValueError: it is not a surface's.
-    """
+    """A file's content; raises ValueError where it is not a surface's."""
     try:
         with np.load(file) as arrays:
             content = {name: arrays[name] for name in arrays.files}

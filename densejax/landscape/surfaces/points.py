@@ -10,7 +10,6 @@ Arrays that the loss closes over (the data) are handed to the program as argumen
 does not have to process them.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,9 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from densejax.instances import Mapped, Population, memory_limit
-from densejax.landscape.compiled import hoisted, unjitted
+from densejax.landscape.compiled import (
+    Signature,
+    hoisted,
+    remembered,
+    shapes_of,
+    signature_of,
+    unjitted,
+)
 from densejax.landscape.directions import Line, Plane
-from densejax.landscape.objective import LossFunction, measures_of, remembered
+from densejax.landscape.objective import LossFunction, measures_of
 from densejax.typing import Tree
 
 Frame = Line | Plane
@@ -41,20 +47,20 @@ LAP_SECONDS = 0.05
 MEMORY_SHARE = 0.8
 
 
-class Programs:
+class _Programs:
     """The compiled programs of one loss on frames of one shape, one for each chunk size tried.
 
     Everything that is asked is answered by one program, unless chunk sizes are probed.
     """
 
     def __init__(
-        self, loss_fn: LossFunction, shapes: "Shapes", devices: tuple[jax.Device, ...]
+        self, loss_fn: LossFunction, signature: Signature, devices: tuple[jax.Device, ...]
     ) -> None:
         self.devices = devices
         self.probed = 0
         # Points a second by chunk size, as the calls so far have it.
         self.rates: dict[int, float] = {}
-        frame = shapes.frame()
+        frame = shapes_of(signature)
         self.axes = 1 if isinstance(frame, Line) else 2
         self._coordinate_dtype = _coordinate_dtype(frame)
         point = jax.ShapeDtypeStruct((self.axes,), self._coordinate_dtype)
@@ -66,8 +72,6 @@ class Programs:
             self.names = sorted(values)
             return jnp.stack([_at_least_float32(values[name]) for name in self.names])
 
-        # The loss is kept as well: a key of the store must not outlive what it names.
-        self._loss_fn = loss_fn
         # No TF32: a picture of a flat basin is made of small differences.
         with jax.default_matmul_precision("highest"):
             captured, self._run = hoisted(at_point, frame, point)
@@ -100,16 +104,7 @@ class Programs:
             self._mapped[chunk] = mapped.compile(*self._arguments(frame, used, points))
 
     def __call__(self, frame: Tree, coordinates: np.ndarray, chunk: int) -> Values:
-        """The values at points.
-
-        Args:
-          frame: as ``place`` returns it.
-          coordinates: [p, 1 or 2], p at most ``capacity(chunk)``.
-          chunk: points side by side.
-
-        Returns:
-          Name to [p].
-        """
+        """Name to [p] at [p, 1 or 2] points of a placed frame; p at most ``capacity(chunk)``."""
         self.prepare(frame, chunk)
         used, points = self._places(coordinates, chunk)
         placed = self._mapped[chunk](*self._arguments(frame, used, points))
@@ -162,32 +157,6 @@ class Programs:
         return at_place
 
 
-@dataclasses.dataclass(frozen=True)
-class Shapes:
-    """Structure, shapes and dtypes of a frame; hashable."""
-
-    structure: Any
-    leaves: tuple[tuple[tuple[int, ...], str], ...]
-
-    @classmethod
-    def of(cls, frame: Frame) -> "Shapes":
-        """The shapes of a frame.
-
-        Raises:
-          ValueError: the frame is neither a line nor a plane.
-        """
-        if not isinstance(frame, Line | Plane):
-            raise ValueError(f"expected a Line or a Plane, found {type(frame).__name__}")
-        leaves, structure = jax.tree.flatten(frame)
-        found = [(tuple(np.shape(leaf)), str(jnp.result_type(leaf))) for leaf in leaves]
-        return cls(structure, tuple(found))
-
-    def frame(self) -> Frame:
-        """A frame of ``jax.ShapeDtypeStruct``."""
-        leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in self.leaves]
-        return jax.tree.unflatten(self.structure, leaves)
-
-
 class Evaluator:
     """A loss on one frame: compiles at the first call, probes, and runs over many points."""
 
@@ -214,8 +183,10 @@ class Evaluator:
         """
         if chunk < 0:
             raise ValueError(f"chunk is {chunk}: expected a number of points, or 0 for a probe")
+        if not isinstance(frame, Line | Plane):
+            raise ValueError(f"expected a Line or a Plane, found {type(frame).__name__}")
         used = tuple(devices if devices is not None else jax.local_devices())
-        self.programs = _programs(loss_fn, Shapes.of(frame), used)
+        self.programs = _programs(loss_fn, signature_of(frame), used)
         self.chunk = chunk or self.programs.probed or 1
         self._probe = not (chunk or self.programs.probed)
         self._frame = self.programs.place(frame)
@@ -289,14 +260,9 @@ class Evaluator:
     def parts(
         self, coordinates: np.ndarray, *, stops: Sequence[int] = ()
     ) -> Iterator[tuple[slice, Values]]:
-        """Values as they are computed, in calls of about a second and of whole chunks.
+        """Rows and name to values as they are computed, in calls of about a second.
 
-        Args:
-          coordinates: [p, 1 or 2].
-          stops: numbers of points at which a call shall end.
-
-        Yields:
-          The rows, and name to values.
+        Of whole chunks; ``stops`` are numbers of points at which a call shall end.
         """
         coordinates = np.asarray(coordinates, np.float64).reshape(-1, self.programs.axes)
         done, total = 0, len(coordinates)
@@ -342,8 +308,10 @@ class Evaluator:
 
 
 @remembered
-def _programs(loss_fn: LossFunction, shapes: Shapes, devices: tuple[jax.Device, ...]) -> Programs:
-    return Programs(loss_fn, shapes, devices)
+def _programs(
+    loss_fn: LossFunction, signature: Signature, devices: tuple[jax.Device, ...]
+) -> _Programs:
+    return _Programs(loss_fn, signature, devices)
 
 
 def _coordinate_dtype(frame: Frame) -> Any:

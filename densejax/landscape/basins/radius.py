@@ -14,6 +14,8 @@ that is not added up pairwise errs by several. Where the loss is flat at the cut
 helps. With n dimensions a volume multiplies each relative error by n.
 """
 
+import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,23 +23,20 @@ import jax
 import numpy as np
 
 from densejax.instances import instance_key
-from densejax.landscape import bisection, rays
-from densejax.landscape.bisection import Limits
-from densejax.landscape.draws import Draw, drawn, given
+from densejax.landscape.basins import bisection, rays
+from densejax.landscape.basins.bisection import Limits
+from densejax.landscape.basins.spheres import (
+    Draw,
+    Extent,
+    Geometry,
+    drawn,
+    drawn_direction,
+    extent,
+    given,
+)
 from densejax.landscape.filters import Axes, Biases, Normalise, is_float
 from densejax.landscape.objective import LossFunction
-from densejax.landscape.radius import Radii, joined, radii_of
-from densejax.landscape.spheres import Extent, Geometry, drawn_direction, extent
 from densejax.typing import Key, Params, Tree
-
-__all__ = [
-    "Radii",
-    "direction",
-    "joined",
-    "radii",
-    "radii_along",
-    "radii_of_many",
-]
 
 # First steps, of the span.
 FIRST_SHARE = 1e-3
@@ -46,6 +45,62 @@ FIRST_SHARE = 1e-3
 # and more, and in a volume the longest decides.
 GROWTH = 1.25
 RTOL = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Radii:
+    """Distances from one minimum to its cutoff, one a direction.
+
+    Attributes:
+      radius: [k] float64, in units of the directions (``spheres``): the first crossing, or the span
+        where there is none.
+      censored: [k] bool, the loss stays below the cutoff up to the span: the radius is at least so.
+      slope: [k] float64, loss per unit of radius about the crossing, to some per cent or, of a
+        kink, less; not-a-number where unknown.
+      cutoff: of the loss.
+      centre_loss: loss of the minimum.
+      span: where the search ends.
+      first_step: below which a crossing need not be the first.
+      growth: ratio of distances between which an excursion above the cutoff can go unseen.
+      dimension: effective dimension of the directions, entries less constraints; 0 if not known.
+      log_scale: what a log-volume must be given in addition to be in the parameters' own units.
+      evaluations: of the loss, all directions together.
+    """
+
+    radius: np.ndarray
+    censored: np.ndarray
+    slope: np.ndarray
+    cutoff: float
+    centre_loss: float
+    span: float
+    first_step: float
+    growth: float
+    dimension: int
+    log_scale: float = 0.0
+    evaluations: int = 0
+
+    @property
+    def log_radius(self) -> np.ndarray:
+        """[k] float64, natural logarithm; minus infinity where a radius is 0."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.radius)
+
+    @property
+    def rounding(self) -> np.ndarray:
+        """[k] float64: relative error of each radius if the loss errs by float32's rounding."""
+        unit = np.finfo(np.float32).eps / 2 * abs(self.cutoff)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return unit / (self.radius * self.slope)
+
+    def __str__(self) -> str:
+        low, middle, high = np.quantile(self.radius, (0.05, 0.5, 0.95))
+        text = (
+            f"{len(self.radius)} radii to loss {self.cutoff:g} (centre {self.centre_loss:.3g}): "
+            f"median {middle:.6g}, 5 to 95 % {low:.6g} to {high:.6g}"
+        )
+        if self.censored.any():
+            text += f"; {int(self.censored.sum())} reach the span {self.span:g} below the cutoff"
+        return text
 
 
 def radii(
@@ -104,7 +159,7 @@ def radii(
     return radii_of_many(
         key,
         loss_fn,
-        alone(params),
+        _alone(params),
         directions=directions,
         first=first,
         cutoff=cutoff,
@@ -154,20 +209,7 @@ def radii_of_many(
       loss_fn: of parameters, or of parameters and settings where these are given.
       minima: tree of arrays [k, ...], stacked parameters.
       settings: tree of arrays [k, ...] that differ between minima, such as a poisoning factor.
-      directions: as in ``radii``, as all that follow.
-      first: number of the first direction.
-      cutoff: of the loss.
-      span: largest distance.
-      first_step: smallest distance.
-      growth: factor between distances.
-      rtol: relative width of the final bracket.
-      geometry: "spheres" or "ellipsoid".
-      normalise: "filter", "layer" or "none".
-      biases: "zero", "weights" or "random".
-      axes: of the parameters of one minimum.
-      chunk: directions side by side.
-      devices: all local ones if None.
-      progress: show a bar.
+      directions: as in ``radii``, and so all that follow; ``axes`` are of one minimum's parameters.
 
     Returns:
       The radii of every minimum.
@@ -175,15 +217,19 @@ def radii_of_many(
     Raises:
       ValueError: as in ``radii``; the number of the minimum is named.
     """
-    extents = extents_of(minima, geometry, normalise, biases, axes)
+    drawing: Any = {"geometry": geometry, "normalise": normalise, "biases": biases, "axes": axes}
+    counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(minima)}
+    if len(counts) != 1 or counts == {()}:
+        raise ValueError(f"minima have leading axes {sorted(counts)}: expected one number of them")
+    host = jax.device_get(minima)
+    each = [jax.tree.map(lambda leaf, k=k: leaf[k], host) for k in range(counts.pop()[0])]
+    extents = [extent(one, **drawing) for one in each]
     limits = [_limits(one, cutoff, span, first_step, growth, rtol) for one in extents]
-    centres = checked_centres(loss_fn, minima, settings, cutoff, devices)
-    draw, operand = drawn(key, geometry=geometry, normalise=normalise, biases=biases, axes=axes)
+    centres = _checked_centres(loss_fn, minima, settings, cutoff, devices)
     return _radii(
-        draw,
+        *drawn(key, **drawing),
         loss_fn,
         minima,
-        operand,
         extents,
         limits,
         centres,
@@ -217,13 +263,7 @@ def radii_along(
       params: tree of arrays, the minimum.
       directions: tree of arrays [k, ...]; a radius is in units of a direction's own length.
       span: largest distance, in the same units.
-      cutoff: as in ``radii``, as all that follow.
-      first_step: smallest distance.
-      growth: factor between distances.
-      rtol: relative width of the final bracket.
-      chunk: directions side by side.
-      devices: all local ones if None; each holds all directions.
-      progress: show a bar.
+      cutoff: as in ``radii``, and so all that follow; each device holds all directions.
 
     Returns:
       The radii; their ``dimension`` is 0, which stands for unknown.
@@ -242,12 +282,12 @@ def radii_along(
     known = Extent(entries=0, constraints=0, log_scale=0.0, reach=span)
     return _radii(
         given,
-        loss_fn,
-        alone(params),
         {"directions": directions},
+        loss_fn,
+        _alone(params),
         [known],
         [_limits(known, cutoff, span, first_step, growth, rtol)],
-        checked_centres(loss_fn, alone(params), None, cutoff, devices),
+        _checked_centres(loss_fn, _alone(params), None, cutoff, devices),
         directions=counts.pop()[0],
         chunk=chunk,
         devices=devices,
@@ -271,10 +311,7 @@ def direction(
       key: as ``radii`` had it.
       params: the minimum.
       number: of the direction.
-      geometry: as ``radii`` had it, as all that follow.
-      normalise: "filter", "layer" or "none".
-      biases: "zero", "weights" or "random".
-      axes: which axis counts the filters.
+      geometry: as ``radii`` had it, and so all that follow.
 
     Returns:
       Tree like ``params``.
@@ -289,42 +326,34 @@ def direction(
     )
 
 
-def extents_of(
-    minima: Params, geometry: Geometry, normalise: Normalise, biases: Biases, axes: Axes | None
-) -> list[Extent]:
-    """The extent of every minimum of stacked parameters [k, ...].
+def joined(*parts: Radii) -> Radii:
+    """Radii of the same minimum along more directions as one.
 
     Raises:
-      ValueError: there is no parameter, leading axes differ, or as ``spheres.extent``.
+      ValueError: there are none, or they differ in anything but their directions.
     """
-    counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(minima)}
-    if len(counts) != 1 or counts == {()}:
-        raise ValueError(f"minima have leading axes {sorted(counts)}: expected one number of them")
-    host = jax.device_get(minima)
-    return [
-        extent(
-            jax.tree.map(lambda leaf, k=k: leaf[k], host),
-            geometry=geometry,
-            normalise=normalise,
-            biases=biases,
-            axes=axes,
-        )
-        for k in range(counts.pop()[0])
-    ]
+    if not parts:
+        raise ValueError("no radii to join")
+    for name in ("cutoff", "span", "first_step", "growth", "dimension", "log_scale"):
+        values = {getattr(part, name) for part in parts}
+        if len(values) > 1:
+            raise ValueError(f"radii differ in {name}: {sorted(values)}")
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("radius", "censored", "slope")
+    }
+    evaluations = sum(part.evaluations for part in parts)
+    return dataclasses.replace(parts[0], **arrays, evaluations=evaluations)
 
 
-def checked_centres(
+def _checked_centres(
     loss_fn: LossFunction,
     minima: Params,
     settings: Tree,
     cutoff: float,
     devices: Sequence[jax.Device] | None,
 ) -> np.ndarray:
-    """The loss of every minimum, [k] float32, all below the cutoff.
-
-    Raises:
-      ValueError: one is not (or is not finite); both numbers are given.
-    """
+    """The loss of every minimum, [k] float32; raises ValueError unless all are below the cutoff."""
     centres = rays.centre_losses(loss_fn, minima, settings, devices=devices)
     bad = np.flatnonzero(~((centres < np.float32(cutoff)) & np.isfinite(centres)))
     if bad.size:
@@ -336,12 +365,8 @@ def checked_centres(
     return centres
 
 
-def alone(params: Params) -> Params:
-    """One minimum, stacked.
-
-    Raises:
-      ValueError: a leaf is no array.
-    """
+def _alone(params: Params) -> Params:
+    """One minimum, stacked; raises ValueError where a leaf is no array."""
     for leaf in jax.tree.leaves(params):
         is_float(leaf)
     return jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
@@ -355,11 +380,7 @@ def _limits(
     growth: float,
     rtol: float,
 ) -> Limits:
-    """The limits of a search from one minimum.
-
-    Raises:
-      ValueError: one is out of its range.
-    """
+    """The limits of a search from one minimum; raises ValueError where one is out of its range."""
     reach = one.reach if span is None else span
     if not reach > 0:
         raise ValueError(
@@ -379,9 +400,9 @@ def _search(losses: Any, own: Tree, live: jax.Array, operand: Tree) -> Tree:
 
 def _radii(
     draw: Draw,
+    operand: Tree,
     loss_fn: LossFunction,
     minima: Params,
-    operand: Tree,
     extents: Sequence[Extent],
     limits: Sequence[Limits],
     centres: np.ndarray,
@@ -394,7 +415,37 @@ def _radii(
     results = []
     for k, (one, limit) in enumerate(zip(extents, limits, strict=True)):
         brackets = bisection.Crossing(*(leaf[k] for leaf in found))
-        name = "" if len(extents) == 1 else f" of minimum {k}"
-        centre = float(centres[k])
-        results.append(radii_of(brackets, limits=limit, extent=one, centre_loss=centre, name=name))
+        result = Radii(
+            radius=bisection.crossing_point(brackets, float(limit.cutoff)),
+            censored=np.isinf(brackets.high),
+            slope=np.asarray(brackets.slope, np.float64),
+            cutoff=float(limit.cutoff),
+            centre_loss=float(centres[k]),
+            span=float(limit.span),
+            first_step=float(limit.first_step),
+            growth=float(limit.growth),
+            dimension=one.dimension,
+            log_scale=one.log_scale,
+            evaluations=int(np.sum(brackets.evaluations)),
+        )
+        _warn(result, "" if len(extents) == 1 else f" of minimum {k}")
+        results.append(result)
     return results
+
+
+def _warn(found: Radii, which: str) -> None:
+    """Warn of radii that say little."""
+    if found.censored.all():
+        warnings.warn(
+            f"all {len(found.radius)} directions{which} stay below the loss {found.cutoff:g} up to "
+            f"the span {found.span:g}: the radii are lower bounds; give a larger span or a lower "
+            "cutoff",
+            stacklevel=4,
+        )
+    near = int((found.radius < found.first_step).sum())
+    if near:
+        warnings.warn(
+            f"{near} of {len(found.radius)} directions{which} cross within the first step "
+            f"{found.first_step:g}, where a crossing need not be the first: lower first_step",
+            stacklevel=4,
+        )

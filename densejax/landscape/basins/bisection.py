@@ -55,7 +55,7 @@ class Crossing(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Scalars of a search: see ``check_limits``."""
+    """Scalars of a search, of the ranges that ``check_limits`` names."""
 
     cutoff: Any
     first_step: Any
@@ -75,11 +75,7 @@ class _State(NamedTuple):
 
 
 def check_limits(limits: Limits) -> None:
-    """Raises: ValueError where a search cannot be made, naming what is out of its range.
-
-    ``cutoff`` must be finite, ``first_step`` above 0 and no more than ``span``, ``growth`` at least
-    1.001, ``rtol`` from 1e-6 (float32 distances hold no less) to 0.1.
-    """
+    """Raises: ValueError where a search cannot be made, naming what is out of its range."""
     cutoff, first_step, growth, span, rtol = (float(value) for value in limits)
     if not np.isfinite(cutoff):
         raise ValueError(f"cutoff is {cutoff}: expected a finite loss")
@@ -105,10 +101,7 @@ def first_crossing(
       losses: distances [c] float32, above 0, to losses [c]; one ray a lane.
       centre_loss: [] or [c], loss at distance 0, below the cutoff.
       limits: of the search.
-      live: [c] bool, lanes that are searched at all.
-
-    Returns:
-      The brackets; of a lane that is not live, ``low`` 0 and ``high`` infinity.
+      live: [c] bool; a lane that is not has ``low`` 0 and ``high`` infinity.
     """
     limits = Limits(*(jnp.asarray(value, jnp.float32) for value in limits))
     live = jnp.asarray(live)
@@ -191,15 +184,10 @@ def _updated(state: _State, distance: jax.Array, loss: jax.Array, limits: Limits
 
 
 def crossing_point(found: Crossing, cutoff: float) -> np.ndarray:
-    """The crossing within each bracket by linear interpolation.
+    """The crossing within each bracket by linear interpolation, float64.
 
-    Args:
-      found: brackets, arrays of one shape.
-      cutoff: as the search had it.
-
-    Returns:
-      float64 of that shape; the middle where the loss at the far end is not finite, the span where
-      the cutoff was not reached.
+    The middle where the loss at the far end is not finite, the span where the cutoff was not
+    reached.
     """
     low, high, loss_low, loss_high = (np.asarray(leaf, np.float64) for leaf in found[:4])
     cutoff = float(np.float32(cutoff))

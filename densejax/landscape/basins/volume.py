@@ -31,8 +31,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import gammaln, logsumexp
 
-from densejax.landscape.draws import key_data
-from densejax.landscape.radius import Radii
+from densejax.landscape.basins.radius import Radii
+from densejax.landscape.basins.spheres import key_data
 from densejax.typing import Key
 
 # Below so many effective directions an estimate says little of the basin.

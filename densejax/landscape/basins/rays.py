@@ -20,11 +20,18 @@ import numpy as np
 from jax import lax
 
 from densejax.instances import Mapped, Population, memory_limit
+from densejax.landscape.basins.spheres import Draw
+from densejax.landscape.compiled import (
+    Signature,
+    hoisted,
+    remembered,
+    shapes_of,
+    signature_of,
+    unjitted,
+)
 from densejax.landscape.directions import Line
-from densejax.landscape.draws import Draw
-from densejax.landscape.objective import LossFunction, remembered
+from densejax.landscape.objective import LossFunction, loss_of
 from densejax.landscape.progress import Progress
-from densejax.landscape.traced import Signature, TracedLoss, signature_of
 from densejax.typing import Params, Tree
 
 # Distances [c] to losses [c]; what belongs to the minimum; which lanes are live [c]; operand.
@@ -48,16 +55,7 @@ def centre_losses(
     *,
     devices: Sequence[jax.Device] | None = None,
 ) -> np.ndarray:
-    """The loss of every minimum, [k] float32.
-
-    Args:
-      loss_fn: of parameters, or of parameters and settings where these are given.
-      minima: stacked parameters [k, ...].
-      settings: stacked [k, ...], or None.
-      devices: all local ones where None.
-
-    Returns:
-      [k] float32 on the host.
+    """The loss of every minimum, [k] float32, of stacked parameters (and settings) [k, ...].
 
     Raises:
       ValueError: the loss is no scalar, or the minima are not stacked alike.
@@ -83,7 +81,7 @@ def run(
     devices: Sequence[jax.Device] | None = None,
     progress: bool = True,
 ) -> Tree:
-    """Search along rays.
+    """Search along rays: tree of NumPy arrays [k, directions, ...], of what ``search`` returns.
 
     Programs of the last few losses are kept, so the same search is not compiled again for other
     minima of the same shapes; what a loss closes over must not change.
@@ -101,9 +99,6 @@ def run(
       chunk: lanes side by side; 0 times a few sizes and takes the fastest.
       devices: all local ones where None.
       progress: tell directions/s and the time left.
-
-    Returns:
-      Tree of NumPy arrays [k, directions, ...], what ``search`` returned for every lane.
 
     Raises:
       ValueError: ``directions`` is below 1, ``first`` or ``chunk`` below 0, or arrays do not match.
@@ -139,12 +134,32 @@ def _centres(
     devices: tuple[jax.Device, ...],
 ) -> tuple[Mapped, Tree]:
     """The program of ``centre_losses`` and its constants."""
-    loss = TracedLoss(loss_fn, minima, settings)
+    constants, loss = _traced(loss_fn, minima, settings)
     population = Population(minima[1][0][0][0], devices=devices)
-    return population.map(loss, shared=(0,), name="centre"), population.replicate(loss.constants)
+    return population.map(loss, shared=(0,), name="centre"), population.replicate(constants)
 
 
-class Rays:
+def _traced(
+    loss_fn: LossFunction, minima: Signature, settings: Signature | None
+) -> tuple[list[Any], Callable[[Tree, Params, Tree], jax.Array]]:
+    """What a loss closes over, and it as ``(constants, params, settings) -> [] float32``.
+
+    Matrix products are traced at full float32 precision (no TF32) unless the loss asks for another.
+    """
+    plain = unjitted(loss_fn)
+
+    def loss(params: Params, values: Tree) -> jax.Array:
+        if settings is None:
+            return jnp.asarray(loss_of(plain)(params), jnp.float32)
+        with_values = loss_of(lambda moved: plain(moved, values))  # type: ignore[call-arg]
+        return jnp.asarray(with_values(params), jnp.float32)
+
+    values = None if settings is None else shapes_of(settings, stacked=True)
+    with jax.default_matmul_precision("highest"):
+        return hoisted(loss, shapes_of(minima, stacked=True), values)
+
+
+class _Rays:
     """The program of one search, loss and draw from minima of one shape; compiled when called.
 
     The instances of its population are pairs of a minimum and a share of its chunks; shares make
@@ -155,17 +170,18 @@ class Rays:
         self,
         search: Search,
         draw: Draw,
-        loss: TracedLoss,
+        traced: tuple[list[Any], Callable[[Tree, Params, Tree], jax.Array]],
         minima: int,
         directions: int,
         chunk: int,
         devices: tuple[jax.Device, ...],
     ) -> None:
-        self._search, self._draw, self._loss = search, draw, loss
+        self._search, self._draw = search, draw
+        constants, self._loss = traced
         self._minima, self._directions, self.chunk = minima, directions, chunk
         self._shares = len(devices) // math.gcd(minima, len(devices))
         self._population = Population(minima * self._shares, devices=devices)
-        self._constants = self._population.replicate(loss.constants)
+        self._constants = self._population.replicate(constants)
         self._mapped: Mapped | None = None
 
     def __call__(self, stacked: tuple, operand: Tree, first: int, *, progress: bool) -> Tree:
@@ -341,8 +357,8 @@ def _program(
     others: Signature,
     sizes: tuple[int, int],
     devices: tuple[jax.Device, ...],
-) -> Rays:
+) -> _Rays:
     del others  # another program for other shapes
     search, draw, loss_fn = functions
-    loss = TracedLoss(loss_fn, minima, settings)
-    return Rays(search, draw, loss, minima[1][0][0][0], *sizes, devices)
+    traced = _traced(loss_fn, minima, settings)
+    return _Rays(search, draw, traced, minima[1][0][0][0], *sizes, devices)

@@ -4,17 +4,16 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from densejax.landscape import surface_files
 from densejax.landscape.directions import Line, Plane
-from densejax.landscape.levels import levels
-from densejax.landscape.objective import LossFunction, measures_of
-from densejax.landscape.points import Evaluator, Frame
+from densejax.landscape.objective import LossFunction
 from densejax.landscape.progress import Progress
-from densejax.typing import Params
+from densejax.landscape.surfaces import files
+from densejax.landscape.surfaces.points import Evaluator, Frame
 
 Span = float | tuple[tuple[float, float], tuple[float, float]]
 
@@ -38,25 +37,6 @@ class Surface:
     values: dict[str, np.ndarray]
 
 
-def check_loss(loss_fn: LossFunction, params: Params) -> dict[str, float]:
-    """What a loss returns at a point, if it is a loss at all.
-
-    Args:
-      loss_fn: parameters to a scalar, or to ``{name: scalar}`` with ``loss`` in it.
-      params: tree of arrays.
-
-    Returns:
-      Name to value.
-
-    Raises:
-      ValueError: a measure is not a scalar, there is no ``loss``, or it is not finite.
-    """
-    values = jax.jit(measures_of(loss_fn))(params)
-    found = {name: float(value) for name, value in values.items()}
-    _check_finite(found)
-    return found
-
-
 def evaluate(
     loss_fn: LossFunction,
     frame: Frame,
@@ -68,7 +48,8 @@ def evaluate(
     """The loss at points of a line or a plane.
 
     Args:
-      loss_fn: as in ``check_loss``; compiled once for all frames of the same shapes.
+      loss_fn: parameters to a scalar, or to ``{name: scalar}`` with ``loss`` in it; compiled once
+        for all frames of the same shapes.
       frame: the line or plane.
       coordinates: [p] or [p, 1] of a line, [p, 2] of a plane.
       chunk: points side by side on a device; 0 is found by a probe, where that repays.
@@ -105,7 +86,7 @@ def line_profile(
     """The loss along a line.
 
     Args:
-      loss_fn: as in ``check_loss``.
+      loss_fn: as in ``evaluate``.
       line: where.
       points: how many, at equal distances, ends included; at least 2.
       span: first and last t.
@@ -141,7 +122,7 @@ def surface(
     the same call is made again, with the same result.
 
     Args:
-      loss_fn: as in ``check_loss``. It is compiled once for all planes of the same shapes.
+      loss_fn: as in ``evaluate``. It is compiled once for all planes of the same shapes.
       plane: where.
       points: of the grid, along x and y; each at least 2.
       span: half the length of both axes about the centre, or ((x0, x1), (y0, y1)).
@@ -162,16 +143,16 @@ def surface(
     spans = ((-span, span), (-span, span)) if isinstance(span, int | float) else span
     x = _axis(counts[0], spans[0], "x")
     y = _axis(counts[1], spans[1], "y")
-    kept = surface_files.open_grid(file, plane, x, y) if file is not None else None
+    kept = files.open_grid(file, plane, x, y) if file is not None else None
     chunk = chunk if kept is None else kept.chunk
     evaluator = Evaluator(loss_fn, plane, chunk=chunk, devices=devices)
-    grid = Grid(x, y, evaluator, kept, None if file is None else Path(file), plane)
+    grid = _Grid(x, y, evaluator, kept, None if file is None else Path(file), plane)
     grid.check()
     grid.run(on_level, progress=progress)
     return grid.surface()
 
 
-class Grid:
+class _Grid:
     """A grid while it is computed: what is done, and where it is kept."""
 
     def __init__(
@@ -179,12 +160,12 @@ class Grid:
         x: np.ndarray,
         y: np.ndarray,
         evaluator: Evaluator,
-        kept: surface_files.Kept | None,
+        kept: files.Kept | None,
         file: Path | None,
         plane: Plane,
     ) -> None:
         self._x, self._y, self._evaluator, self._file = x, y, evaluator, file
-        self._about = surface_files.about(plane) if file is not None else {}
+        self._about = files.about(plane) if file is not None else {}
         parts = levels(len(x), len(y))
         # Places in the order in which they are computed.
         self._order = np.concatenate(parts)
@@ -257,10 +238,8 @@ class Grid:
             return
         done = np.zeros((len(self._x), len(self._y)), bool)
         done[tuple(self._order[: self._done].T)] = True
-        kept = surface_files.Kept(
-            self._x, self._y, self._values, done, self._evaluator.chunk, self._about
-        )
-        surface_files.write(self._file, kept)
+        kept = files.Kept(self._x, self._y, self._values, done, self._evaluator.chunk, self._about)
+        files.write(self._file, kept)
         self._saved = time.monotonic()
 
 
@@ -273,7 +252,7 @@ def read_surface(file: Path) -> Surface:
     Raises:
       ValueError: it is not such a file.
     """
-    kept = surface_files.read(Path(file))
+    kept = files.read(Path(file))
     return Surface(kept.x, kept.y, kept.values)
 
 
@@ -293,7 +272,7 @@ def seeds_surface(
     planes of one network show how much a picture hangs on its random directions.
 
     Args:
-      loss_fn: as in ``check_loss``.
+      loss_fn: as in ``evaluate``.
       planes: a sequence of planes of the same shapes, or one with a leading axis [k, ...] on every
         leaf.
       points: as in ``surface``.
@@ -311,21 +290,42 @@ def seeds_surface(
     each = _unstacked(planes) if isinstance(planes, Plane) else list(planes)
     if not each:
         raise ValueError("no planes: expected at least one")
-    surfaces = [
-        surface(
-            loss_fn,
-            plane,
-            points=points,
-            span=span,
-            chunk=chunk,
-            devices=devices,
-            progress=progress,
-        )
-        for plane in each
-    ]
+    options: Any = {"points": points, "span": span, "chunk": chunk, "devices": devices}
+    surfaces = [surface(loss_fn, plane, progress=progress, **options) for plane in each]
     names = surfaces[0].values
     values = {name: np.stack([one.values[name] for one in surfaces]) for name in names}
     return Surface(surfaces[0].x, surfaces[0].y, values)
+
+
+def axis_levels(points: int) -> list[np.ndarray]:
+    """Nested places on one axis: the ends and the middle, then the middles of what lies between.
+
+    Sorted int64, each array with the places of the one before, the last with all.
+    """
+    places = np.unique([0, (points - 1) // 2, points - 1])
+    found = [places]
+    while len(places) < points:
+        middles = (places[:-1] + places[1:]) // 2
+        places = np.unique(np.concatenate([places, middles]))
+        found.append(places)
+    return found
+
+
+def levels(rows: int, columns: int) -> list[np.ndarray]:
+    """What each level of a grid adds to the one before: [n, 2] int64 places (row, column).
+
+    Row by row; together every place once. The axis with fewer levels is complete in the last ones.
+    """
+    across, down = axis_levels(rows), axis_levels(columns)
+    count = max(len(across), len(down))
+    known = np.zeros((rows, columns), bool)
+    parts = []
+    for level in range(count):
+        wanted = np.zeros((rows, columns), bool)
+        wanted[np.ix_(across[min(level, len(across) - 1)], down[min(level, len(down) - 1)])] = True
+        parts.append(np.argwhere(wanted & ~known))
+        known |= wanted
+    return parts
 
 
 def _unstacked(planes: Plane) -> list[Plane]:

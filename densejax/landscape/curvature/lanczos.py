@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from densejax.landscape.compiled import compiled
-from densejax.landscape.objective import remembered
+from densejax.landscape.compiled import compiled, remembered
 from densejax.typing import Array, Key, Tree
 
 Product = Callable[[Tree, jax.Array], jax.Array]

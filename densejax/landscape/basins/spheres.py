@@ -17,19 +17,25 @@ of the next layer's filters.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from densejax import trees
+from densejax.instances import instance_key
 from densejax.landscape.directions import random_direction
 from densejax.landscape.filters import Axes, Biases, Normalise, check_options, filter_axes, is_float
 from densejax.typing import Key, Params, Tree
 
 Geometry = Literal["spheres", "ellipsoid"]
+# Operand, parameters, the direction's number [] int32: pure, and with a hash. What a direction is
+# drawn by are arrays in the operand, so that another key needs no other program.
+Draw = Callable[[Tree, Params, jax.Array], Tree]
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,7 @@ class Extent:
         return self.entries - self.constraints
 
 
-def check_geometry(geometry: str, normalise: str, biases: str) -> None:
-    """Raises: ValueError where an option is none of its values, or two do not go together."""
+def _check_geometry(geometry: str, normalise: str, biases: str) -> None:
     check_options(normalise, biases)
     if geometry not in ("spheres", "ellipsoid"):
         raise ValueError(f"geometry {geometry!r}: expected spheres or ellipsoid")
@@ -74,23 +79,10 @@ def drawn_direction(
 ) -> Tree:
     """A random direction on the spheres, or from the centre to the surface of the ellipsoid.
 
-    Pure: can be compiled and mapped over keys.
-
-    Args:
-      key: a jax key.
-      params: tree of arrays, the minimum.
-      geometry: see the module.
-      normalise: "filter", "layer" or "none" (D is 1 in an ellipsoid).
-      biases: "zero", "weights" (of spheres) or "random": what parameters without filters do.
-      axes: as in ``filters.filter_axes``.
-
-    Returns:
-      Tree like ``params``.
-
-    Raises:
-      ValueError: an unknown option, or ``axes`` does not fit.
+    Pure: can be compiled and mapped over keys. Options as in ``directions.random_direction``; in an
+    ellipsoid D is 1 without a norm, and biases that move along themselves are refused.
     """
-    check_geometry(geometry, normalise, biases)
+    _check_geometry(geometry, normalise, biases)
     if geometry == "spheres":
         return random_direction(key, params, normalise=normalise, biases=biases, axes=axes)
     gauss = random_direction(key, params, normalise="none", biases=biases, axes=axes)
@@ -120,23 +112,13 @@ def extent(
     biases: Biases = "zero",
     axes: Axes | None = None,
 ) -> Extent:
-    """Count what directions move, on the host in float64.
-
-    Args:
-      params: tree of concrete arrays, the minimum.
-      geometry: as in ``drawn_direction``.
-      normalise: as in ``drawn_direction``.
-      biases: as in ``drawn_direction``; those that move along themselves are not counted.
-      axes: as in ``filters.filter_axes``.
-
-    Returns:
-      The extent.
+    """Count what the directions of ``drawn_direction`` move, on the host in float64.
 
     Raises:
       ValueError: an unknown option, ``axes`` does not fit, or nothing would move: all filters are
         zero, or there are none.
     """
-    check_geometry(geometry, normalise, biases)
+    _check_geometry(geometry, normalise, biases)
     entries, constraints, log_scale, square = 0, 0, 0.0, 0.0
     rules = filter_axes(params, axes=axes)
     for leaf, rule in zip(jax.tree.leaves(params), rules.values(), strict=True):
@@ -183,3 +165,56 @@ def _norms(leaf: np.ndarray, rule: Any, normalise: str) -> tuple[np.ndarray, int
     """Norms of a parameter's filters, and how many entries one has."""
     norms = np.sqrt(np.sum(leaf * leaf, axis=_others(leaf.ndim, rule, normalise)))
     return norms, leaf.size // max(norms.size, 1)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Directions by ``fold_in(key, number)``; the operand holds ``key``, a key's data.
+
+    Every minimum has the same keys: the same normal numbers, scaled to its own filters. So minima
+    of one architecture are compared on common random numbers.
+    """
+
+    geometry: Geometry
+    normalise: Normalise
+    biases: Biases
+    axes: tuple[tuple[str, Any], ...]
+    implementation: Any
+
+    def __call__(self, operand: Tree, params: Params, number: jax.Array) -> Tree:
+        key = jax.random.wrap_key_data(operand["key"], impl=self.implementation)
+        return drawn_direction(
+            instance_key(key, number),
+            params,
+            geometry=self.geometry,
+            normalise=self.normalise,
+            biases=self.biases,
+            axes=dict(self.axes),
+        )
+
+
+def drawn(
+    key: Key, *, geometry: Geometry, normalise: Normalise, biases: Biases, axes: Axes | None
+) -> tuple[Draw, dict[str, Any]]:
+    """The draw of a key, and the operand that it reads."""
+    data, implementation = key_data(key)
+    rules = tuple(sorted((axes or {}).items()))
+    return _Drawn(geometry, normalise, biases, rules, implementation), {"key": data}
+
+
+def given(operand: Tree, params: Params, number: jax.Array) -> Tree:
+    """A direction that is known: number i of the operand's ``directions``, stacked [k, ...]."""
+    del params
+
+    def take(leaf: jax.Array) -> jax.Array:
+        # Lanes that are not live may ask beyond the last one, and get it.
+        return lax.dynamic_index_in_dim(leaf, number, keepdims=False)
+
+    return jax.tree.map(take, operand["directions"])
+
+
+def key_data(key: Key) -> tuple[np.ndarray, Any]:
+    """A key's numbers and its implementation, whether it is a typed key or an old one."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
+    return np.asarray(key), None
