@@ -38,10 +38,10 @@ import optax
 
 from densejax.data.points import spirals, split
 from densejax.landscape.embedding import PUBLISHED_PERPLEXITIES
-from densejax.landscape.iterates import kept_iterates
 from densejax.landscape.minima import minefield as report
 from densejax.landscape.minima.point_nets import PointNet, save_problem
 from densejax.landscape.poisoning import PoisonTask, steps_of_epoch
+from densejax.landscape.trajectories import kept_iterates
 from densejax.training.config import option, start_folder
 from densejax.training.entry import main
 from densejax.training.folders import Member

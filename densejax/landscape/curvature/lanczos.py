@@ -50,15 +50,7 @@ class Eigenpairs:
 
 
 def start(vector: jax.Array, *, steps: int) -> tuple[jax.Array, jax.Array]:
-    """An empty basis and projection for ``extend``.
-
-    Args:
-      vector: [n] floating, not zero; the first of the basis when normalised.
-      steps: m, of the basis when full.
-
-    Returns:
-      basis [m + 1, n] and projection [m, m], zero but for the first vector.
-    """
+    """Basis [m + 1, n] and projection [m, m] for ``extend``, zero but for the first vector [n]."""
     basis = jnp.zeros((steps + 1, vector.size), vector.dtype)
     first = vector / jnp.linalg.norm(vector)
     return basis.at[0].set(first), jnp.zeros((steps, steps), vector.dtype)
@@ -74,7 +66,7 @@ def extend(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Fill a basis from its vector number ``first`` on: one product a vector.
 
-    Where the vectors found span an invariant subspace, the next one is random.
+    Where the vectors found span an invariant subspace, the next one is random, by the key.
 
     Args:
       key: of those random vectors.
@@ -85,8 +77,8 @@ def extend(
       first: scalar int, 0 for a new basis.
 
     Returns:
-      basis [m + 1, n], orthonormal; projection, in whose lower triangle is that of ``V A V^T``, V
-      being the first m vectors; coupling [], the norm by which A leaves the span of V.
+      basis, orthonormal; projection, in whose lower triangle is that of ``V A V^T``, V being the
+      first m vectors; coupling [], the norm by which A leaves the span of V.
     """
     steps = len(projection)
     smallest = jnp.finfo(basis.dtype).eps
@@ -128,8 +120,7 @@ def extend(
 def ritz(projection: Array) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues [m], rising, and vectors [m, m] of a projection, in float64 on the host.
 
-    Raises:
-      ValueError: the projection is not finite, as its products were not.
+    Raises ValueError where the projection is not finite, as its products were not.
     """
     lower = np.tril(np.asarray(projection, np.float64))
     if not np.isfinite(lower).all():
@@ -140,21 +131,7 @@ def ritz(projection: Array) -> tuple[np.ndarray, np.ndarray]:
 def extreme_values(
     key: Key, product: Product, operand: Tree, dimension: int, *, steps: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The smallest and the largest eigenvalue, as a pure function that can be mapped.
-
-    Both come from inside: the smallest is not above its estimate, the largest not below, to
-    rounding. No residual is computed; ``eigenpairs`` does.
-
-    Args:
-      key: of the first vector.
-      product: of operand and vector [n].
-      operand: tree of arrays.
-      dimension: n.
-      steps: products; memory is (steps + 1) n floats.
-
-    Returns:
-      Two scalars [] float32.
-    """
+    """The smallest and the largest eigenvalue, [] float32 each: ``hessian.extreme_eigenvalues``."""
     steps = min(steps, dimension)
     vector = jax.random.normal(key, (dimension,))
     _, projection, _ = extend(
@@ -168,24 +145,13 @@ def extreme_values(
 def quadrature(
     key: Key, product: Product, operand: Tree, dimension: int, *, probes: int, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss quadratures of the spectrum as random vectors see it, by ``steps`` products each.
+    """Gauss quadratures of the spectrum as random vectors see it, by m products each.
 
     Of a probe v, uniform on the unit sphere, ``sum(weights * f(nodes))`` is ``v^T f(A) v``, exact
     for polynomials of degree up to 2 m - 1, and on average over probes ``tr f(A) / n``.
 
-    Args:
-      key: of the probes.
-      product: of operand and vector [n].
-      operand: tree of arrays.
-      dimension: n.
-      probes: s, at least 1; one after another.
-      steps: m, at least 1 and no more than n are made; memory is (m + 1) n floats.
-
-    Returns:
-      nodes and weights, [s, m] float64; the weights of a probe sum to 1.
-
-    Raises:
-      ValueError: a product is not finite.
+    Returns nodes and weights, [s, m] float64, s being ``probes`` and m ``steps``, but no more than
+    the dimension n; the weights of a probe sum to 1. Memory is (m + 1) n floats.
     """
     steps = min(steps, dimension)
     programs = _programs(product, dimension, steps)
@@ -212,28 +178,13 @@ def eigenpairs(
     restarts: int = 20,
     rtol: float = 1e-4,
 ) -> Eigenpairs:
-    """The k eigenpairs at one end of the spectrum, by thick-restart Lanczos.
+    """The k eigenpairs at one end of the spectrum [k, n], as ``hessian.top_eigenpairs`` says.
 
-    Memory is (m + 1) n floats for the basis, and up to half as much when it restarts or ends.
-
-    Args:
-      key: of the first vector.
-      product: of operand and vector [n].
-      operand: tree of arrays.
-      dimension: n.
-      k: number of pairs, 1 to n.
-      which: 'largest' or 'smallest' (most negative first) or largest 'magnitude'.
-      steps: m, vectors in the basis, more than k unless n is not; 0 is the larger of 2 k + 10
-        and 30.
-      restarts: how often a full basis is begun anew before the pairs are returned as they are.
-      rtol: residuals up to ``rtol`` times the largest |eigenvalue| found are converged; float32
-        products reach some 1e-6.
-
-    Returns:
-      The pairs; ``vectors`` is [k, n].
+    By thick-restart Lanczos. Memory is (m + 1) n floats for the basis of m = ``steps`` vectors, and
+    up to half as much when it restarts or ends. Float32 products reach an ``rtol`` of some 1e-6.
 
     Raises:
-      ValueError: ``k``, ``which`` or ``steps`` is not as above, or a product is not finite.
+      ValueError: ``k``, ``which`` or ``steps`` is out of its range, or a product is not finite.
     """
     if which not in ("largest", "smallest", "magnitude"):
         raise ValueError(f"which={which!r}: expected largest, smallest or magnitude")

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densejax.landscape.batch_norm import recalibrated
 from densejax.landscape.minima.reading import Minimum
-from densejax.landscape.objective import over_batches
+from densejax.landscape.objective import over_batches, recalibrated
 from densejax.losses import weighted_cross_entropy
 from densejax.training.checkpoint import restore_tree
 from densejax.training.folders import Outcome, read_metrics
