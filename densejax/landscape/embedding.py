@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from densejax.typing import Array, Params
 
@@ -60,6 +58,9 @@ def embed(
     Raises:
       ValueError: ``vectors`` is not [n, d], not finite, or a perplexity is not in (0, n).
     """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
     points = np.asarray(vectors)
     if points.ndim != 2 or min(points.shape) < 1:
         raise ValueError(f"vectors has shape {points.shape}: expected [n, d]")
