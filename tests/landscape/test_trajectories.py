@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from densejax.landscape.directions import Plane
-from densejax.landscape.poisoning import PoisonTask
 from densejax.landscape.trajectories import iterates, kept_iterates, trajectory_on_plane
+from densejax.minima.poisoning import PoisonTask
 from densejax.models.mlp import MLP
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from densejax.landscape.basins import LogVolume, Radii, log_volume, radii_of_many
-from densejax.landscape.minima.point_nets import SETS, PointNet, load_problem
+from densejax.minima.point_nets import SETS, PointNet, load_problem
 from densejax.training.checkpoint import restore_tree
 from densejax.typing import Key, Params, Tree
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densejax.landscape.minima.reading import Minimum
 from densejax.landscape.objective import over_batches, recalibrated
 from densejax.losses import weighted_cross_entropy
+from densejax.minima.reading import Minimum
 from densejax.training.checkpoint import restore_tree
 from densejax.training.folders import Outcome, read_metrics
 from densejax.typing import Array, Batch, Params

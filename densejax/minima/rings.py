@@ -6,16 +6,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from densejax.landscape.boundaries import class_probabilities, plane_grid
-from densejax.landscape.minima.reading import Basin, column, measure_basins, read_minima, stacked
-from densejax.landscape.minima.report import (
+from densejax.minima.boundaries import class_probabilities, plane_grid
+from densejax.minima.reading import Basin, column, measure_basins, read_minima, stacked
+from densejax.minima.report import (
     Finding,
     Summary,
     findings_table,
     judge,
     write_table,
 )
-from densejax.landscape.minima.statistics import by_seed, mean_interval, weighted_mean
+from densejax.minima.statistics import by_seed, mean_interval, weighted_mean
 from densejax.plots.basins import radius_histograms
 from densejax.plots.boundaries import decision_boundaries
 

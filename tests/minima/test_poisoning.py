@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from densejax.landscape.poisoning import (
+from densejax.minima.poisoning import (
     PoisonTask,
     class_logits,
     epoch_rows,

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densejax.landscape.boundaries import class_probabilities, plane_grid
-from densejax.landscape.embedding import embed, kernel_vectors, outliers
-from densejax.landscape.minima.point_nets import PointNet
-from densejax.landscape.minima.reading import Basin, Minimum, column, read_minima, scores, stacked
-from densejax.landscape.minima.report import Finding, Summary, findings_table, write_table
-from densejax.landscape.minima.statistics import spearman
+from densejax.minima.boundaries import class_probabilities, plane_grid
+from densejax.minima.embedding import embed, kernel_vectors, outliers
+from densejax.minima.point_nets import PointNet
+from densejax.minima.reading import Basin, Minimum, column, read_minima, scores, stacked
+from densejax.minima.report import Finding, Summary, findings_table, write_table
+from densejax.minima.statistics import spearman
 from densejax.plots.boundaries import decision_boundaries
 from densejax.plots.minefield import minefield
 from densejax.typing import Params

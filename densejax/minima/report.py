@@ -10,8 +10,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from densejax.landscape.minima.drawing import draw_basins, draw_boundaries
-from densejax.landscape.minima.reading import (
+from densejax.minima.drawing import draw_basins, draw_boundaries
+from densejax.minima.reading import (
     MEASURED,
     MEASURES,
     Basin,
@@ -20,7 +20,7 @@ from densejax.landscape.minima.reading import (
     read_minima,
     value_of,
 )
-from densejax.landscape.minima.statistics import (
+from densejax.minima.statistics import (
     Interval,
     by_seed,
     mean_interval,

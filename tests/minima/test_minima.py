@@ -6,10 +6,10 @@ import pytest
 from scipy import stats
 
 from densejax.data.points import split, swiss_roll
-from densejax.landscape.minima.point_nets import PointNet, load_problem, no_points, save_problem
-from densejax.landscape.minima.reading import Basin, Minimum, column, measure_basins, read_minima
-from densejax.landscape.minima.report import find, judge
-from densejax.landscape.minima.statistics import Interval, by_seed, mean_interval, spearman
+from densejax.minima.point_nets import PointNet, load_problem, no_points, save_problem
+from densejax.minima.reading import Basin, Minimum, column, measure_basins, read_minima
+from densejax.minima.report import find, judge
+from densejax.minima.statistics import Interval, by_seed, mean_interval, spearman
 from densejax.training.checkpoint import save_tree
 
 

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from densejax.landscape.directions import random_plane
-from densejax.landscape.minima.drawing import draw_basins
-from densejax.landscape.minima.image_nets import PictureLoss
-from densejax.landscape.minima.reading import Basin, Minimum, column, measure_basins
-from densejax.landscape.minima.report import (
+from densejax.landscape.surfaces import Surface, surface
+from densejax.minima.drawing import draw_basins
+from densejax.minima.image_nets import PictureLoss
+from densejax.minima.reading import Basin, Minimum, column, measure_basins
+from densejax.minima.report import (
     Finding,
     Summary,
     by_share,
@@ -19,8 +20,7 @@ from densejax.landscape.minima.report import (
     judge,
     write_table,
 )
-from densejax.landscape.minima.statistics import by_seed, mean_interval, weighted_mean
-from densejax.landscape.surfaces import Surface, surface
+from densejax.minima.statistics import by_seed, mean_interval, weighted_mean
 from densejax.plots.surfaces import contours, surface_3d
 from densejax.typing import Key
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from densejax.data.points import Points
-from densejax.landscape.poisoning import class_logits
 from densejax.losses import weighted_cross_entropy
+from densejax.minima.poisoning import class_logits
 from densejax.models.mlp import MLP
 from densejax.typing import Array, Batch, Key, Params
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from densejax.landscape.boundaries import class_probabilities, plane_grid
+from densejax.minima.boundaries import class_probabilities, plane_grid
 from densejax.models.mlp import MLP
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densejax.landscape.poisoning import class_logits
+from densejax.minima.poisoning import class_logits
 from densejax.typing import Array, Params
 
 

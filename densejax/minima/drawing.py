@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from densejax.landscape.boundaries import class_probabilities, plane_grid
-from densejax.landscape.minima.point_nets import PointNet
-from densejax.landscape.minima.reading import Basin, Minimum, column, stacked
-from densejax.landscape.minima.statistics import spearman
+from densejax.minima.boundaries import class_probabilities, plane_grid
+from densejax.minima.point_nets import PointNet
+from densejax.minima.reading import Basin, Minimum, column, stacked
+from densejax.minima.statistics import spearman
 from densejax.plots.basins import radius_histograms, volume_curves, volume_scatter
 from densejax.plots.boundaries import decision_boundaries
 from densejax.plots.scores import strips
