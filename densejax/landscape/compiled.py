@@ -48,8 +48,8 @@ def signature_of(tree: Tree) -> Signature:
 def shapes_of(signature: Signature, *, stacked: bool = False) -> Tree:
     """A tree of ``jax.ShapeDtypeStruct``; of one instance where the signature is of many."""
     structure, leaves = signature
-    shapes = [jax.ShapeDtypeStruct(shape[stacked:], dtype) for shape, dtype in leaves]
-    return jax.tree.unflatten(structure, shapes)
+    shapes = [(shape[1:] if stacked else shape, dtype) for shape, dtype in leaves]
+    return jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*one) for one in shapes])
 
 
 def hoisted(
