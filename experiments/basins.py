@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from densejax.landscape.minima import report
+from densejax.minima import report
 from densejax.training.config import option, start_folder
 from densejax.training.entry import main
 

@@ -37,11 +37,11 @@ import numpy as np
 import optax
 
 from densejax.data.points import spirals, split
-from densejax.landscape.embedding import PUBLISHED_PERPLEXITIES
-from densejax.landscape.iterates import kept_iterates
-from densejax.landscape.minima import minefield as report
-from densejax.landscape.minima.point_nets import PointNet, save_problem
-from densejax.landscape.poisoning import PoisonTask, steps_of_epoch
+from densejax.landscape.trajectories import kept_iterates
+from densejax.minima import minefield as report
+from densejax.minima.embedding import PUBLISHED_PERPLEXITIES
+from densejax.minima.point_nets import PointNet, save_problem
+from densejax.minima.poisoning import PoisonTask, steps_of_epoch
 from densejax.training.config import option, start_folder
 from densejax.training.entry import main
 from densejax.training.folders import Member

@@ -29,9 +29,9 @@ import numpy as np
 import optax
 
 from densejax.data.points import rings
-from densejax.landscape.minima import rings as report
-from densejax.landscape.minima.point_nets import PointNet, no_points, save_problem
-from densejax.landscape.poisoning import PoisonTask
+from densejax.minima import rings as report
+from densejax.minima.point_nets import PointNet, no_points, save_problem
+from densejax.minima.poisoning import PoisonTask
 from densejax.training.config import option, parse_seeds, start_folder
 from densejax.training.entry import main
 from densejax.training.folders import members_of

@@ -39,11 +39,11 @@ import optax
 
 from densejax import trees
 from densejax.classification.poison_sets import PoisonSets, load_poison_sets
-from densejax.landscape.minima.image_nets import PictureLoss, read_minima
-from densejax.landscape.minima.image_report import summarise
-from densejax.landscape.minima.reading import Minimum
-from densejax.landscape.minima.report import Summary
-from densejax.landscape.poisoning import PoisonTask, step_rate, steps_of_epoch
+from densejax.minima.image_nets import PictureLoss, read_minima
+from densejax.minima.image_report import summarise
+from densejax.minima.poisoning import PoisonTask, step_rate, steps_of_epoch
+from densejax.minima.reading import Minimum
+from densejax.minima.report import Summary
 from densejax.models.resnet import svhn_resnet20
 from densejax.training.config import option, parse_seeds, start_folder
 from densejax.training.entry import main

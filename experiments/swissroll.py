@@ -41,9 +41,9 @@ import jax.numpy as jnp
 import optax
 
 from densejax.data.points import Points, split, swiss_roll
-from densejax.landscape.minima import report
-from densejax.landscape.minima.point_nets import PointNet, save_problem
-from densejax.landscape.poisoning import PoisonTask, step_rate
+from densejax.minima import report
+from densejax.minima.point_nets import PointNet, save_problem
+from densejax.minima.poisoning import PoisonTask, step_rate
 from densejax.models.mlp import SWISS_ROLL_WIDTHS
 from densejax.optim.tensorflow_forms import scale_by_adam_epsilon_hat
 from densejax.training.config import option, parse_seeds, start_folder

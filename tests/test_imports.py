@@ -16,7 +16,7 @@ RANKS = [
     {"instances", "losses", "metrics", "optim", "data", "models", "plots"},
     {"training", "ensembles"},
     {"segmentation", "landscape", "classification"},
-    {"active"},
+    {"active", "minima"},
     {"experiments"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}

@@ -1,6 +1,6 @@
+from .basins import log_volume as log_volume
 from .basins import radii as radii
 from .basins import radii_of_many as radii_of_many
-from .batch_norm import recalibrated as recalibrated
 from .curvature import hessian_vector as hessian_vector
 from .curvature import spectral_density as spectral_density
 from .curvature import top_eigenpairs as top_eigenpairs
@@ -15,6 +15,7 @@ from .directions import random_plane as random_plane
 from .filters import filter_axes as filter_axes
 from .filters import first_axis as first_axis
 from .filters import normalise_direction as normalise_direction
+from .objective import recalibrated as recalibrated
 from .paths import linear_barrier as linear_barrier
 from .paths import train_curve as train_curve
 from .surfaces import Surface as Surface
@@ -22,4 +23,3 @@ from .surfaces import line_profile as line_profile
 from .surfaces import read_surface as read_surface
 from .surfaces import seeds_surface as seeds_surface
 from .surfaces import surface as surface
-from .volume import log_volume as log_volume

@@ -28,6 +28,7 @@ from densejax.landscape.filters import (
     normalise_on_host,
     zero_norm_filters,
 )
+from densejax.landscape.vectors import unflat
 from densejax.typing import Array, Key, Params, Tree
 
 __all__ = [
@@ -75,8 +76,7 @@ def random_direction(
       ValueError: an unknown option, or ``axes`` does not fit.
     """
     check_options(normalise, biases)
-    size, dtype = _moving(params)
-    direction = _split(jax.random.normal(key, (size,), dtype), params)
+    direction = _like(jax.random.normal(key, *_moving(params)), params)
     return normalise_direction(direction, params, normalise=normalise, biases=biases, axes=axes)
 
 
@@ -192,7 +192,7 @@ def random_plane(
     """
     _warn_of_zeros(params, normalise, axes)
     first, second = _drawn(key, 2, params, normalise, biases, axes)
-    return warn_if_parallel(Plane(params, first, second))
+    return _warn_if_parallel(Plane(params, first, second))
 
 
 def line_through(first: Params, second: Params) -> Line:
@@ -240,7 +240,7 @@ def plane_through(
     if height < 1e-6 * math.sqrt(gram[1, 1]):
         raise ValueError("the three points are on one line: no one plane goes through them")
     plane = Plane(origin, _tree_of(a, origin), _tree_of(b, origin))
-    warn_if_parallel(plane)
+    _warn_if_parallel(plane)
     if not orthogonal:
         return plane
     length = math.sqrt(gram[0, 0])
@@ -300,12 +300,8 @@ def pca_plane(
     return Plane(centre, *directions), top / np.trace(gram)
 
 
-def warn_if_parallel(plane: Plane) -> Plane:
-    """Warn, with the angle, where a plane's directions are nearly parallel; returns the plane.
-
-    Raises:
-      ValueError: a direction is zero.
-    """
+def _warn_if_parallel(plane: Plane) -> Plane:
+    """The plane; warns, with the angle, where its directions are nearly parallel."""
     angle = plane.angle()
     if min(angle, 180 - angle) < PARALLEL_DEGREES:
         warnings.warn(
@@ -332,38 +328,28 @@ def _drawn(
 ) -> list[Tree]:
     """Directions of concrete parameters: all but the draw on the host, with nothing to compile."""
     check_options(normalise, biases)
-    size, dtype = _moving(params)
+    (size,), dtype = _moving(params)
     draws = np.asarray(jax.random.normal(key, (count, size), dtype))
     directions = []
     for draw in draws:
         scaled = normalise_on_host(
-            _split(draw, params), params, normalise=normalise, biases=biases, axes=axes
+            _like(draw, params), params, normalise=normalise, biases=biases, axes=axes
         )
         directions.append(jax.tree.map(jnp.asarray, scaled))
     return directions
 
 
-def _moving(params: Params) -> tuple[int, Any]:
-    """How many parameters have a direction, and the dtype that it is drawn in."""
+def _moving(params: Params) -> tuple[tuple[int], Any]:
+    """Shape and dtype of one draw for all parameters that move: one a parameter would take long."""
     moving = [leaf for leaf in jax.tree.leaves(params) if is_float(leaf)]
     dtype = jnp.result_type(jnp.float32, *(jnp.result_type(leaf) for leaf in moving))
-    return sum(math.prod(jnp.shape(leaf)) for leaf in moving), dtype
+    return (sum(math.prod(jnp.shape(leaf)) for leaf in moving),), dtype
 
 
-def _split(draw: Array, params: Params) -> Tree:
-    """One draw [n] for all parameters, as a tree: one a parameter would take long to compile."""
-    leaves, structure = jax.tree.flatten(params)
-    parts: list[Array] = []
-    start = 0
-    for leaf in leaves:
-        shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
-        if not is_float(leaf):
-            parts.append(np.zeros(shape, dtype))
-            continue
-        stop = start + math.prod(shape)
-        parts.append(draw[start:stop].reshape(shape).astype(dtype))
-        start = stop
-    return jax.tree.unflatten(structure, parts)
+def _like(vector: Array, params: Params) -> Tree:
+    """A vector [n] of all floating entries as a tree in the parameters' dtypes."""
+    made = unflat(vector, params)
+    return jax.tree.map(lambda part, leaf: part.astype(jnp.result_type(leaf)), made, params)
 
 
 def _combine(centre: Tree, steps: list[tuple[Array | float, Tree]]) -> Tree:
@@ -393,15 +379,8 @@ def _difference(first: Tree, second: Tree) -> list[np.ndarray]:
 
 
 def _tree_of(parts: list[np.ndarray], like: Tree) -> Tree:
-    """Flat floating leaves as a tree; leaves of other dtypes are zero."""
-    leaves, structure = jax.tree.flatten(like)
-    remaining = iter(parts)
-    made = []
-    for leaf in leaves:
-        shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
-        part = next(remaining).reshape(shape) if is_float(leaf) else np.zeros(shape)
-        made.append(jnp.asarray(part, dtype))
-    return jax.tree.unflatten(structure, made)
+    """Flat floating leaves as a tree of arrays; leaves of other dtypes are zero."""
+    return jax.tree.map(jnp.asarray, _like(np.concatenate(parts), like))
 
 
 def _gram(vectors: list[list[np.ndarray]]) -> np.ndarray:

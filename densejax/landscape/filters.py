@@ -133,18 +133,7 @@ def normalise_direction(
 def normalise_on_host(
     direction: Tree, params: Params, *, normalise: Normalise, biases: Biases, axes: Axes | None
 ) -> Tree:
-    """``normalise_direction`` of concrete arrays by NumPy, which has nothing to compile.
-
-    Args:
-      direction: tree like ``params``.
-      params: tree of concrete arrays.
-      normalise: as there.
-      biases: as there.
-      axes: as there.
-
-    Returns:
-      Tree of NumPy arrays, equal to ``normalise_direction``'s to rounding.
-    """
+    """``normalise_direction`` of concrete arrays by NumPy, which has nothing to compile."""
     direction, params = (jax.tree.map(np.asarray, tree) for tree in (direction, params))
     return _normalise(direction, params, normalise, biases, axes, np)
 
@@ -158,16 +147,7 @@ def check_options(normalise: str, biases: str) -> None:
 
 
 def check_alike(first: Tree, second: Tree, *, names: tuple[str, str]) -> None:
-    """Raise unless two trees have the same leaves of the same shapes.
-
-    Args:
-      first: tree of arrays.
-      second: another.
-      names: what to call them.
-
-    Raises:
-      ValueError: they differ; the first differing leaf is named.
-    """
+    """Raise ValueError, naming the first leaf that differs, unless two trees are of one shape."""
     left = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in _with_paths(first)}
     right = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in _with_paths(second)}
     for path, shape in left.items():

@@ -25,26 +25,11 @@ from jax import lax
 
 from densejax import trees
 from densejax.instances import Population, Strategy, instance_key
-from densejax.landscape.compiled import compiled, hoisted
+from densejax.landscape.compiled import compiled, hoisted, remembered
 from densejax.landscape.filters import check_alike, is_float
-from densejax.landscape.objective import LossFunction, loss_of, measures_of, remembered
-from densejax.landscape.trajectories import Trajectory, trajectory_on_plane
+from densejax.landscape.objective import LossFunction, loss_of, measures_of
 from densejax.landscape.vectors import split
 from densejax.typing import Array, Key, Params, Tree
-
-__all__ = [
-    "Curve",
-    "Profile",
-    "Trajectory",
-    "bezier",
-    "linear_barrier",
-    "linear_barriers",
-    "profile",
-    "segment",
-    "train_curve",
-    "train_curves",
-    "trajectory_on_plane",
-]
 
 Kind = Literal["bezier", "chain"]
 

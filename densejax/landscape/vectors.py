@@ -12,15 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from densejax.landscape.filters import is_float
-from densejax.typing import Params, Tree
+from densejax.typing import Array, Params, Tree
 
 
 def size(tree: Tree) -> int:
-    """n, the number of entries of the floating leaves of a tree of arrays.
-
-    Raises:
-      ValueError: a leaf is no array, or there is no entry.
-    """
+    """n, the number of entries of the floating leaves; raises ValueError where there is none."""
     n = sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(tree) if is_float(leaf))
     if not n:
         raise ValueError("the parameters have no floating-point entry")
@@ -28,34 +24,20 @@ def size(tree: Tree) -> int:
 
 
 def flat(tree: Tree) -> jax.Array:
-    """All floating entries of a tree as one vector [n], float32 at least, in order of the leaves.
-
-    Raises:
-      ValueError: as in ``size``.
-    """
+    """All floating entries of a tree, leaf after leaf, as one vector [n], float32 at least."""
     size(tree)
     leaves = [jnp.ravel(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree) if is_float(leaf)]
     dtype = jnp.result_type(jnp.float32, *leaves)
     return jnp.concatenate([leaf.astype(dtype) for leaf in leaves])
 
 
-def unflat(vector: jax.Array, like: Tree) -> Tree:
-    """A vector [n] as a tree in the structure and shapes of another.
-
-    Args:
-      vector: [n] floating.
-      like: tree of arrays with n floating entries.
-
-    Returns:
-      Tree: floating leaves in the vector's dtype, the others zero in their own.
-
-    Raises:
-      ValueError: there are not n floating entries.
-    """
+def unflat(vector: Array, like: Tree) -> Tree:
+    """A vector [n] as a tree: floating leaves in the vector's dtype, the others zero."""
     if vector.shape != (size(like),):
         raise ValueError(f"a vector of shape {vector.shape} for {size(like)} floating entries")
     leaves, structure = jax.tree.flatten(like)
-    made, start = [], 0
+    made: list[Array] = []
+    start = 0
     for leaf in leaves:
         shape = jnp.shape(leaf)
         if not is_float(leaf):
@@ -68,11 +50,7 @@ def unflat(vector: jax.Array, like: Tree) -> Tree:
 
 
 def split(tree: Tree) -> tuple[list[Any], Callable[[list[Any]], Tree]]:
-    """The floating leaves, to differentiate by, and what makes a tree of such a list again.
-
-    Raises:
-      ValueError: a leaf is no array.
-    """
+    """The floating leaves, to differentiate by, and what makes a tree of such a list again."""
     leaves, structure = jax.tree.flatten(tree)
     moves = [is_float(leaf) for leaf in leaves]
     moving = [leaf for leaf, does in zip(leaves, moves, strict=True) if does]

@@ -29,10 +29,11 @@ from absl import app, flags, logging
 
 from densejax.data import points
 from densejax.instances import use_all_cores
-from densejax.landscape import basins, grids
+from densejax.landscape import basins
+from densejax.landscape.basins import radius
 from densejax.models.mlp import MLP
 from densejax.typing import Params
-from experiments.benchmarks import measure, torch_radii
+from experiments.benchmarks import measure, released_radii, torch_radii
 
 # Imported, a script keeps its flags to itself: the names recur in others.
 FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
@@ -47,11 +48,11 @@ ROUNDS = flags.DEFINE_integer(
     "rounds", 5, "interleaved rounds that count", lower_bound=1, flag_values=FLAGS
 )
 GROWTH = flags.DEFINE_float(
-    "growth", basins.GROWTH, "resolution of the first crossing", flag_values=FLAGS
+    "growth", radius.GROWTH, "resolution of the first crossing", flag_values=FLAGS
 )
 
 WIDTHS = (23, 16, 26, 32, 28, 31)
-CUTOFF, RTOL, SPAN, FIRST = 0.1, basins.RTOL, 1.0, 1e-3
+CUTOFF, RTOL, SPAN, FIRST = 0.1, radius.RTOL, 1.0, 1e-3
 TRAINING_LOSS = 0.01
 # Two libraries round a loss differently; where it is steep the radius hardly does.
 TOLERANCE = 1e-4
@@ -159,7 +160,7 @@ def peers(w: World, directions: int, growth: float) -> dict[str, Callable[[], An
     ]
     limits = torch_radii.Limits(CUTOFF, FIRST, growth, SPAN, RTOL)
     centre = float(w.loss(w.params))
-    grid = grids.SWISS_ROLL_GRID.tolist()
+    grid = released_radii.SWISS_ROLL_GRID.tolist()
     search = partial(torch_radii.same_search, limits=limits, centre=centre)
     on_grid = partial(torch_radii.nearest, grid=grid, cutoff=CUTOFF)
     lean, usual = net.loss_along, torch_radii.Loader(net).loss_along
@@ -197,12 +198,12 @@ def agreement(w: World, found: basins.Radii, calls: dict[str, Callable[[], Any]]
         values, losses = call()
         expected, share = found.radius[: len(values)], 1.0
         if name in (GRID, LOADER):
-            grid, share = grids.SWISS_ROLL_GRID, 0.98
+            grid, share = released_radii.SWISS_ROLL_GRID, 0.98
             count = len(values)
-            on_grid = grids.ray_losses(
+            on_grid = released_radii.ray_losses(
                 key(), w.loss, w.params, grid, directions=count, progress=False
             )
-            expected, _ = grids.grid_radii(on_grid, grid, cutoff=CUTOFF)
+            expected, _ = released_radii.grid_radii(on_grid, grid, cutoff=CUTOFF)
         gap = float(np.quantile(np.abs(values / expected - 1), share))
         if not gap < TOLERANCE:
             raise ValueError(f"{name}: a radius differs from densejax's by {gap:.2g}")

@@ -28,7 +28,7 @@ from absl import app, flags, logging
 
 from densejax import trees
 from densejax.instances import use_all_cores
-from densejax.landscape.points import Evaluator
+from densejax.landscape.surfaces.points import Evaluator
 from experiments.benchmarks import measure
 from experiments.benchmarks.surface_cases import (
     BATCHES,

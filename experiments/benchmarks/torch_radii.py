@@ -75,7 +75,7 @@ def bisected(loss: Loss, limits: Limits) -> tuple[float, int]:
 
 
 def same_search(loss: Loss, limits: Limits, centre: float) -> tuple[float, int]:
-    """Radius by densejax's own search (``landscape.bisection``), and how many losses it took."""
+    """Radius by densejax's own search (``basins/bisection.py``), and how many losses it took."""
     low, at_low, high, count = 0.0, centre, limits.first_step, 1
     at_high = loss(high)
     while at_high < limits.cutoff:

@@ -1,11 +1,14 @@
 """The contenders of the benchmark of radii find the same, and a fault in one is seen."""
 
+import jax
 import numpy as np
 import pytest
 
+from densejax.landscape import basins
+
 torch = pytest.importorskip("torch")
 
-from experiments.benchmarks import radii, torch_radii  # noqa: E402
+from experiments.benchmarks import radii, released_radii, torch_radii  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +26,44 @@ def test_loops_agree(trained):
     # Means over the first three and all eight.
     assert agreed["losses"][radii.SEARCH] == pytest.approx(found.evaluations / 8, abs=3)
     assert agreed["losses"][radii.BISECTION] > agreed["losses"][radii.SEARCH] + 5
+
+
+def test_released_grids(trained):
+    world, _ = trained
+    grid = released_radii.SWISS_ROLL_GRID
+    assert (len(grid), grid[0], grid[-1]) == (100, 0, 0.5)
+    assert released_radii.SVHN_GRID[[1, -1]] == pytest.approx([0.75 / 121, 0.75])
+    options = {"directions": 8, "chunk": 4, "progress": False}
+    losses = released_radii.ray_losses(radii.key(), world.loss, world.params, grid, **options)
+    drawn = [basins.direction(radii.key(), world.params, i) for i in range(8)]
+    for row, d in zip(losses, drawn, strict=True):
+        for column in (0, 60, 99):
+            far = np.float32(grid[column])
+            moved = jax.tree.map(lambda w, u, far=far: w + far * u, world.params, d)
+            assert row[column] == pytest.approx(float(world.loss(moved)), rel=1e-4, abs=1e-9)
+    cutoff = 0.1
+    nearest, censored = released_radii.grid_radii(losses, grid, cutoff=cutoff)
+    brute = [grid[np.argmin([abs(float(v) - cutoff) for v in row])] for row in losses]
+    np.testing.assert_array_equal(nearest, brute)
+    exact = basins.radii(
+        radii.key(), world.loss, world.params, cutoff=cutoff, span=0.5, growth=1.05, **options
+    )
+    first, _ = released_radii.grid_radii(losses, grid, cutoff=cutoff, rule="first")
+    assert np.all(first >= exact.radius) and np.all(first < 1.4 * exact.radius)
+    assert np.all(np.abs(np.log(nearest / exact.radius)) < 0.2) and not censored.any()
+
+
+def test_grid_rules_by_hand():
+    losses = [[0, 0.7, 1.2, 0.99], [0, 0.1, 0.2, 0.3], [0, np.nan, 1.1, 2]]
+    grid = [0, 1, 2, 3]
+    nearest, censored = released_radii.grid_radii(losses, grid, cutoff=1.0)
+    assert (nearest.tolist(), censored.tolist()) == ([3, 3, 2], [False, True, False])
+    first, _ = released_radii.grid_radii(losses, grid, cutoff=1.0, rule="first")
+    assert first.tolist() == [2, 3, 1]
+    with pytest.raises(ValueError, match="does not rise"):
+        released_radii.grid_radii(losses, [0, 2, 1, 3])
+    with pytest.raises(ValueError, match=r"shape \[3, 4\] and the grid \[3\]"):
+        released_radii.grid_radii(losses, [0, 1, 2])
 
 
 def test_another_network_is_seen(trained):

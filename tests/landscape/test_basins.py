@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from densejax.instances import Mapped
-from densejax.landscape import basins, grids, rays
-from densejax.landscape.basins import joined, radii, radii_along, radii_of_many
+from densejax.landscape import basins
+from densejax.landscape.basins import joined, radii, radii_along, radii_of_many, rays
 
 KEY = jax.random.key(3)
 QUIET = {"progress": False}
@@ -256,46 +256,13 @@ def test_the_probe_takes_the_fastest(monkeypatch):
     laps = iter([0.01, 8.0, 0.01, 16.0, 0.01, 80.0])
     monkeypatch.setattr(rays, "_lap", lambda call: call() is not None and next(laps))
     one = {"devices": jax.devices()[:1], "directions": 40, **QUIET}
-    grids.ray_losses(KEY, LOSS, LAYERS, [0.1, 0.2], **one)
+    radii(KEY, LOSS, LAYERS, **one)
     assert next(laps, None) is None
-    again = grids.ray_losses(KEY, LOSS, LAYERS, [0.1, 0.2], **one)
-    chosen = grids.ray_losses(KEY, LOSS, LAYERS, [0.1, 0.2], **one, chunk=4)
-    np.testing.assert_array_equal(again, chosen)
+    again = radii(KEY, LOSS, LAYERS, **one)
+    chosen = radii(KEY, LOSS, LAYERS, **one, chunk=4)
+    np.testing.assert_array_equal(again.radius, chosen.radius)
     monkeypatch.setattr(rays, "_lap", lambda call: 1.0)
-    one["directions"] = 41
-    assert grids.ray_losses(KEY, LOSS, LAYERS, [0.1, 0.2], **one).shape == (41, 2)
-
-
-def test_published_grids():
-    grid = grids.SWISS_ROLL_GRID
-    assert (len(grid), grid[0], grid[-1]) == (100, 0, 0.5)
-    assert grids.SVHN_GRID[[1, -1]] == pytest.approx([0.75 / 121, 0.75])
-    losses = grids.ray_losses(KEY, LOSS, LAYERS, grid, **EIGHT)
-    drawn = [basins.direction(KEY, LAYERS, i) for i in range(8)]
-    for row, d in zip(losses, drawn, strict=True):
-        for column in (0, 60, 99):
-            moved = jax.tree.map(lambda w, u, c=column: w + np.float32(grid[c]) * u, LAYERS, d)
-            assert row[column] == pytest.approx(float(LOSS(moved)["loss"]), rel=1e-4, abs=1e-9)
-    cutoff = 0.02
-    nearest, censored = grids.grid_radii(losses, grid, cutoff=cutoff)
-    brute = [grid[np.argmin([abs(float(v) - cutoff) for v in row])] for row in losses]
-    np.testing.assert_array_equal(nearest, brute)
-    exact = radii(KEY, LOSS, LAYERS, cutoff=cutoff, span=0.5, growth=1.05, **EIGHT)
-    first, _ = grids.grid_radii(losses, grid, cutoff=cutoff, rule="first")
-    assert np.all(first >= exact.radius) and np.all(first < 1.4 * exact.radius)
-    assert np.all(np.abs(np.log(nearest / exact.radius)) < 0.2) and not censored.any()
-
-
-def test_grid_rules_by_hand():
-    losses = [[0, 0.7, 1.2, 0.99], [0, 0.1, 0.2, 0.3], [0, np.nan, 1.1, 2]]
-    grid = [0, 1, 2, 3]
-    nearest, censored = grids.grid_radii(losses, grid, cutoff=1.0)
-    assert (nearest.tolist(), censored.tolist()) == ([3, 3, 2], [False, True, False])
-    assert grids.grid_radii(losses, grid, cutoff=1.0, rule="first")[0].tolist() == [2, 3, 1]
-    with pytest.raises(ValueError, match="does not rise"):
-        grids.grid_radii(losses, [0, 2, 1, 3])
-    with pytest.raises(ValueError, match=r"shape \[3, 4\] and the grid \[3\]"):
-        grids.grid_radii(losses, [0, 1, 2])
+    assert radii(KEY, LOSS, LAYERS, **one | {"directions": 41}).radius.shape == (41,)
 
 
 def zero(params):

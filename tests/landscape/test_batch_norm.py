@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.landscape.batch_norm import recalibrated
 from densejax.landscape.directions import Line, random_plane
+from densejax.landscape.objective import recalibrated
 from densejax.landscape.surfaces import evaluate, surface
 from densejax.models.resnet import ResNet
 

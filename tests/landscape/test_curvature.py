@@ -19,10 +19,16 @@ from hessians import (
     vector_like,
 )
 
-from densejax.landscape import curvature, lanczos
-from densejax.landscape.curvature import hessian_plane, hessian_vector, top_eigenpairs, trace
+from densejax.landscape import curvature
+from densejax.landscape.curvature import (
+    SpectralDensity,
+    hessian_plane,
+    hessian_vector,
+    lanczos,
+    top_eigenpairs,
+    trace,
+)
 from densejax.landscape.objective import over_batches
-from densejax.landscape.spectrum import SpectralDensity
 from densejax.models.resnet import ResNet
 
 # ---- products ----

@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from densejax.landscape import paths
-from densejax.landscape.directions import Plane
 from densejax.landscape.paths import Curve, linear_barrier, profile, train_curve, train_curves
 
 ROWS = 30
@@ -195,36 +194,6 @@ def test_a_curve_trains_on_batches_and_leaves_counters():
     assert curve.at(0.5)["step"] == 5
 
 
-# ---- trajectories ----
-
-
-def test_a_trajectory_tells_what_its_plane_hides():
-    rng = np.random.default_rng(0)
-    scale = rng.uniform(0.5, 2, 6).astype(np.float32)
-    corner = np.eye(6, dtype=np.float32)
-    centre = rng.normal(size=6).astype(np.float32)
-
-    def tree(vector):
-        return {"a": vector[..., :4].reshape(*vector.shape[:-1], 2, 2), "b": vector[..., 4:]}
-
-    def loss(params):
-        vector = jnp.concatenate([params["a"].reshape(-1), params["b"]])
-        return {"loss": jnp.sum(scale * vector**2), "sum": jnp.sum(vector)}
-
-    plane = Plane(*(tree(one) for one in (centre, corner[0] + corner[1], corner[1])))
-    offsets = rng.normal(size=(10, 6)).astype(np.float32)
-    found = paths.trajectory_on_plane(plane, tree(centre + offsets), loss, block=4)
-    whole = paths.trajectory_on_plane(plane, tree(centre + offsets), loss)
-    np.testing.assert_allclose(found.values["loss"], whole.values["loss"], rtol=1e-6)
-    x, y = offsets[:, 0], offsets[:, 1] - offsets[:, 0]
-    np.testing.assert_allclose(found.coordinates, np.stack([x, y], axis=1), atol=1e-5)
-    np.testing.assert_allclose(found.residual, np.linalg.norm(offsets[:, 2:], axis=1), rtol=1e-5)
-    nearest = np.where(np.arange(6) < 2, centre + offsets, centre)
-    for at, values in ((centre + offsets, found.values), (nearest, found.plane_values)):
-        np.testing.assert_allclose(values["loss"], (scale * at**2).sum(axis=1), rtol=1e-5)
-        np.testing.assert_allclose(values["sum"], at.sum(axis=1), rtol=1e-4, atol=1e-5)
-
-
 # ---- what is refused ----
 
 
@@ -242,8 +211,3 @@ def test_what_does_not_fit_is_refused():
         train_curve(key, ring, WEST, EAST, bends=0)
     with pytest.raises(ValueError, match="expected a scalar"):
         linear_barrier(lambda p: p["w"], WEST, EAST)
-    plane = Plane(WEST, EAST, {"w": np.float32([0, 1])})
-    with pytest.raises(ValueError, match="0 iterates"):
-        paths.trajectory_on_plane(plane, {"w": np.zeros((0, 2), np.float32)}, ring)
-    with pytest.raises(ValueError, match=r"\['w'\]"):
-        paths.trajectory_on_plane(plane, {"w": np.zeros((4, 3), np.float32)}, ring)

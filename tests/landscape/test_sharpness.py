@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.landscape.sharpness import ascent_sharpness, box_sharpness
+from densejax.landscape.curvature import ascent_sharpness, box_sharpness
 
 WEIGHTS = {"w": np.float32([1.0, -2.0, 0.5]), "step": np.int32(4)}
 SLOPE = np.float32([3.0, -1.0, 0.2])

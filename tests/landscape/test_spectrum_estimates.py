@@ -10,9 +10,8 @@ from hessians import (
     symmetric,
 )
 
-from densejax.landscape import curvature, lanczos
-from densejax.landscape.curvature import trace
-from densejax.landscape.spectrum import SpectralDensity
+from densejax.landscape import curvature
+from densejax.landscape.curvature import SpectralDensity, lanczos, trace
 
 # ---- trace and density ----
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.landscape.spheres import Extent, drawn_direction, extent
+from densejax.landscape.basins.spheres import Extent, drawn_direction, extent
 
 KEY = jax.random.key(0)
 

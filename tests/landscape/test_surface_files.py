@@ -13,10 +13,10 @@ import pytest
 from surface_losses import network_loss, quiet, relu_network
 
 from densejax.landscape.directions import Plane, random_plane
-from densejax.landscape.points import Evaluator
 from densejax.landscape.surfaces import (
     read_surface,
 )
+from densejax.landscape.surfaces.points import Evaluator
 
 
 def test_interrupted_grid_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -59,11 +59,11 @@ jax.config.update("jax_num_cpu_devices", 2)
 import time
 from pathlib import Path
 import numpy as np
-from densejax.landscape import points, surfaces
+from densejax.landscape.surfaces import grid, points
 sys.path.insert(0, sys.argv[1])
 from surface_losses import network_loss, relu_network
 from densejax.landscape.directions import random_plane
-surfaces.SAVE_SECONDS = 0.0
+grid.SAVE_SECONDS = 0.0
 points.PLACES = 8
 plain = points.Evaluator.now
 def slowly(self, where):
@@ -71,7 +71,7 @@ def slowly(self, where):
     return plain(self, where)
 points.Evaluator.now = slowly
 plane = random_plane(jax.random.key(0), relu_network())
-found = surfaces.surface(network_loss(), plane, points=24, file=Path(sys.argv[2]))
+found = grid.surface(network_loss(), plane, points=24, file=Path(sys.argv[2]))
 np.save(sys.argv[3], found.values["loss"])
 """
 

@@ -9,15 +9,14 @@ import pytest
 from surface_losses import network_loss, quadratic, quiet, relu_network
 
 from densejax.landscape.directions import Line, Plane, random_line, random_plane
-from densejax.landscape.levels import axis_levels, levels
-from densejax.landscape.points import Evaluator
 from densejax.landscape.surfaces import (
-    check_loss,
     evaluate,
     line_profile,
     seeds_surface,
     surface,
 )
+from densejax.landscape.surfaces.grid import axis_levels, levels
+from densejax.landscape.surfaces.points import Evaluator
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 3, 16])
@@ -208,8 +207,6 @@ def test_losses_that_are_none(loss, message):
     _, plane, _ = quadratic()
     with pytest.raises(ValueError, match=message):
         quiet(loss, plane)
-    with pytest.raises(ValueError, match=message):
-        check_loss(loss, plane.centre)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.landscape.basins import radii
-from densejax.landscape.radius import Radii
-from densejax.landscape.volume import effective_samples, log_unit_ball, log_volume
+from densejax.landscape.basins import Radii, log_volume, radii
+from densejax.landscape.basins.volume import effective_samples, log_unit_ball
 
 KEY = jax.random.key(1)
 

@@ -1,1 +1,0 @@
-"""Minima of the studies: read back from a run, measured, compared, reported."""

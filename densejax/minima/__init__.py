@@ -1,0 +1,1 @@
+"""Studies of minima: searched by poisoning, read back from a run, measured, compared, reported."""

@@ -1,0 +1,149 @@
+"""A fully connected network that learns points of the plane: the problem whose minima are studied.
+
+A run's folder keeps its problem, so that whatever looks at the minima later evaluates the same loss
+on the same points without knowing which experiment made them.
+"""
+
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from densejax.data.points import Points
+from densejax.losses import weighted_cross_entropy
+from densejax.minima.poisoning import class_logits
+from densejax.models.mlp import MLP
+from densejax.typing import Array, Batch, Key, Params
+
+SETS = ("train", "test", "poison")
+
+
+@dataclass(frozen=True, eq=False)
+class PointNet:
+    """Points, the network, and its loss on the training set.
+
+    Attributes:
+      train: what the loss is of.
+      test: only ever evaluated.
+      poison: unseen points with their true labels.
+      widths: of the hidden layers.
+      logits: 1 (the log-odds of class 1) or 2.
+      initialiser: of ``MLP``.
+    """
+
+    train: Points
+    test: Points
+    poison: Points
+    widths: tuple[int, ...]
+    logits: int = 1
+    initialiser: Literal["pytorch", "glorot_uniform", "glorot_normal"] = "pytorch"
+
+    @property
+    def model(self) -> MLP:
+        """The network."""
+        return MLP(self.logits, widths=self.widths, initialiser=self.initialiser)
+
+    def init_variables(self, key: Key) -> Params:
+        """Fresh variables ``{"params": ...}``."""
+        return self.model.init(key, jnp.zeros((1, 2)))
+
+    def data(self) -> Batch:
+        """What a ``PoisonTask`` learns from; sets without a point are left out."""
+        found = {"inputs": self.train.points, "labels": self.train.labels}
+        for name in ("test", "poison"):
+            part = getattr(self, name)
+            if len(part):
+                found |= {f"{name}_inputs": part.points, f"{name}_labels": part.labels}
+        return {name: np.asarray(array) for name, array in found.items()}
+
+    def logits_of(self, variables: Params, inputs: Array) -> jax.Array:
+        """Logits [b, 2] of two classes at [b, 2] places."""
+        return class_logits(self.model.apply(variables, jnp.asarray(inputs))[0])  # type: ignore[index]
+
+    def hidden(self, variables: Params, inputs: Array) -> list[jax.Array]:
+        """Values [b, width] of each hidden layer, after the ReLU, at [b, 2] places."""
+        _, out = self.model.apply(variables, jnp.asarray(inputs))  # type: ignore[misc]
+        return [out[f"hidden{i}"] for i in range(len(self.widths))]
+
+    def loss(self, variables: Params) -> jax.Array:
+        """Mean cross-entropy of the training set, without poison and penalties."""
+        logits = self.logits_of(variables, self.train.points)
+        return weighted_cross_entropy(logits, self.train.labels)
+
+    def accuracy(self, variables: Params, points: Points) -> jax.Array:
+        """Part of the points that is called what it is; at odds of one, class 0."""
+        hits = jnp.argmax(self.logits_of(variables, points.points), axis=-1) == points.labels
+        return jnp.mean(hits.astype(jnp.float32))
+
+
+def save_problem(folder: Path, problem: PointNet) -> None:
+    """Write ``problem.npz``, whole or not at all; one that says the same is left.
+
+    Raises:
+      ValueError: another problem is there.
+    """
+    path = Path(folder) / "problem.npz"
+    arrays = _arrays(problem)
+    if path.exists():
+        check_same(problem, load_problem(folder), path)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(path)
+
+
+def load_problem(folder: Path) -> PointNet:
+    """Read what ``save_problem`` wrote.
+
+    Raises:
+      FileNotFoundError: the folder has no ``problem.npz``.
+      ValueError: it is of another form.
+    """
+    path = Path(folder) / "problem.npz"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist: expected the folder of a run of swissroll, minefield or rings"
+        )
+    with np.load(path) as stored:
+        missing = sorted({*_names(), "network"} - set(stored.files))
+        if missing:
+            raise ValueError(f"{path} lacks {missing}")
+        sets: dict[str, Any] = {
+            name: Points(stored[f"{name}_points"], stored[f"{name}_labels"]) for name in SETS
+        }
+        network = json.loads(str(stored["network"]))
+    return PointNet(**sets, **(network | {"widths": tuple(network["widths"])}))
+
+
+def check_same(first: PointNet, second: PointNet, path: Path) -> None:
+    """Raises: ValueError, naming the array, where two problems differ."""
+    ours, theirs = _arrays(first), _arrays(second)
+    for name, array in ours.items():
+        if not np.array_equal(array, theirs[name]):
+            raise ValueError(f"{path} holds another problem: {name} differs; name another workdir")
+
+
+def _names() -> list[str]:
+    return [f"{name}_{part}" for name in SETS for part in ("points", "labels")]
+
+
+def _arrays(problem: PointNet) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in SETS:
+        part = getattr(problem, name)
+        found |= {f"{name}_points": part.points, f"{name}_labels": part.labels}
+    network = {f.name: getattr(problem, f.name) for f in fields(problem) if f.name not in SETS}
+    found["network"] = json.dumps(network)
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def no_points() -> Points:
+    """A set without a point."""
+    return Points(np.zeros((0, 2), np.float32), np.zeros(0, np.int32))
