@@ -122,8 +122,8 @@ def walk(
     places = steps[0]
     shown = [np.asarray(values, float)] + ([steps[1]] if steps[1] is not None else [])
     colours = style.scale(shown)
-    limits = tuple(10**end if style.log else end for end in (colours.low, colours.high))
-    fixed = dataclasses.replace(style, limits=limits)
+    low, high = (10**end if style.log else end for end in (colours.low, colours.high))
+    fixed = dataclasses.replace(style, limits=(low, high))
     heading = f"{title}\n\u00a0" if title else "\u00a0"
     picture = surfaces.contour(x, y, values, style=fixed, title=heading)
     picture.set_dpi(FRAME_DPI)

@@ -282,4 +282,4 @@ def _legend(axes: Axes, groups: Sequence[str] | None, title: str, *, markers: bo
         marker = style.MARKERS[index % len(style.MARKERS)] if markers else "s"
         colour = style.series_colour(index)
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=name))
-    style.legend(axes, handles, title=title, columns=4)
+    style.legend(axes, handles=handles, title=title, columns=4)

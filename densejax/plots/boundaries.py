@@ -88,7 +88,7 @@ def decision_boundary(
     _draw(axes, grid, sure, cloud, size=_size(len(cloud[0]), 18))
     style.dress(axes, x=x_label, y=y_label, grid="")
     style.few_ticks(axes)
-    style.legend(axes, handles, title=title, columns=4)
+    style.legend(axes, handles=handles, title=title, columns=4)
     return style.save(figure, path)
 
 
@@ -148,7 +148,7 @@ def decision_boundaries(
         style.frame(axes, colour=style.GRID, width=0.8)
     top = figure.get_size_inches()[1] - 0.1 - 0.24 * bool(title)
     handles = _handles(names, cloud[2])
-    style.legend(figure, handles, columns=len(handles), at=(0.12, top))
+    style.legend(figure, handles=handles, columns=len(handles), at=(0.12, top))
     style.heading(figure, title, left=0.12)
     return style.save(figure, path)
 
@@ -219,7 +219,9 @@ def minefield(
     ]
     if final is not None:
         handles.append(Line2D([], [], label="final", **dot | {"marker": "*", "markersize": 10}))
-    style.legend(figure, handles, columns=len(handles), at=(0.14, down - 0.1 - 0.25 * bool(title)))
+    style.legend(
+        figure, handles=handles, columns=len(handles), at=(0.14, down - 0.1 - 0.25 * bool(title))
+    )
     style.heading(figure, title)
     place = 0.14 / across, 0.16 / down
     figure.text(*place, CAPTION, fontsize=style.TICK_SIZE, color="#5D646E", va="center")

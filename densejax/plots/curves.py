@@ -63,7 +63,7 @@ def learning_curves(
     one = Line2D([], [], color="#6B7280", linewidth=0.8, label=f"one seed (of {len(scores)})")
     axes.margins(x=0.02)
     style.whole_ticks(axes.xaxis, most=5)
-    style.legend(axes, [one, line], title=title)
+    style.legend(axes, handles=[one, line], title=title)
     return style.save(figure, path)
 
 

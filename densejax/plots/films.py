@@ -134,7 +134,9 @@ def segmentation_film(frames: Frames, section: Section, path: str | Path) -> Pat
     shown = places[2].imshow(truth, extent=extent)
     hues = style.class_colours(len(names))
     handles = [Patch(color=hue, label=name) for hue, name in zip(hues, names, strict=True)]
-    style.legend(figure, handles, columns=-(-len(names) // rows), at=(0.12, 0.08 + 0.19 * rows))
+    style.legend(
+        figure, handles=handles, columns=-(-len(names) // rows), at=(0.12, 0.08 + 0.19 * rows)
+    )
     dot = _curve(figure, frames, 0.2 + 0.19 * rows, curve) if curve else None
 
     def show(shares: np.ndarray) -> None:

@@ -334,7 +334,7 @@ def _legend(figure: Figure, layer: Layer, rows: int, at: tuple[float, float]) ->
     names = _names(layer)
     hues = style.class_colours(len(names) + 1)[1:]
     handles = [Patch(color=hue, label=name) for hue, name in zip(hues, names, strict=True)]
-    style.legend(figure, handles, columns=-(-len(names) // max(rows, 1)), at=at)
+    style.legend(figure, handles=handles, columns=-(-len(names) // max(rows, 1)), at=at)
 
 
 def _fits(layer: Layer, side: float) -> bool:

@@ -95,7 +95,9 @@ def orthoslices(
     if doubt is not None:
         box = ((across - right + 0.08) / across, bottom / down, 0.09 / across)
         style.colour_bar(figure, shown, "entropy (nats)", box=(*box, (sum(heights) + _GAP) / down))
-    style.legend(figure, handles, columns=-(-len(handles) // rows), at=(left, bottom - 0.08))
+    style.legend(
+        figure, handles=handles, columns=-(-len(handles) // rows), at=(left, bottom - 0.08)
+    )
     style.heading(figure, title, left=left)
     return style.save(figure, path)
 
@@ -218,6 +220,6 @@ def _handles(names: Sequence[str], white: str) -> list[Patch]:
     colours = style.class_colours(len(names))
     handles = [Patch(color=c, label=n) for c, n in zip(colours, names, strict=True)]
     if white:
-        edge = {"edgecolor": style.FAINT, "lw": 0.6}
+        edge: dict[str, Any] = {"edgecolor": style.FAINT, "lw": 0.6}
         handles.append(Patch(facecolor=style.UNLABELLED_COLOUR, label=white, **edge))
     return handles

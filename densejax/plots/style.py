@@ -164,8 +164,8 @@ def legend_rows(names: Sequence[str], width: float) -> int:
 
 def legend(
     on: Axes | Figure,
-    handles: Sequence[Artist] | None = None,
     *,
+    handles: Sequence[Artist] | None = None,
     title: str = "",
     columns: int = 3,
     at: tuple[float, float] | None = None,

@@ -375,4 +375,4 @@ def _run_legend(axes: Axes, coloured: bool, farthest: float) -> int:
         off = f"off the plane by {scales.short(float(f'{farthest:.2g}'))}"
         dot["markersize"] = 8.4
         handles.append(Line2D([], [], linestyle="none", label=off, **dot))
-    return page.legend(axes, handles, columns=2)
+    return page.legend(axes, handles=handles, columns=2)

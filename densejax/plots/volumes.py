@@ -118,7 +118,7 @@ def _set(
     _scale_bar(axes, view)
     style.heading(figure, title)
     handles = [Patch(color=body.colour, label=body.name) for body in bodies]
-    style.legend(figure, handles, columns=-(-len(bodies) // rows), at=(0.14, foot - 0.04))
+    style.legend(figure, handles=handles, columns=-(-len(bodies) // rows), at=(0.14, foot - 0.04))
     return figure, open_scene(bodies, view, renderer=renderer), shown
 
 
