@@ -94,7 +94,7 @@ def agreement_matrices(
         if table.shape != (count, count):
             raise ValueError(f"{name} has shape {table.shape}: expected ({count}, {count})")
     side, longest = 0.55 * count + 0.3, 0.06 * max(map(len, names))
-    figure = style.new_figure(len(tables) * side + 0.7 + longest, side + 0.35 + longest)
+    figure = style.new_figure(len(tables) * side + 0.7 + longest, side + 0.6 + longest)
     grid = figure.subplots(1, len(tables), squeeze=False)[0]
     for place, (axes, (name, table)) in enumerate(zip(grid, tables.items(), strict=True)):
         style.dress(axes, title=name, grid="")

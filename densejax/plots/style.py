@@ -52,6 +52,7 @@ MARKERS = "osD^vPX"  # of series
 STEPS = [1, 2, 2.5, 5, 10]  # between round ticks
 
 SMALL: dict[str, Any] = {"fontsize": TICK_SIZE, "color": INK}
+LABEL: dict[str, Any] = {"fontsize": LABEL_SIZE, "color": INK, "family": FONT}
 LEFT: dict[str, Any] = {"fontsize": TITLE_SIZE, "color": INK, "family": FONT, "loc": "left"}
 
 
@@ -106,8 +107,8 @@ def dress(axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: str = 
         length=3,
         labelfontfamily=FONT,
     )
-    axes.set_xlabel(x, fontsize=LABEL_SIZE, color=INK, family=FONT)
-    axes.set_ylabel(y, fontsize=LABEL_SIZE, color=INK, family=FONT)
+    axes.set_xlabel(x, **LABEL)
+    axes.set_ylabel(y, **LABEL)
     if title:
         axes.set_title(title, **LEFT)
     if grid:
@@ -219,12 +220,14 @@ def heading(
     figure: Figure, text: str, *, left: float = 0.14, top: float = 0.1, bold: bool = True
 ) -> None:
     """A title at the upper left of a figure, placed in inches where nothing else places it."""
+    if not text:
+        return
     look: dict[str, Any] = {"fontsize": TITLE_SIZE, "color": INK, "family": FONT}
     look["fontweight"] = "bold" if bold else "normal"
     across, down = figure.get_size_inches()
-    if figure.get_layout_engine() is not None and text:
+    if figure.get_layout_engine() is not None:
         figure.suptitle(text, x=left / across, ha="left", **look)
-    elif text:
+    else:
         figure.text(left / across, 1 - top / down, text, va="top", **look)
 
 
@@ -234,9 +237,8 @@ def shared_labels(figure: Figure, panels: Sequence[Axes], x: str, y: str) -> Non
     across, down = figure.get_size_inches()
     middle = (min(p.x0 for p in places) + max(p.x1 for p in places)) / 2
     centre = (min(p.y0 for p in places) + max(p.y1 for p in places)) / 2
-    look: dict[str, Any] = {"fontsize": LABEL_SIZE, "color": INK, "family": FONT}
-    figure.text(middle, 0.06 / down, x, ha="center", va="bottom", **look)
-    figure.text(0.08 / across, centre, y, ha="left", va="center", rotation=90, **look)
+    figure.text(middle, 0.06 / down, x, ha="center", va="bottom", **LABEL)
+    figure.text(0.08 / across, centre, y, ha="left", va="center", rotation=90, **LABEL)
 
 
 def colour_bar(
@@ -252,7 +254,7 @@ def colour_bar(
     drawn = figure.colorbar(shown, **place, **options)
     drawn.outline.set_visible(False)  # type: ignore[operator]
     drawn.ax.tick_params(labelsize=TICK_SIZE, length=2, color=FAINT, labelcolor=INK)
-    drawn.set_label(label, fontsize=LABEL_SIZE, color=INK, family=FONT)
+    drawn.set_label(label, **LABEL)
     return drawn
 
 
