@@ -236,7 +236,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     (workdir / "comparison.json").write_text(json.dumps(result, indent=2) + "\n")
     pictures.score_histogram(
         {sweep.name: list(sweep.scores.values()) for sweep in sweeps},
-        workdir / "histogram.png",
+        path=workdir / "histogram.png",
         intervals={row["run"]: (row["median_low"], row["median_high"]) for row in result["runs"]},
         label=f"{'peak' if config.peak == 'max' else 'lowest'} {config.score} of a seed",
     )

@@ -11,7 +11,7 @@ from densejax.active.curves import Estimate
 from densejax.active.query_program import Query
 from densejax.active.query_study import Member, Study
 from densejax.active.query_tables import Finding, Row, bootstrap_mean, find, tabulate
-from densejax.plots.queries import accuracy_against_labels, score_of_setting
+from densejax.plots.curves import round_curves, score_of_setting
 
 
 @dataclass(frozen=True)
@@ -164,14 +164,16 @@ def _draw(folder: Path, rows: Sequence[Row], study: Study, name: str) -> list[Pa
     for width in widths:
         same = [row for row in rows if row.width == width]
         for part, members in _parts(same).items():
-            files.append(
-                accuracy_against_labels(
-                    labelled,
-                    {row.query.name: _band(row) for row in members},
-                    folder / f"{part}_w{width}.png",
-                    ordered=part == "strides",
-                    title=f"{name}, width {width}",
-                )
+            files.append(folder / f"{part}_w{width}.png")
+            bands = {row.query.name: _band(row) for row in members}
+            round_curves(
+                labelled,
+                {query: band[0] for query, band in bands.items()},
+                intervals={query: (band[1], band[2]) for query, band in bands.items()},
+                reference="random",
+                ordered=part == "strides",
+                title=f"{name}, width {width}",
+                path=files[-1],
             )
     if not rows:
         return files
@@ -255,4 +257,5 @@ def _draw_setting(
             bands[:, x.index(setting)] = row.area.value, row.area.low, row.area.high
         scores[label] = bands
     where = {"levels": levels, "x_label": x_label, "label": "area under the curve / width"}
-    return [score_of_setting(x, scores, path, **where, title=name)]  # type: ignore[arg-type]
+    score_of_setting(x, scores, path=path, **where, title=name)  # type: ignore[arg-type]
+    return [path]

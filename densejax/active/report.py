@@ -12,7 +12,7 @@ import numpy as np
 
 from densejax.active import curves
 from densejax.active.records import Trained
-from densejax.plots.rounds import class_histograms, round_curves
+from densejax.plots.curves import class_histograms, round_curves
 
 REFERENCE = "random"
 
@@ -254,26 +254,24 @@ def _draw(
             name: [[r[f"{measure}{end}"] for r in table if r["strategy"] == name] for end in _ENDS]
             for name in results.strategies
         }
-        paths.append(
-            round_curves(
-                results.labelled,
-                {name: column[0] for name, column in columns.items()},
-                folder / f"{measure}.png",
-                intervals={name: (column[1], column[2]) for name, column in columns.items()},
-                published=published if measure == "accuracy" else None,
-                label=label,
-                title=title,
-                logarithmic=logarithmic,
-            )
+        paths.append(folder / f"{measure}.png")
+        round_curves(
+            results.labelled,
+            {name: column[0] for name, column in columns.items()},
+            intervals={name: (column[1], column[2]) for name, column in columns.items()},
+            published=published if measure == "accuracy" else None,
+            label=label,
+            title=title,
+            logarithmic=logarithmic,
+            path=paths[-1],
         )
     last = np.nan_to_num(_mean(results.class_counts[:, :, -1], axis=1))
-    paths.append(
-        class_histograms(
-            dict(zip(results.strategies, last, strict=True)),
-            folder / "classes.png",
-            class_names=results.class_names,
-            title=title,
-        )
+    paths.append(folder / "classes.png")
+    class_histograms(
+        dict(zip(results.strategies, last, strict=True)),
+        class_names=results.class_names,
+        title=title,
+        path=paths[-1],
     )
     return paths
 

@@ -143,5 +143,6 @@ def _curves(folder: Path, outcomes: Sequence[Outcome], title: str) -> list[Path]
         array = np.array(values, float)
         if np.isfinite(array).any():
             path = folder / f"{name}.png"
-            files.append(learning_curves(steps, array, path, label=label, title=title))
+            learning_curves(steps, array, path=path, label=label, title=title)
+            files.append(path)
     return files

@@ -119,7 +119,8 @@ def compare(
             r["name"]: (float(r["last_low"]), float(r["last_high"])) for r in rows if r["last_low"]
         }
         path, label = folder / "accuracy.png", "accuracy after the last step"
-        files.append(strips(scores, path, intervals=edges, label=label, title=title))
+        strips(scores, intervals=edges, label=label, title=title, path=path)
+        files.append(path)
     return Comparison(tuple(populations), tuple(files))
 
 

@@ -19,9 +19,8 @@ def draw_basins(folder: Path, basins: Sequence[Basin], title: str) -> list[Path]
     shares = column(basins, "poison")
     test = column(basins, "test_accuracy")
     by_name = {_share_name(s): test[shares == s] for s in sorted(set(shares.tolist()))}
-    files = [
-        strips(by_name, folder / "test_accuracy.png", label="test accuracy (median)", title=title)
-    ]
+    files = [folder / "test_accuracy.png"]
+    strips(by_name, label="test accuracy (median)", title=title, path=files[0])
     deep = [one for one in basins if one.radii is not None and one.volume is not None]
     if len(deep) < 2:
         return files
@@ -36,37 +35,32 @@ def draw_basins(folder: Path, basins: Sequence[Basin], title: str) -> list[Path]
             x = column(deep, x_name)
             ends = {} if spread is None else {"low": y - spread, "high": y + spread}
             note = f"Spearman {spearman(x, y, seeds).text(digits=2)}"
-            path = folder / f"{name}_over_{x_name}.png"
-            files.append(
-                volume_scatter(
-                    x, y, path, groups=groups, x_label=x_label, label=label, title=title,
-                    note=note, logarithmic=name == "radius", **ends,
-                )
+            files.append(folder / f"{name}_over_{x_name}.png")
+            volume_scatter(
+                x, y, groups=groups, x_label=x_label, label=label, title=title,
+                note=note, logarithmic=name == "radius", path=files[-1], **ends,
             )  # fmt: skip
     first = {one.minimum.poison: one for one in reversed(deep)}
     rows = {_share_name(share): one for share, one in sorted(first.items())}
     radii = {name: one.radii for name, one in rows.items() if one.radii is not None}
-    files.append(
-        radius_histograms(
-            {name: one.radius for name, one in radii.items()},
-            folder / "radii.png",
-            groups=["natural" if name == "natural" else "poisoned" for name in radii],
-            censored={name: one.censored for name, one in radii.items()},
-            title=f"{title}: radii of the first seed",
-            logarithmic=True,
-        )
+    files += [folder / "radii.png", folder / "volume_over_directions.png"]
+    radius_histograms(
+        {name: one.radius for name, one in radii.items()},
+        groups=["natural" if name == "natural" else "poisoned" for name in radii],
+        censored={name: one.censored for name, one in radii.items()},
+        title=f"{title}: radii of the first seed",
+        logarithmic=True,
+        path=files[-2],
     )
     ends_of = {name: rows[name].volume for name in (next(iter(rows)), list(rows)[-1])}
-    files.append(
-        volume_curves(
-            {
-                name: (one.curve.sizes, one.curve.estimate, one.curve.low, one.curve.high)
-                for name, one in ends_of.items()
-                if one is not None
-            },
-            folder / "volume_over_directions.png",
-            title=title,
-        )
+    volume_curves(
+        {
+            name: (one.curve.sizes, one.curve.estimate, one.curve.low, one.curve.high)
+            for name, one in ends_of.items()
+            if one is not None
+        },
+        title=title,
+        path=files[-1],
     )
     return files
 

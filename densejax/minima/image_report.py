@@ -21,7 +21,8 @@ from densejax.minima.report import (
     write_table,
 )
 from densejax.minima.statistics import by_seed, mean_interval, weighted_mean
-from densejax.plots.surfaces import contours, surface_3d
+from densejax.plots.relief import surface_3d
+from densejax.plots.surfaces import SurfaceStyle, contours
 from densejax.typing import Key
 
 # Beyond so many times the cutoff a surface is cut off in pictures; its file has it all.
@@ -130,12 +131,13 @@ def draw_surfaces(
     values = {name: one.values["loss"] for name, one in drawn.items()}
     least = min(float(np.nanmin(loss)) for loss in values.values())
     limits = (max(least, 1e-6), HIGHEST * cutoff)
-    options: dict[str, Any] = {"log": True, "limits": limits, "label": "training loss"}
+    style = SurfaceStyle(log=True, limits=limits, label="training loss")
     files = [folder / "surfaces.png"]
-    contours(grid.x, grid.y, values, title=title, path=files[0], **options)
+    contours(grid.x, grid.y, values, style=style, title=title, path=files[0])
     for name, loss in values.items():
         files.append(folder / f"surface_{name.replace(' ', '_')}.png")
-        surface_3d(grid.x, grid.y, loss, title=f"{title}: {name}", path=files[-1], **options)
+        heading = f"{title}: {name}"
+        surface_3d(grid.x, grid.y, loss, style=style, title=heading, path=files[-1])
     return files
 
 

@@ -13,8 +13,7 @@ from densejax.minima.point_nets import PointNet
 from densejax.minima.reading import Basin, Minimum, column, read_minima, scores, stacked
 from densejax.minima.report import Finding, Summary, findings_table, write_table
 from densejax.minima.statistics import spearman
-from densejax.plots.boundaries import decision_boundaries
-from densejax.plots.minefield import minefield
+from densejax.plots.boundaries import decision_boundaries, minefield
 from densejax.typing import Params
 
 GOOD, BAD = "good run", "bad minimum"

@@ -101,15 +101,15 @@ def _draw(folder: Path, groups: Mapping[str, Sequence[Basin]]) -> list[Path]:
     }
     if not rows:
         return []
-    return [
-        radius_histograms(
-            {name: radii.radius for name, (_, radii) in rows.items()},
-            folder / "radii.png",
-            groups=[group for group, _ in rows.values()],
-            censored={name: radii.censored for name, (_, radii) in rows.items()},
-            title="rings",
-        )
-    ]
+    path = folder / "radii.png"
+    radius_histograms(
+        {name: radii.radius for name, (_, radii) in rows.items()},
+        groups=[group for group, _ in rows.values()],
+        censored={name: radii.censored for name, (_, radii) in rows.items()},
+        title="rings",
+        path=path,
+    )
+    return [path]
 
 
 def _write(

@@ -1,8 +1,7 @@
 """Moving pictures: figures as a GIF or MP4, a trajectory walking a surface, wiggled parameters.
 
-One frame is in memory at a time. A GIF has one palette for all its frames, so that nothing
-flickers, and needs nothing but Pillow. An MP4 needs ffmpeg: on the PATH, or from the package
-imageio-ffmpeg.
+A GIF has one palette for all its frames, so that nothing flickers, and needs nothing but Pillow.
+An MP4 needs ffmpeg: on the PATH, or from the package imageio-ffmpeg.
 """
 
 import base64
@@ -13,7 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,15 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+from PIL import Image
 
-from densejax.plots import gif, scales, style, surfaces, trajectories
+from densejax.plots import scales, surfaces
+from densejax.plots import style as page
 
 FRAME_DPI = 110
+COLOURS = 255  # of a GIF, beside a pure white
+BINS = 32  # a channel, of the histogram that the palette is taken from
+SAMPLES = 200_000
 
 
 def animate(
@@ -60,7 +64,7 @@ def animate(
             f"seconds is {seconds} and hold {hold}: expected at least 0.02 (players change less)"
             " and none below zero"
         )
-    write = gif.write if path.suffix.lower() == ".gif" else _write_mp4
+    write = _write_gif if path.suffix.lower() == ".gif" else _write_mp4
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     try:
@@ -85,14 +89,9 @@ def walk(
     *,
     losses: ArrayLike | None = None,
     residuals: ArrayLike | None = None,
-    log: bool = False,
-    levels: int | Sequence[float] = 12,
-    limits: surfaces.Limits | None = None,
+    style: surfaces.SurfaceStyle = surfaces.PLAIN,
     frames: int = 60,
     seconds: float = 0.08,
-    label: str = "loss",
-    x_label: str = surfaces.X_LABEL,
-    y_label: str = surfaces.Y_LABEL,
     title: str = "",
 ) -> Path:
     """A trajectory that grows over the contours of a surface.
@@ -105,14 +104,9 @@ def walk(
       path: of the GIF or MP4.
       losses: ``[t]`` float, the true loss of each iterate, its dot's colour.
       residuals: ``[t]`` float, how far each iterate lies off the plane, its dot's size.
-      log: whether colours and lines follow the logarithm.
-      levels: of the lines.
-      limits: lowest and highest value of the colours; None is that of the values and losses.
+      style: scale, levels and labels.
       frames: at most so many; iterates between them are drawn in one step.
       seconds: each frame is seen; the last one is held for a second and a half.
-      label: of the bar.
-      x_label: of the horizontal axis.
-      y_label: of the vertical axis.
       title: above the axes, before the number of the iterate.
 
     Returns:
@@ -122,26 +116,16 @@ def walk(
       ValueError: as `surfaces.contour` and `animate`.
       RuntimeError: as `animate`.
     """
-    steps = trajectories.checked(trajectory, losses, residuals)
+    steps = surfaces.checked_run(trajectory, losses, residuals)
     if steps is None:
         raise ValueError("trajectory is None: expected [t, 2]")
     places = steps[0]
     shown = [np.asarray(values, float)] + ([steps[1]] if steps[1] is not None else [])
-    colours = scales.scale(shown, logarithmic=log, limits=limits, levels=levels)
-    ends = (colours.low, colours.high)
-    fixed = tuple(10**end for end in ends) if log else ends
-    picture = surfaces.contour(
-        x,
-        y,
-        values,
-        log=log,
-        levels=levels,
-        limits=fixed if limits is None else limits,  # type: ignore[arg-type]
-        label=label,
-        x_label=x_label,
-        y_label=y_label,
-        title=f"{title}\n\u00a0" if title else "\u00a0",
-    )
+    colours = style.scale(shown)
+    low, high = (10**end if style.log else end for end in (colours.low, colours.high))
+    fixed = dataclasses.replace(style, limits=(low, high))
+    heading = f"{title}\n\u00a0" if title else "\u00a0"
+    picture = surfaces.contour(x, y, values, style=fixed, title=heading)
     picture.set_dpi(FRAME_DPI)
     picture.axes[0].set_title("", loc="left")
     counts = np.unique(np.linspace(1, len(places), min(frames, len(places))).round().astype(int))
@@ -162,13 +146,8 @@ def _steps(
         if losses is not None:
             words += f", its own loss {losses[count - 1]:.3g}"
         before = set(axes.get_children())
-        trajectories.draw(axes, colours, *steps, count=int(count), legend=False)
-        heading = axes.set_title(
-            f"{title}\n{words}" if title else words,
-            fontsize=style.TITLE_SIZE,
-            color=style.INK,
-            loc="left",
-        )
+        surfaces.draw_run(axes, colours, *steps, count=int(count), legend=False)
+        heading = axes.set_title(f"{title}\n{words}" if title else words, **page.LEFT)
         added = set(axes.get_children()) - before
         canvas.restore_region(ground)
         for artist in [*sorted(added, key=lambda one: one.zorder), heading]:
@@ -287,6 +266,57 @@ def _pixels(frames: Iterable[Figure | np.ndarray], dpi: int) -> Iterator[np.ndar
         yield frame
     if first is None:
         raise ValueError("there is no frame: expected at least one")
+
+
+def _write_gif(frames: Iterator[np.ndarray], path: Path, seconds: float, hold: float) -> None:
+    """Two passes, since the palette must know all frames: they wait on disk, packed."""
+    with tempfile.TemporaryDirectory() as folder:
+        counts, sums = np.zeros(BINS**3), np.zeros((BINS**3, 3))
+        kept = 0
+        for kept, frame in enumerate(frames, 1):
+            _count(frame, counts, sums)
+            Image.fromarray(frame).save(f"{folder}/{kept - 1}.png", compress_level=1)
+        palette = _palette(counts, sums)
+
+        def reduced(index: int) -> Image.Image:
+            with Image.open(f"{folder}/{index}.png") as file:
+                return file.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE)
+
+        # Times are rounded where they end, so that many frames do not drift.
+        ends = np.round(100 * seconds * np.arange(kept + 1)).astype(int)
+        ends[-1] += round(100 * hold)
+        reduced(0).save(
+            path,
+            format="GIF",
+            save_all=True,
+            append_images=map(reduced, range(1, kept)),
+            duration=[10 * int(time) for time in np.diff(ends)],
+            loop=0,
+            disposal=1,
+        )
+
+
+def _count(frame: np.ndarray, counts: np.ndarray, sums: np.ndarray) -> None:
+    """Add a frame to a histogram of colours, in place."""
+    pixels = frame.reshape(-1, 3)
+    coarse = pixels.astype(np.int64) * BINS // 256
+    places = (coarse[:, 0] * BINS + coarse[:, 1]) * BINS + coarse[:, 2]
+    counts += np.bincount(places, minlength=len(counts))
+    for channel in range(3):
+        sums[:, channel] += np.bincount(places, pixels[:, channel], minlength=len(counts))
+
+
+def _palette(counts: np.ndarray, sums: np.ndarray) -> Image.Image:
+    """A palette by median cut, in which a thin line counts beside a wide ground."""
+    met = counts > 0
+    colours = (sums[met] / counts[met, None]).round().astype(np.uint8)
+    weights = np.sqrt(counts[met])
+    repeats = np.ceil(weights * SAMPLES / weights.sum()).astype(int)
+    samples = Image.fromarray(np.repeat(colours, repeats, axis=0)[None])
+    cut = samples.quantize(COLOURS, method=Image.Quantize.MEDIANCUT).getpalette() or []
+    found = Image.new("P", (1, 1))
+    found.putpalette([255, 255, 255, *cut[: 3 * COLOURS]])
+    return found
 
 
 def _write_mp4(frames: Iterator[np.ndarray], path: Path, seconds: float, hold: float) -> None:

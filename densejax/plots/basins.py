@@ -5,20 +5,18 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import ArrayLike
 
 from densejax.plots import scales, style
 
-MARKERS = "osD^vPX"
-# Inches a minimum.
-ROW = 0.3
+ROW = 0.3  # inches a minimum
 
 
 def radius_histograms(
     radii: Mapping[str, ArrayLike],
-    path: str | Path,
     *,
     groups: Sequence[str] | None = None,
     censored: Mapping[str, ArrayLike] | None = None,
@@ -26,14 +24,14 @@ def radius_histograms(
     title: str = "",
     bins: int = 60,
     logarithmic: bool = False,
-) -> Path:
+    path: str | Path | None = None,
+) -> Figure:
     """A row a minimum: the histogram of its radii, and their median as a dot.
 
     Bins are the same for all rows; every row is scaled to its own highest bin.
 
     Args:
       radii: ``[k]`` float above 0 a minimum, by name, from top to bottom; k may differ.
-      path: of the PNG.
       groups: name of each minimum's group, in the order of ``radii``; groups have colours.
       censored: ``[k]`` bool a minimum, by name: radii that are lower bounds, drawn hatched and
         counted at the end of the row.
@@ -41,9 +39,10 @@ def radius_histograms(
       title: above the rows.
       bins: how many, over all rows.
       logarithmic: of the horizontal axis.
+      path: of a PNG to write.
 
     Returns:
-      The path.
+      The figure.
 
     Raises:
       ValueError: there is no minimum, one has no finite radius above 0, the groups or what is
@@ -85,7 +84,6 @@ def radius_histograms(
 def volume_scatter(
     x: ArrayLike,
     volumes: ArrayLike,
-    path: str | Path,
     *,
     low: ArrayLike | None = None,
     high: ArrayLike | None = None,
@@ -95,13 +93,13 @@ def volume_scatter(
     title: str = "",
     note: str = "",
     logarithmic: bool = False,
-) -> Path:
+    path: str | Path | None = None,
+) -> Figure:
     """A log-volume (or a median radius) of each minimum over its test accuracy or poison.
 
     Args:
       x: ``[k]`` float.
       volumes: ``[k]`` float, such as Jensen bounds, or estimates with effective samples enough.
-      path: of the PNG.
       low: ``[k]`` float, lower ends of the intervals, given with ``high``.
       high: ``[k]`` float.
       groups: name of each minimum's group; groups have colours and markers.
@@ -110,9 +108,10 @@ def volume_scatter(
       title: above the axes.
       note: in a corner, such as a rank correlation with its interval.
       logarithmic: whether the vertical axis is, as for radii.
+      path: of a PNG to write.
 
     Returns:
-      The path.
+      The figure.
 
     Raises:
       ValueError: there is no minimum, the shapes do not match, only one end of the intervals is
@@ -138,7 +137,7 @@ def volume_scatter(
         axes.plot(
             xs[index],
             ys[index],
-            marker=MARKERS[known.index(names[index]) % len(MARKERS)],
+            marker=style.MARKERS[known.index(names[index]) % len(style.MARKERS)],
             markersize=4.8,
             color=colours[index],
             markeredgecolor="white",
@@ -156,8 +155,7 @@ def volume_scatter(
             (0.98, 0.03),
             xycoords="axes fraction",
             ha="right",
-            fontsize=style.TICK_SIZE,
-            color=style.INK,
+            **style.SMALL,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
         )
     _legend(axes, groups, title, markers=True)
@@ -166,24 +164,24 @@ def volume_scatter(
 
 def volume_curves(
     curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]],
-    path: str | Path,
     *,
     label: str = "log-volume (nats)",
     band_label: str = "95 % of subsets",
     title: str = "",
-) -> Path:
+    path: str | Path | None = None,
+) -> Figure:
     """Estimates over the number of directions: one that still rises has too few.
 
     Args:
       curves: (directions ``[s]`` int, rising, estimate ``[s]``, low ``[s]``, high ``[s]``) a
         minimum, by name.
-      path: of the PNG.
       label: of the vertical axis.
       band_label: what the bands show.
       title: above the axes.
+      path: of a PNG to write.
 
     Returns:
-      The path.
+      The figure.
 
     Raises:
       ValueError: there is no curve, the shapes do not match, or the name does not end in ``.png``.
@@ -207,16 +205,16 @@ def volume_curves(
             estimate,
             color=colour,
             linewidth=1.6,
-            marker=MARKERS[index % len(MARKERS)],
+            marker=style.MARKERS[index % len(style.MARKERS)],
             markersize=3.4,
             label=name,
         )
-    axes.fill_between([], [], [], color=style.FAINT, alpha=0.3, linewidth=0, label=band_label)
+    style.swatch(axes, band_label)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
-    style.legend_above(axes, title, columns=3)
+    style.legend(axes, title=title)
     return style.save(figure, path)
 
 
@@ -275,29 +273,13 @@ def _ridge(
             color=style.INK,
             annotation_clip=False,
         )
-    axes.plot(
-        np.median(values),
-        row,
-        marker="o",
-        markersize=4,
-        markerfacecolor="white",
-        markeredgecolor=style.INK,
-        markeredgewidth=1.1,
-        zorder=5,
-        clip_on=False,
-    )
+    axes.plot(np.median(values), row, **style.ring(4), zorder=5, clip_on=False)
 
 
 def _legend(axes: Axes, groups: Sequence[str] | None, title: str, *, markers: bool = False) -> None:
-    if groups is None:
-        if title:
-            axes.set_title(title, fontsize=style.TITLE_SIZE, color=style.INK, loc="left")
-        return
-    known = list(dict.fromkeys(groups))
-    for index, name in enumerate(known):
-        marker = MARKERS[index % len(MARKERS)] if markers else "s"
-        handle = Line2D(
-            [], [], color=style.series_colour(index), marker=marker, linestyle="none", label=name
-        )
-        axes.add_line(handle)
-    style.legend_above(axes, title, columns=4)
+    handles = []
+    for index, name in enumerate(dict.fromkeys(groups or ())):
+        marker = style.MARKERS[index % len(style.MARKERS)] if markers else "s"
+        colour = style.series_colour(index)
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=name))
+    style.legend(axes, handles=handles, title=title, columns=4)

@@ -1,7 +1,13 @@
-"""Decision boundaries in the plane: what a network says everywhere, and the points it learnt from.
+"""Networks in a plane: decision boundaries, and minefields.
 
+A decision boundary is what a network says everywhere, with the points it learnt from.
 Probabilities are ``[p, q, c]`` at ``(grid_x[i], grid_y[j])``. A place is white where the two
 likeliest classes tie and takes on its class' colour as that class gains.
+
+A minefield is the path of a good run among bad minima, embedded in the plane by t-SNE, after Huang,
+Emam et al. (2020), figure 3.6. Such an embedding keeps neighbourhoods, not sizes or distances, and
+shows structure that hangs on its perplexity (Wattenberg et al. 2016); so there is a panel for each
+perplexity and a caption that says so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +22,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from densejax.plots import scales, sheets, style
+from densejax.plots import scales, style
 
 STRENGTH = 0.42  # of a certain class' colour behind the points
+KINDS = "o^sDvP"  # markers of a minefield's networks
+CAPTION = (
+    "t-SNE keeps neighbours only: sizes of clusters and distances between them carry no meaning."
+)
 
 
 def decision_boundary(
@@ -61,13 +71,14 @@ def decision_boundary(
     cloud = _cloud(points, labels, unseen)
     grid, sure = _field(grid_x, grid_y, probabilities, cloud[1], "probabilities")
     names = style.class_names(class_names, sure.shape[2])
-    rows = -(-(len(names) + bool(cloud[2].any()) + 1) // 4)
-    figure, panels = sheets.sheet(
+    handles = _handles(names, cloud[2])
+    rows = -(-len(handles) // 4)
+    figure, panels = style.sheet(
         1,
         columns=1,
         width=3.5,
-        tall=sheets.proportion(*grid),
-        margins=sheets.Margins(
+        tall=style.proportion(*grid),
+        margins=style.Margins(
             left=0.58 if y_label else 0.42,
             top=0.16 + 0.17 * rows + 0.2 * bool(title),
             bottom=0.48 if x_label else 0.3,
@@ -76,15 +87,9 @@ def decision_boundary(
     axes = panels[0]
     _draw(axes, grid, sure, cloud, size=_size(len(cloud[0]), 18))
     style.dress(axes, x=x_label, y=y_label, grid="")
-    sheets.few_ticks(axes)
-    axes.legend(**_legend(names, cloud[2]), loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4)
-    if title:
-        axes.set_title(
-            title, fontsize=style.TITLE_SIZE, color=style.INK, loc="left", pad=7 + 12 * rows
-        )
-    if path is not None:
-        style.save(figure, path)
-    return figure
+    style.few_ticks(axes)
+    style.legend(axes, handles=handles, title=title, columns=4)
+    return style.save(figure, path)
 
 
 def decision_boundaries(
@@ -128,34 +133,102 @@ def decision_boundaries(
     }
     grid = next(iter(fields.values()))[0]
     names = style.class_names(class_names, max(sure.shape[2] for _, sure in fields.values()))
-    figure, panels = sheets.sheet(
+    figure, panels = style.sheet(
         len(fields),
         columns=columns,
         width=1.6,
-        tall=sheets.proportion(*grid),
-        margins=sheets.Margins(
+        tall=style.proportion(*grid),
+        margins=style.Margins(
             left=0.12, right=0.12, top=0.5 + 0.26 * bool(title), bottom=0.12, down=0.27
         ),
     )
     for axes, (name, (_, sure)) in zip(panels, fields.items(), strict=True):
         _draw(axes, grid, sure, cloud, size=_size(len(cloud[0]), 6))
-        axes.set_title(name, fontsize=style.TICK_SIZE, color=style.INK, loc="left", pad=3)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set_color(style.GRID)
-    legend = _legend(names, cloud[2])
+        axes.set_title(name, loc="left", pad=3, **style.SMALL)
+        style.frame(axes, colour=style.GRID, width=0.8)
+    top = figure.get_size_inches()[1] - 0.1 - 0.24 * bool(title)
+    handles = _handles(names, cloud[2])
+    style.legend(figure, handles=handles, columns=len(handles), at=(0.12, top))
+    style.heading(figure, title, left=0.12)
+    return style.save(figure, path)
+
+
+def minefield(
+    embeddings: Mapping[float, ArrayLike],
+    kinds: ArrayLike,
+    values: ArrayLike,
+    *,
+    final: int | None = None,
+    joined: Sequence[str] = (),
+    limits: tuple[float | None, float | None] | None = None,
+    label: str = "test accuracy",
+    title: str = "",
+    path: str | Path | None = None,
+) -> Figure:
+    """Networks as dots in the plane, a panel for each perplexity.
+
+    Args:
+      embeddings: ``[n, 2]`` float by perplexity; nan is an outlier that was left out, and counted
+        in the panel's title.
+      kinds: ``[n]`` str, such as "good run" or "bad minimum": each has a marker of its own.
+      values: ``[n]`` float, the colour of each network.
+      final: the network that is drawn as a star, such as the end of the good run.
+      joined: kinds whose networks are joined by a line in their order.
+      limits: lowest and highest value of the colours; None is the values' own.
+      label: of the bar.
+      title: above all.
+      path: of a PNG to write.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: there is no embedding, shapes do not match, a joined kind or the final network
+        is not there, or the name does not end in ``.png``.
+    """
+    sorts, colour_values = np.asarray(kinds), np.asarray(values, float)
+    maps = {perplexity: np.asarray(places, float) for perplexity, places in embeddings.items()}
+    names = list(dict.fromkeys(sorts.tolist()))
+    _check_maps(maps, sorts, colour_values, final, joined)
+    colours = scales.scale([colour_values], limits=limits, levels=())
+    figure, panels = style.sheet(
+        len(maps),
+        columns=2 if len(maps) in (2, 4) else 3,
+        width=2.3,
+        tall=0.92,
+        margins=style.Margins(
+            left=0.14, right=0.95, top=0.54 + 0.26 * bool(title), bottom=0.4, down=0.32
+        ),
+    )
+    for axes, (perplexity, places) in zip(panels, maps.items(), strict=True):
+        _scatter(axes, places, sorts, names, colour_values, colours, final, joined)
+        away = int(np.isnan(places).any(axis=1).sum())
+        note = f" ({away} outlier{'s' * (away > 1)} left out)" if away else ""
+        axes.set_title(
+            f"perplexity {perplexity:g}{note}",
+            fontsize=style.LABEL_SIZE,
+            color=style.INK,
+            loc="left",
+        )
+    scales.bar(figure, panels, colours, label)
     across, down = figure.get_size_inches()
-    place = (0.1 / across, 1 - (0.08 + 0.24 * bool(title)) / down)
-    figure.legend(**legend, loc="upper left", bbox_to_anchor=place, ncols=len(legend["handles"]))
-    if title:
-        sheets.heading(figure, title, left=0.12)
-    if path is not None:
-        style.save(figure, path)
-    return figure
+    dot = style.ring(5, width=1.0) | {"markerfacecolor": style.GRID, "linestyle": "none"}
+    handles = [
+        Line2D([], [], label=name, **dot | {"marker": KINDS[index % len(KINDS)]})
+        for index, name in enumerate(names)
+    ]
+    if final is not None:
+        handles.append(Line2D([], [], label="final", **dot | {"marker": "*", "markersize": 10}))
+    style.legend(
+        figure, handles=handles, columns=len(handles), at=(0.14, down - 0.1 - 0.25 * bool(title))
+    )
+    style.heading(figure, title)
+    place = 0.14 / across, 0.16 / down
+    figure.text(*place, CAPTION, fontsize=style.TICK_SIZE, color="#5D646E", va="center")
+    return style.save(figure, path)
 
 
-def shades(probabilities: ArrayLike, colours: Sequence[str]) -> np.ndarray:
+def _shades(probabilities: ArrayLike, colours: Sequence[str]) -> np.ndarray:
     """Colours ``[p, q, 3]`` of probabilities ``[p, q, c]``: white at a tie, tinted when certain.
 
     nan gives nan.
@@ -219,7 +292,7 @@ def _draw(
     told = np.isfinite(sure).all(axis=-1)
     if not told.all():
         axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, zorder=0, **scales.HATCH))
-    tints = np.concatenate([shades(sure, colours), told[..., None]], axis=-1)
+    tints = np.concatenate([_shades(sure, colours), told[..., None]], axis=-1)
     left, right, low, high = *scales.edges(x)[[0, -1]], *scales.edges(y)[[0, -1]]
     axes.imshow(
         np.nan_to_num(np.swapaxes(tints, 0, 1)),
@@ -252,26 +325,81 @@ def _draw(
     axes.set_ylim(low, high)
 
 
-def _legend(names: Sequence[str], hollow: np.ndarray) -> dict[str, Any]:
-    """Options of a legend: the classes, what is hollow, and the line."""
+def _handles(names: Sequence[str], hollow: np.ndarray) -> list[Line2D]:
+    """Entries of the legend: the classes, what is hollow, and the line."""
     dot: dict[str, Any] = {"marker": "o", "linestyle": "none", "markersize": 5}
     handles = [
         Line2D([], [], color=style.series_colour(c), markeredgecolor="white", label=name, **dot)
         for c, name in enumerate(names)
     ]
     if hollow.any():
-        handles.append(
-            Line2D(
-                [], [], markerfacecolor="white", markeredgecolor=style.INK, label="unseen", **dot
-            )
-        )
+        look = style.ring(5, width=1.0) | {"linestyle": "none"}
+        handles.append(Line2D([], [], label="unseen", **look))
     handles.append(Line2D([], [], color=style.INK, linewidth=1.1, label="boundary"))
-    return {
-        "handles": handles,
-        "frameon": False,
-        "fontsize": style.TICK_SIZE,
-        "labelcolor": style.INK,
-        "borderaxespad": 0.2,
-        "handlelength": 1.3,
-        "columnspacing": 1.2,
-    }
+    return handles
+
+
+def _check_maps(
+    maps: Mapping[float, np.ndarray],
+    kinds: np.ndarray,
+    values: np.ndarray,
+    final: int | None,
+    joined: Sequence[str],
+) -> None:
+    wrong = {key: places.shape for key, places in maps.items() if places.shape != (len(kinds), 2)}
+    if not maps or wrong or kinds.ndim != 1 or values.shape != kinds.shape or not kinds.size:
+        raise ValueError(
+            f"kinds have shape {kinds.shape}, values {values.shape} and embeddings"
+            f" {wrong or sorted(maps)}: expected [n], [n] and [n, 2] for each perplexity"
+        )
+    strangers = sorted(set(joined) - set(kinds.tolist()))
+    if strangers:
+        raise ValueError(
+            f"joined names {strangers}: expected some of {sorted(set(kinds.tolist()))}"
+        )
+    if final is not None and not -len(kinds) <= final < len(kinds):
+        raise ValueError(f"final is {final}: expected one of {len(kinds)} networks")
+
+
+def _scatter(
+    axes: Axes,
+    places: np.ndarray,
+    kinds: np.ndarray,
+    names: Sequence[str],
+    values: np.ndarray,
+    colours: scales.Scale,
+    final: int | None,
+    joined: Sequence[str],
+) -> None:
+    look: dict[str, Any] = {"cmap": scales.palette(), "norm": colours.norm}
+    for kind in joined:
+        axes.plot(*places[kinds == kind].T, color=style.FAINT, linewidth=0.8, alpha=0.7, zorder=1)
+    for index, kind in enumerate(names):
+        chosen = kinds == kind
+        axes.scatter(
+            places[chosen, 0],
+            places[chosen, 1],
+            c=colours.heights(values[chosen]),
+            marker=KINDS[index % len(KINDS)],
+            s=17,
+            edgecolors=style.INK,
+            linewidths=0.4,
+            zorder=3 + (kind in joined),
+            **look,
+        )
+    if final is not None:
+        axes.scatter(
+            places[[final], 0],
+            places[[final], 1],
+            c=colours.heights(values[[final]]),
+            marker="*",
+            s=190,
+            edgecolors=style.INK,
+            linewidths=1.0,
+            zorder=6,
+            **look,
+        )
+    # Units of t-SNE mean nothing, so there are none; both axes have the same, which does.
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.margins(0.06)
+    style.frame(axes, colour=style.GRID, width=0.8)

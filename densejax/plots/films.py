@@ -8,17 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 
 from densejax.plots import animation, style
 from densejax.plots.overlays import tinted
-from densejax.plots.slices import scale_bar
+from densejax.plots.slices import grey_limits, scale_bar
 
 LENGTH, HOLD = 12.0, 2.0  # seconds of a film, and of its last picture
 WIDTH = 8.8
@@ -90,9 +87,8 @@ def probability_film(frames: Frames, section: Section, path: str | Path) -> Path
     names = list(section.class_names)
     columns = min(4, len(names) + 1)
     lines = -(-(len(names) + 1) // columns)
-    figure, places = _panels(section, columns, lines, right=0.62)
-    low, high = _limits(section.image)
-    places[0].imshow(section.image, cmap="gray", vmin=low, vmax=high, extent=_extent(section))
+    figure, places = _panels(section, columns, lines, right=0.78)
+    places[0].imshow(section.image, extent=_extent(section), **grey_limits(section.image))
     _title(places[0], "image", None)
     scale_bar(places[0], *_microns(section))
     shown = []
@@ -102,13 +98,10 @@ def probability_film(frames: Frames, section: Section, path: str | Path) -> Path
         shown.append(axes.imshow(empty, cmap="inferno", vmin=0, vmax=255, extent=_extent(section)))
     for axes in places[len(names) + 1 :]:
         axes.set_visible(False)
-    across = figure.get_size_inches()[0]
-    box = places[columns - 1].get_position()
-    bar_axes = figure.add_axes(((across - 0.5) / across, box.y0, 0.1 / across, box.height))
-    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), colormaps["inferno"]), cax=bar_axes)
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    bar_axes.tick_params(labelsize=style.TICK_SIZE, length=2, labelcolor=style.INK)
-    bar_axes.set_title("probability", fontsize=style.TICK_SIZE, color=style.INK, pad=5)
+    last = places[columns - 1].get_position()
+    box = (1 - 0.68 / WIDTH, last.y0, 0.1 / WIDTH, last.height)
+    bar = style.colour_bar(figure, shown[0], "probability", box=box)
+    bar.set_ticks([0, 127.5, 255], labels=["0", "0.5", "1"])
     return _film(figure, frames, section, path, lambda shares: _show_each(shown, shares))
 
 
@@ -127,19 +120,23 @@ def segmentation_film(frames: Frames, section: Section, path: str | Path) -> Pat
       ValueError: there is no frame, or one has another shape than the section.
       RuntimeError: an MP4 is asked for and there is no ffmpeg.
     """
-    names, grey = list(section.class_names), _limits(section.image)
+    names, look = list(section.class_names), grey_limits(section.image)
     curve = 0.95 if len(frames.scores) > 1 else 0.0
-    rows = _legend_rows(names)
+    rows = style.legend_rows(names, WIDTH)
     figure, places = _panels(section, 3, 1, foot=0.2 + 0.19 * rows + curve)
-    extent = _extent(section)
-    places[0].imshow(section.image, cmap="gray", vmin=grey[0], vmax=grey[1], extent=extent)
+    extent, grey = _extent(section), (look["vmin"], look["vmax"])
+    places[0].imshow(section.image, extent=extent, **look)
     scale_bar(places[0], *_microns(section))
     for axes, title in zip(places, ("image", "truth", "network"), strict=True):
         _title(axes, title, None)
     truth = tinted(None, section.truth.astype(int), len(names), grey=grey)
     places[1].imshow(truth, extent=extent)
     shown = places[2].imshow(truth, extent=extent)
-    _legend(figure, names, rows)
+    hues = style.class_colours(len(names))
+    handles = [Patch(color=hue, label=name) for hue, name in zip(hues, names, strict=True)]
+    style.legend(
+        figure, handles=handles, columns=-(-len(names) // rows), at=(0.12, 0.08 + 0.19 * rows)
+    )
     dot = _curve(figure, frames, 0.2 + 0.19 * rows, curve) if curve else None
 
     def show(shares: np.ndarray) -> None:
@@ -154,23 +151,17 @@ def _panels(
 ) -> tuple[Figure, list[Axes]]:
     """Axes of the section's proportions in a grid, each with room for its title."""
     gap, head, title = 0.08, 0.3, 0.24
-    wide = (WIDTH - 0.12 - right - (columns - 1) * gap) / columns
     height, width = section.image.shape
-    high = wide * height * section.voxel_nm[0] / (width * section.voxel_nm[1])
-    down = head + lines * (high + title) + foot
-    figure = style.new_figure(WIDTH, down, constrained=False)
-    places = []
-    for index in range(columns * lines):
-        line, column = divmod(index, columns)
-        left = 0.12 + column * (wide + gap)
-        low = down - head - (line + 1) * (high + title)
-        axes = figure.add_axes((left / WIDTH, low / down, wide / WIDTH, high / down))
-        axes.set(xticks=[], yticks=[])
-        for spine in axes.spines.values():
-            spine.set_color(style.FAINT)
-            spine.set_linewidth(0.6)
-        places.append(axes)
-    return figure, places
+    figure, panels = style.sheet(
+        columns * lines,
+        columns=columns,
+        width=(WIDTH - 0.12 - right - (columns - 1) * gap) / columns,
+        tall=height * section.voxel_nm[0] / (width * section.voxel_nm[1]),
+        margins=style.Margins(0.12, right, head + title, foot, gap, title),
+    )
+    for axes in panels:
+        style.frame(axes)
+    return figure, panels
 
 
 def _film(
@@ -186,24 +177,10 @@ def _film(
         raise ValueError(f"{path}: there is no frame to show")
     expected = (*section.image.shape, len(section.class_names))
     down = figure.get_size_inches()[1]
-    heading = figure.text(
-        0.12 / WIDTH,
-        1 - 0.1 / down,
-        "",
-        fontsize=style.TITLE_SIZE,
-        color=style.INK,
-        va="top",
-        fontweight="bold",
-    )
-    figure.text(
-        1 - 0.12 / WIDTH,
-        1 - 0.1 / down,
-        section.words,
-        fontsize=style.TICK_SIZE,
-        color=style.FAINT,
-        va="top",
-        ha="right",
-    )
+    style.heading(figure, frames.heading(0), left=0.12)
+    heading = figure.texts[-1]
+    aside = {"fontsize": style.TICK_SIZE, "color": style.FAINT, "va": "top", "ha": "right"}
+    figure.text(1 - 0.12 / WIDTH, 1 - 0.1 / down, section.words, **aside)  # type: ignore[arg-type]
 
     def drawn() -> Iterator[Figure]:
         for index, file in enumerate(frames.files):
@@ -248,42 +225,10 @@ def _curve(figure: Figure, frames: Frames, low: float, height: float) -> Callabl
     return move
 
 
-def _legend_rows(names: Sequence[str]) -> int:
-    fitting = max(1, int(WIDTH / (0.42 + 0.064 * max(map(len, names)))))
-    return -(-len(names) // fitting)
-
-
-def _legend(figure: Figure, names: Sequence[str], rows: int) -> None:
-    down = figure.get_size_inches()[1]
-    colours = style.class_colours(len(names))
-    figure.legend(
-        handles=[
-            Patch(color=colour, label=name) for colour, name in zip(colours, names, strict=True)
-        ],
-        loc="lower left",
-        bbox_to_anchor=(0.06 / WIDTH, 0.08 / down),
-        ncols=-(-len(names) // rows),
-        frameon=False,
-        fontsize=style.TICK_SIZE,
-        labelcolor=style.INK,
-        handlelength=1.1,
-        handleheight=1.1,
-        columnspacing=1.2,
-        borderaxespad=0,
-    )
-
-
 def _title(axes: Axes, text: str, colour: str | None) -> None:
     axes.set_title(text, fontsize=style.LABEL_SIZE, color=style.INK, loc="left", pad=3)
     if colour is not None:
-        for spine in axes.spines.values():
-            spine.set_color(colour)
-            spine.set_linewidth(1.8)
-
-
-def _limits(image: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(image, (0.5, 99.5))
-    return float(low), float(max(high, low + 1e-12))
+        style.frame(axes, colour=colour, width=1.8)
 
 
 def _microns(section: Section) -> tuple[float, float]:

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from densejax.plots import style
-from densejax.plots.slices import scale_bar
+from densejax.plots.slices import grey_limits, scale_bar
 
 PIXELS = 1400  # along a side of a plane: more than a picture shows
 TINT, GREY_TINT, HEAT = 0.38, 0.10, 0.85
@@ -49,12 +50,12 @@ class Layer:
 def orthogonal(
     image: Any,
     layer: Layer,
-    path: str | Path,
     *,
     voxel_nm: tuple[float, float, float],
     at: tuple[int, int, int],
     title: str = "",
-) -> Path:
+    path: str | Path | None = None,
+) -> Figure:
     """Three planes through a point in true proportion, with a scale bar and a legend.
 
     The xy plane with the zx plane below and the zy plane at its right, so that lines along x and y
@@ -63,13 +64,13 @@ def orthogonal(
     Args:
       image: [z, y, x], anything that slices to numpy, or None for labels alone.
       layer: over it, of its shape.
-      path: of the PNG.
       voxel_nm: (z, y, x).
       at: voxel (z, y, x) through which the planes go.
       title: above, at the left.
+      path: of a PNG to write.
 
     Returns:
-      The path.
+      The figure.
 
     Raises:
       ValueError: shapes differ, a voxel size is not positive, the point is outside, or the name
@@ -84,7 +85,7 @@ def orthogonal(
     across = side + 0.12 + gap + inch * (width + depth)
     # The corner that the planes leave free holds the legend, where it is large enough.
     corner = _fits(layer, inch * depth)
-    rows = 0 if corner else _legend_rows(layer, across)
+    rows = 0 if corner else style.legend_rows(_names(layer), across)
     foot += 0.17 * rows
     top = 0.34 if title else 0.1
     down = top + gap + foot + inch * (height + depth)
@@ -103,49 +104,46 @@ def orthogonal(
     for axis, (axes, extent) in enumerate(
         zip(places, ((width, height), (width, depth), (depth, height)), strict=True)
     ):
-        planes = [
-            None if array is None else _plane(array, axis, at[axis])
-            for array in (image, layer.labels, layer.heat)
-        ]
+        planes = _planes(image, layer, axis, at[axis])
         grey = _grey(planes[0]) if grey is None else grey
         _draw(axes, planes, extent, layer, grey)
         _cross(axes, axis, [(p + 0.5) * s / 1000 for p, s in zip(at, voxel_nm, strict=True)])
     scale_bar(places[0], width, height)
-    _heading(figure, title)
+    style.heading(figure, title, left=0.12)
     if corner:
         start = 0.12 + inch * width + gap
         _legend(figure, layer, len(layer.class_names) - 1, (start, foot + inch * depth))
     else:
-        _legend(figure, layer, rows, (0.06, foot - 0.05))
+        _legend(figure, layer, rows, (0.12, foot - 0.05))
     if layer.heat is not None:
-        bar = axes_at(across - side + 0.14, low, 0.11, inch * height)
-        _heat_bar(figure, bar, layer)
+        place = ((across - side + 0.14) / across, low / down, 0.11 / across)
+        _heat_bar(figure, layer, (*place, inch * height / down))
     return style.save(figure, path)
 
 
 def montage(
     image: Any,
     layer: Layer,
-    path: str | Path,
     *,
     voxel_nm: tuple[float, float, float],
     sections: Sequence[int],
     captions: Sequence[str] | None = None,
     title: str = "",
-) -> Path:
+    path: str | Path | None = None,
+) -> Figure:
     """Sections across z side by side, each with its number and its depth.
 
     Args:
       image: [z, y, x], anything that slices to numpy, or None for labels alone.
       layer: over it, of its shape.
-      path: of the PNG.
       voxel_nm: (z, y, x).
       sections: to draw, in this order.
       captions: of each section drawn, in place of its number and depth.
       title: above, at the left.
+      path: of a PNG to write.
 
     Returns:
-      The path.
+      The figure.
 
     Raises:
       ValueError: as ``orthogonal``, or there is no section.
@@ -157,23 +155,20 @@ def montage(
     columns = _columns(len(sections), width / height)
     lines = -(-len(sections) // columns)
     wide = min(9.6 / columns, 7.0 / lines * width / height, 4.2)
-    high = wide * height / width
-    gap, top = 0.06, 0.34 if title else 0.1
     side = 0.12 if layer.heat is None else 0.75
-    across = 0.12 + side + columns * (wide + gap) - gap
-    rows = _legend_rows(layer, across)
-    foot = 0.12 + 0.17 * rows
-    down = top + foot + lines * (high + gap) - gap
-    figure = style.new_figure(across, down, constrained=False)
+    across = 0.12 + side + columns * (wide + 0.06) - 0.06
+    rows = style.legend_rows(_names(layer), across)
+    top, foot = 0.34 if title else 0.1, 0.12 + 0.17 * rows
+    figure, panels = style.sheet(
+        len(sections),
+        columns=columns,
+        width=wide,
+        tall=height / width,
+        margins=style.Margins(0.12, side, top, foot, 0.06, 0.06),
+    )
     grey = None
-    for index, z in enumerate(sections):
-        line, column = divmod(index, columns)
-        left, low = 0.12 + column * (wide + gap), down - top - (line + 1) * high - line * gap
-        axes = figure.add_axes((left / across, low / down, wide / across, high / down))
-        planes = [
-            None if array is None else _plane(array, 0, int(z))
-            for array in (image, layer.labels, layer.heat)
-        ]
+    for index, (axes, z) in enumerate(zip(panels, sections, strict=True)):
+        planes = _planes(image, layer, 0, int(z))
         grey = _grey(planes[0]) if grey is None else grey
         _draw(axes, planes, (width, height), layer, grey)
         axes.text(
@@ -188,11 +183,12 @@ def montage(
         )
         if index == 0:
             scale_bar(axes, width, height)
-    _heading(figure, title)
-    _legend(figure, layer, rows, (0.06, foot - 0.05))
+    style.heading(figure, title, left=0.12)
+    _legend(figure, layer, rows, (0.12, foot - 0.05))
     if layer.heat is not None:
+        across, down = figure.get_size_inches()
         place = ((across - side + 0.14) / across, foot / down, 0.11 / across)
-        _heat_bar(figure, figure.add_axes((*place, 1 - (top + foot) / down)), layer)
+        _heat_bar(figure, layer, (*place, 1 - (top + foot) / down))
     return style.save(figure, path)
 
 
@@ -226,7 +222,7 @@ def tinted(
     return (1 - share) * ground + share * np.where(known[..., None], colours[places], 1.0)
 
 
-def outline(axes: Axes, labels: np.ndarray, classes: int, extent: tuple[float, float]) -> None:
+def _outline(axes: Axes, labels: np.ndarray, classes: int, extent: tuple[float, float]) -> None:
     """A line in its colour around each class but the first, over an extent (width, height)."""
     height, width = labels.shape
     x = (np.arange(width) + 0.5) * extent[0] / width
@@ -258,11 +254,14 @@ def _plane(array: Any, axis: int, place: int) -> np.ndarray:
     return plane.T if axis == 2 else plane
 
 
+def _planes(image: Any, layer: Layer, axis: int, place: int) -> list[np.ndarray | None]:
+    arrays = (image, layer.labels, layer.heat)
+    return [None if array is None else _plane(array, axis, place) for array in arrays]
+
+
 def _grey(plane: np.ndarray | None) -> tuple[float, float]:
-    if plane is None:
-        return 0.0, 1.0
-    low, high = np.percentile(plane, (0.5, 99.5))
-    return float(low), float(max(high, low + 1e-12))
+    look = grey_limits(plane)
+    return look["vmin"], look["vmax"]
 
 
 def _shade(image: np.ndarray, grey: tuple[float, float]) -> np.ndarray:
@@ -295,11 +294,9 @@ def _draw(
         shown = (1 - share) * shown + share * colormaps["inferno"](level)[..., :3]
     axes.imshow(np.clip(shown, 0, 1), extent=(0, extent[0], extent[1], 0), aspect="auto")
     if labels is not None and heat is None:
-        outline(axes, labels, classes, extent)
-    axes.set(xlim=(0, extent[0]), ylim=(extent[1], 0), xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_color(style.FAINT)
-        spine.set_linewidth(0.6)
+        _outline(axes, labels, classes, extent)
+    axes.set(xlim=(0, extent[0]), ylim=(extent[1], 0))
+    style.frame(axes)
 
 
 def _cross(axes: Axes, axis: int, at: Sequence[float]) -> None:
@@ -313,9 +310,7 @@ def _cross(axes: Axes, axis: int, at: Sequence[float]) -> None:
     for other, way, place in lines[axis]:
         draw = axes.axhline if way == "h" else axes.axvline
         draw(place, color=AXIS_COLOURS[other], linewidth=0.7, alpha=0.9, linestyle=(0, (4, 4)))
-    for spine in axes.spines.values():
-        spine.set_color(AXIS_COLOURS[axis])
-        spine.set_linewidth(1.2)
+    style.frame(axes, colour=AXIS_COLOURS[axis], width=1.2)
 
 
 def _columns(number: int, aspect: float) -> int:
@@ -329,53 +324,26 @@ def _columns(number: int, aspect: float) -> int:
     return min(range(1, number + 1), key=cost)
 
 
-def _entries(layer: Layer) -> list[Patch]:
-    if layer.labels is None:
-        return []
-    names = list(layer.class_names)
-    colours = style.class_colours(len(names))
-    # The background lies bare: no colour of it is in the picture.
-    return [Patch(color=c, label=n) for c, n in list(zip(colours, names, strict=True))[1:]]
+def _names(layer: Layer) -> list[str]:
+    """For the legend. The background lies bare: no colour of it is in the picture."""
+    return [] if layer.labels is None else list(layer.class_names[1:])
 
 
-def _legend_rows(layer: Layer, width: float) -> int:
-    entries = _entries(layer)
-    if not entries:
-        return 0
-    longest = max(len(str(entry.get_label())) for entry in entries)
-    fitting = max(1, int(width / (0.4 + 0.062 * longest)))
-    return -(-len(entries) // fitting)
+def _legend(figure: Figure, layer: Layer, rows: int, at: tuple[float, float]) -> None:
+    """The legend with its upper left corner at a place in inches."""
+    names = _names(layer)
+    hues = style.class_colours(len(names) + 1)[1:]
+    handles = [Patch(color=hue, label=name) for hue, name in zip(hues, names, strict=True)]
+    style.legend(figure, handles=handles, columns=-(-len(names) // max(rows, 1)), at=at)
 
 
 def _fits(layer: Layer, side: float) -> bool:
     """Whether the legend fits into a square of ``side`` inches as one column."""
-    entries = _entries(layer)
-    longest = max((len(str(entry.get_label())) for entry in entries), default=0)
-    return bool(entries) and 0.2 * len(entries) < side and 0.35 + 0.068 * longest < side
+    names = _names(layer)
+    longest = max(map(len, names), default=0)
+    return bool(names) and 0.2 * len(names) < side and 0.35 + 0.068 * longest < side
 
 
-def _heading(figure: Figure, title: str) -> None:
-    across, down = figure.get_size_inches()
-    figure.text(
-        0.12 / across,
-        1 - 0.09 / down,
-        title,
-        fontsize=style.TITLE_SIZE,
-        color=style.INK,
-        va="top",
-        fontweight="bold",
-    )
-
-
-def _legend(figure: Figure, layer: Layer, rows: int, place: tuple[float, float]) -> None:
-    """The legend with its upper left corner at a place in inches."""
-    style.legend_at(figure, _entries(layer), place, rows=rows)
-
-
-def _heat_bar(figure: Figure, axes: Axes, layer: Layer) -> None:
-    from matplotlib.cm import ScalarMappable
-
-    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), colormaps["inferno"]), cax=axes)
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    axes.tick_params(labelsize=style.TICK_SIZE, length=2, color=style.FAINT, labelcolor=style.INK)
-    axes.set_ylabel(layer.heat_name, fontsize=style.TICK_SIZE, color=style.INK, labelpad=2)
+def _heat_bar(figure: Figure, layer: Layer, box: tuple[float, float, float, float]) -> None:
+    shown = ScalarMappable(Normalize(0, 1), colormaps["inferno"])
+    style.colour_bar(figure, shown, layer.heat_name, box=box)

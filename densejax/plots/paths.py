@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from densejax.plots import style
+from densejax.plots import scales, style
 
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 MOST_CELLS = 20
@@ -16,28 +16,28 @@ MOST_CELLS = 20
 
 def path_profiles(
     panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]],
-    path: str | Path,
     *,
     ends: tuple[str, str] = ("first minimum", "second minimum"),
     barriers: bool = True,
     logarithmic: bool = False,
     title: str = "",
-) -> Path:
+    path: str | Path | None = None,
+) -> Figure:
     """Measures along paths between two minima: a panel a measure, a line a path.
 
     Args:
       panels: by the measure's name, with its unit (such as loss, test accuracy): t ``[p]`` in 0..1
         and values ``[p]``, by the path's name. A path has one colour in all panels; nan and
         infinity leave a gap.
-      path: of the PNG.
       ends: what is at t = 0 and t = 1.
       barriers: whether the legend tells the largest rise of each path, in the first panel, over
         the straight line between its ends.
       logarithmic: of the first panel's vertical axis.
       title: above the axes.
+      path: of a PNG to write.
 
     Returns:
-      The path.
+      The figure.
 
     Raises:
       ValueError: there is no path, shapes do not match, or the name does not end in ``.png``.
@@ -66,14 +66,15 @@ def path_profiles(
                 label=name + (_barrier(t, values) if barriers and not index else ""),
             )
             axes.plot(t[[0, -1]], seen[[0, -1]], "o", color=style.INK, markersize=4, zorder=4)
-        if logarithmic and not index:
-            axes.set_yscale("log")
-            axes.tick_params(axis="y", which="minor", length=1.5, width=0.5, color=style.FAINT)
         axes.set_xticks([0, 0.5, 1], [f"{ends[0]}\nt = 0", "t = 0.5", f"{ends[1]}\nt = 1"])
+        if logarithmic and not index:
+            axes.set_yscale("log")  # before the margins, which are of the logarithms
         axes.margins(x=0.05, y=0.08)
+        if logarithmic and not index:
+            scales.logarithmic_axis(axes.yaxis)
     # Names with barriers are long: side by side they would push the panels apart.
     columns = 1 if len(names) < 4 else 2
-    style.legend_above(drawn[0], title, columns=columns)
+    style.legend(drawn[0], title=title, columns=columns)
     return style.save(figure, path)
 
 
@@ -90,23 +91,23 @@ def _short(value: float) -> str:
 
 def barrier_matrix(
     barriers: ArrayLike,
-    path: str | Path,
     *,
     names: Sequence[str] | None = None,
     label: str = "barrier of the loss",
     title: str = "",
-) -> Path:
+    path: str | Path | None = None,
+) -> Figure:
     """The barrier between every two of several minima, the diagonal left out.
 
     Args:
       barriers: ``[k, k]`` float, 0 or more; nan cells stay grey.
-      path: of the PNG.
       names: of the k minima; None is their numbers.
       label: of the colour scale, with its unit if there is one.
       title: above the axes.
+      path: of a PNG to write.
 
     Returns:
-      The path.
+      The figure.
 
     Raises:
       ValueError: the table is not square, the names do not match, or the name does not end in
@@ -124,32 +125,15 @@ def barrier_matrix(
     figure = style.new_figure(1.9 + cell * k, 1.2 + cell * k)
     axes = figure.add_subplot()
     style.dress(axes, title=title, grid="")
-    axes.set_facecolor(style.GRID)
     top = float(np.nanmax(table)) if np.isfinite(table).any() else 0.0
-    image = axes.imshow(np.ma.masked_invalid(table), cmap="Blues", vmin=0, vmax=top or 1)
-    for (row, column), value in np.ndenumerate(table):
-        if np.isfinite(value) and k <= MOST_CELLS:
-            axes.text(
-                column,
-                row,
-                _short(value),
-                ha="center",
-                va="center",
-                fontsize=style.TICK_SIZE - 1,
-                color="white" if value > 0.55 * top else style.INK,
-            )
+    text = _short if k <= MOST_CELLS else None
+    image = style.table(axes, table, text, limits=(0, top or 1), light_above=0.55 * top)
     if k <= MOST_CELLS or names is not None:
         turned = 40 if any(len(name) > 3 for name in shown_names) else 0
         align = "right" if turned else "center"
         axes.set_xticks(range(k), shown_names, rotation=turned, ha=align, rotation_mode="anchor")
         axes.set_yticks(range(k), shown_names)
-    axes.tick_params(which="both", length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03)
-    bar.ax.tick_params(labelsize=style.TICK_SIZE, length=0, labelcolor=style.INK)
-    bar.set_label(label, fontsize=style.LABEL_SIZE, color=style.INK)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    style.colour_bar(figure, image, label, ax=axes)
     return style.save(figure, path)
 
 
@@ -157,29 +141,29 @@ def trajectory_losses(
     losses: ArrayLike,
     plane_losses: ArrayLike,
     residual: ArrayLike,
-    path: str | Path,
     *,
     steps: ArrayLike | None = None,
     label: str = "loss",
     step_label: str = "iterate",
     logarithmic: bool = True,
     title: str = "",
-) -> Path:
+    path: str | Path | None = None,
+) -> Figure:
     """What a plane tells of a run and what it hides: losses above, distance from it below.
 
     Args:
       losses: ``[t]`` float, the true losses of the iterates.
       plane_losses: ``[t]`` float, of their nearest points on the plane.
       residual: ``[t]`` float, their Euclidean distances from it.
-      path: of the PNG.
       steps: ``[t]``, rising, when the iterates were kept; None is their numbers.
       label: of the upper vertical axis, with its unit if there is one.
       step_label: of the horizontal axis.
       logarithmic: of the upper vertical axis.
       title: above the axes.
+      path: of a PNG to write.
 
     Returns:
-      The path.
+      The figure.
 
     Raises:
       ValueError: shapes do not match, or the name does not end in ``.png``.
@@ -209,10 +193,8 @@ def trajectory_losses(
     below.plot(when, away, color=style.FAINT, linewidth=1.4)
     below.set_ylim(bottom=0)
     if logarithmic:
-        above.set_yscale("log")
-        above.tick_params(axis="y", which="minor", length=1.5, width=0.5, color=style.FAINT)
-    below.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    below.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        scales.logarithmic_axis(above.yaxis)
+    style.whole_ticks(below.xaxis)
     above.margins(x=0.02)
-    style.legend_above(above, title, columns=2)
+    style.legend(above, title=title, columns=2)
     return style.save(figure, path)

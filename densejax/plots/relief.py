@@ -1,5 +1,8 @@
 """Relief: a lit surface in three dimensions, with the pieces that stand on it."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.backend_bases import RendererBase
@@ -8,8 +11,11 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d import proj3d
 from mpl_toolkits.mplot3d.axes3d import Axes3D
+from numpy.typing import ArrayLike
 
-from densejax.plots import scales, sheets, style
+from densejax.plots import scales
+from densejax.plots import style as page
+from densejax.plots.surfaces import PLAIN, SurfaceStyle, checked_run
 
 FINEST = 160  # facets a side: what the eye still tells apart at this size
 DEPTH = 0.62  # height of the box over its width
@@ -17,7 +23,63 @@ ELEVATION = 42.0  # of the eye, in degrees
 AMBIENT, DIFFUSE, GLOSS = 0.5, 0.55, 0.16
 
 
-def draw(
+def surface_3d(
+    x: ArrayLike,
+    y: ArrayLike,
+    values: ArrayLike,
+    *,
+    style: SurfaceStyle = PLAIN,
+    trajectory: ArrayLike | None = None,
+    losses: ArrayLike | None = None,
+    minima: Mapping[str, tuple[float, float, float]] | None = None,
+    view: tuple[float, float] | None = None,
+    light: tuple[float, float] = (48.0, -82.0),
+    title: str = "",
+    path: str | Path | None = None,
+) -> Figure:
+    """A surface in relief, lit from one side, its lines on the floor below.
+
+    Between grid points the relief is bilinear: what is seen is what was computed. Values beyond
+    the scale are cut off at its ends, which the bar tells by arrows. Cells with a missing corner
+    are left out. A trajectory and minima are drawn over the relief also where it would hide them.
+
+    Args:
+      x: ``[p]`` float, rising.
+      y: ``[q]`` float, rising.
+      values: ``[p, q]`` float; nan is not yet computed.
+      style: scale, levels and labels.
+      trajectory: ``[t, 2]`` float, coordinates of iterates in their order, drawn at their losses.
+      losses: ``[t]`` float, the true loss of each iterate; needed with a trajectory.
+      minima: coordinates and loss by name.
+      view: elevation and azimuth of the eye in degrees; None looks over the lowest corner.
+      light: elevation of the light, and its azimuth from the eye's, in degrees.
+      title: above the picture.
+      path: of a PNG to write.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: as `contour`, or a trajectory is given without losses.
+    """
+    part = scales.known(x, y, values)
+    steps = checked_run(trajectory, losses, None)
+    if steps is not None and steps[1] is None:
+        raise ValueError("trajectory is given without losses: expected the height of each iterate")
+    colours = style.scale([part.values])
+    figure = page.new_figure(5.6, 4.5, constrained=False)
+    labels = style.x_label, style.y_label
+    axes = _draw(figure, part, colours, view=view, light=light, labels=labels)
+    if steps is not None and steps[1] is not None:
+        _draw_line(axes, steps[0], steps[1], colours)
+    for name, place in (minima or {}).items():
+        _mark(axes, name, place, colours)
+    scales.bar(figure, [], colours, style.label, box=(0.865, 0.24, 0.022, 0.5))
+    page.heading(figure, "\n".join(line for line in (title, part.note) if line), bold=False)
+    return page.save(figure, path)
+
+
+def _draw(
     figure: Figure,
     part: scales.Known,
     colours: scales.Scale,
@@ -31,8 +93,8 @@ def draw(
     assert isinstance(axes, Axes3D)
     heights = np.clip(colours.heights(part.values), colours.low, colours.high)
     floor = colours.low - 0.22 * (colours.high - colours.low)
-    view = view or open_view(heights)
-    x, y, z, faces = lit(
+    view = view or _open_view(heights)
+    x, y, z, faces = _lit(
         part.x, part.y, heights, colours, light=(light[0], view[1] + light[1]), eye=view
     )
     axes.view_init(*view)
@@ -50,11 +112,11 @@ def draw(
             linewidths=0.8,
             zorder=1,
         )
-    axes.add_artist(Lit(x, y, z, faces))
+    axes.add_artist(_Lit(x, y, z, faces))
     return axes
 
 
-class Lit(Artist):
+class _Lit(Artist):
     """A surface of small triangles, from the far to the near, colours running between corners.
 
     Of a height over a plane, farther cells never hide nearer ones, so the order of depth is enough.
@@ -92,7 +154,7 @@ class Lit(Artist):
         context.restore()
 
 
-def open_view(heights: np.ndarray) -> tuple[float, float]:
+def _open_view(heights: np.ndarray) -> tuple[float, float]:
     """Elevation and azimuth that look into ``[p, q]`` over its lowest quarter; nan is low."""
     rows, columns = (np.array_split(np.arange(size), 2) for size in heights.shape)
     filled = np.nan_to_num(heights, nan=float(np.nanmin(heights)))
@@ -104,7 +166,7 @@ def open_view(heights: np.ndarray) -> tuple[float, float]:
     return ELEVATION, min(means, key=lambda azimuth: means[azimuth])
 
 
-def finer(values: np.ndarray) -> np.ndarray:
+def _finer(values: np.ndarray) -> np.ndarray:
     """``[p, ...]`` with more points between its own, on straight lines, for smooth light."""
     count = len(values)
     times = max(1, FINEST // (count - 1))
@@ -116,7 +178,7 @@ def finer(values: np.ndarray) -> np.ndarray:
     return np.where(share < 1, values[low] * (1 - share), 0) + upper
 
 
-def lit(
+def _lit(
     x: np.ndarray,
     y: np.ndarray,
     z: np.ndarray,
@@ -135,7 +197,7 @@ def lit(
     slopes = np.stack([np.gradient(up, across, axis=0), np.gradient(up, along, axis=1)], axis=-1)
     # Beside a hole there is no slope.
     slopes = np.nan_to_num(slopes)
-    both = finer(np.swapaxes(finer(np.concatenate([z[..., None], slopes], axis=-1)), 0, 1))
+    both = _finer(np.swapaxes(_finer(np.concatenate([z[..., None], slopes], axis=-1)), 0, 1))
     z, *falls = np.moveaxis(np.swapaxes(both, 0, 1), -1, 0)
     normal = np.stack([-falls[0], -falls[1], np.ones_like(z)], axis=-1)
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
@@ -145,40 +207,32 @@ def lit(
     shine = GLOSS * np.clip(normal @ half, 0, 1) ** 24
     faces = scales.palette()(colours.norm(z))
     faces[..., :3] = np.clip(faces[..., :3] * bright[..., None] + shine[..., None], 0, 1)
-    return finer(x), finer(y), z, faces
+    return _finer(x), _finer(y), z, faces
 
 
-def draw_line(axes: Axes3D, places: np.ndarray, losses: np.ndarray, colours: scales.Scale) -> None:
+def _draw_line(axes: Axes3D, places: np.ndarray, losses: np.ndarray, colours: scales.Scale) -> None:
     """Draw iterates ``[t, 2]`` at the heights of their losses ``[t]``."""
     heights = np.clip(colours.heights(losses), colours.low, colours.high)
-    for colour, width in (("white", 2.6), (style.INK, 1.1)):
+    for colour, width in (("white", 2.6), (page.INK, 1.1)):
         axes.plot(*places.T, heights, color=colour, linewidth=width, zorder=5)
-    axes.plot(*places[-1:].T, heights[-1:], marker="o", markersize=4, color=style.INK, zorder=6)
+    axes.plot(*places[-1:].T, heights[-1:], marker="o", markersize=4, color=page.INK, zorder=6)
 
 
-def mark(axes: Axes3D, name: str, place: tuple[float, float, float], colours: scales.Scale) -> None:
+def _mark(
+    axes: Axes3D, name: str, place: tuple[float, float, float], colours: scales.Scale
+) -> None:
     """A star with a name at coordinates and a loss."""
     x, y, loss = place
     height = float(np.clip(colours.heights(loss), colours.low, colours.high))
-    axes.plot(
-        [x],
-        [y],
-        [height],
-        marker="*",
-        markersize=11,
-        markerfacecolor="white",
-        markeredgecolor=style.INK,
-        markeredgewidth=0.9,
-        zorder=7,
-    )
+    axes.plot([x], [y], [height], **page.ring(11, marker="*", width=0.9), zorder=7)
     axes.text(
         x,
         y,
         height + 0.06 * (colours.high - colours.low),
         name,
         ha="center",
-        fontsize=style.TICK_SIZE + 0.5,
-        color=style.INK,
+        fontsize=page.TICK_SIZE + 0.5,
+        color=page.INK,
         path_effects=[withStroke(linewidth=2.2, foreground="white")],
         zorder=8,
     )
@@ -202,19 +256,19 @@ def _dress(
     axes.set_xlim(part.x[0], part.x[-1])
     axes.set_ylim(part.y[0], part.y[-1])
     axes.set_zlim(floor, colours.high)
-    axes.xaxis.set_major_locator(MaxNLocator(4, steps=sheets.STEPS))
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=page.STEPS))
     # Both axes end in the corner before the eye, where two numbers would lie upon each other.
     shared = "upper" if np.sin(np.radians(axes.azim)) > 0 else "lower"
-    axes.yaxis.set_major_locator(MaxNLocator(4, steps=sheets.STEPS, prune=shared))
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=page.STEPS, prune=shared))
     heights, texts = colours.ticks(most=5)
     axes.set_zticks(heights, labels=texts)
     for axis, label in zip((axes.xaxis, axes.yaxis, axes.zaxis), (*labels, ""), strict=True):
-        axis.set_label_text(label, fontsize=style.LABEL_SIZE, color=style.INK, family=style.FONT)
-        axis.set_tick_params(labelsize=style.TICK_SIZE, labelcolor=style.INK, pad=0)
-        axis.line.set_color(style.FAINT)
+        axis.set_label_text(label, fontsize=page.LABEL_SIZE, color=page.INK, family=page.FONT)
+        axis.set_tick_params(labelsize=page.TICK_SIZE, labelcolor=page.INK, pad=0)
+        axis.line.set_color(page.FAINT)
         axis.line.set_linewidth(0.7)
         axis.pane.set_facecolor("white")
-        axis.pane.set_edgecolor(style.GRID)
-        axis.set_tick_params(color=style.FAINT)
-        axis._axinfo["grid"].update(color=style.GRID, linewidth=0.6)
+        axis.pane.set_edgecolor(page.GRID)
+        axis.set_tick_params(color=page.FAINT)
+        axis._axinfo["grid"].update(color=page.GRID, linewidth=0.6)
         axis._axinfo["tick"].update(inward_factor=0.0, outward_factor=0.15)

@@ -1,7 +1,9 @@
 """Values on a grid of two directions: what is known of them, their colours, levels and bar.
 
 What the pictures of surfaces share. Logarithmic values are drawn at their logarithm, so that the
-lines between grid points are straight there and not in the values.
+lines between grid points are straight there and not in the values. A logarithm has no lower end, so
+a few points near zero (or a corner that explodes) would take most of the colours: there the scale
+ends at a percentile, and its bar ends in an arrow.
 """
 
 import dataclasses
@@ -19,8 +21,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
-from densejax.plots import sheets, style
+from densejax.plots import style
 
+TAIL = 1.0  # percent of the values at either end of a logarithmic scale that may lie beyond it
 HATCH: dict[str, Any] = {
     "facecolor": "#F4F5F7",
     "edgecolor": "#C3C9D1",
@@ -142,7 +145,7 @@ class Scale:
     def ticks(self, *, most: int = 6) -> tuple[list[float], list[str]]:
         """Heights of round values, and the values as text."""
         if not self.logarithmic:
-            places = MaxNLocator(most, steps=sheets.STEPS).tick_values(self.low, self.high)
+            places = MaxNLocator(most, steps=style.STEPS).tick_values(self.low, self.high)
             values = [0.0 if abs(p) < 1e-9 * (self.high - self.low) else p for p in places]
         else:
             values = _round_values(self.low, self.high, most)
@@ -165,7 +168,7 @@ def _round_values(low: float, high: float, most: int) -> list[float]:
     finer = [base * 10.0**k for k in powers for base in (1, 2, 5)]
     if sum(low <= np.log10(v) <= high for v in finer) >= 3:
         return finer
-    steps = MaxNLocator(most - 1, steps=sheets.STEPS).tick_values(10**low, 10**high)
+    steps = MaxNLocator(most - 1, steps=style.STEPS).tick_values(10**low, 10**high)
     return [v for v in steps if v > 0]
 
 
@@ -198,6 +201,7 @@ def scale(
     logarithmic: bool = False,
     limits: tuple[float | None, float | None] | None = None,
     levels: int | Sequence[float] = 12,
+    robust: bool = True,
 ) -> Scale:
     """One scale for the values of all surfaces.
 
@@ -206,6 +210,7 @@ def scale(
       logarithmic: whether colours and lines follow the logarithm; zeros lie below the scale.
       limits: lowest and highest value; None is the data's own.
       levels: of the lines: about how many at even heights, or their values.
+      robust: whether the data's own ends of a logarithmic scale leave out a long tail.
 
     Raises:
       ValueError: no value is finite, a value is negative where the scale is logarithmic, or the
@@ -222,9 +227,10 @@ def scale(
         raise ValueError(
             f"values have no finite {'positive ' if logarithmic else ''}entry: expected one"
         )
-    low, high = limits or (None, None)
-    low = float(finite.min()) if low is None else float(low)
-    high = float(finite.max()) if high is None else float(high)
+    fixed = limits or (None, None)
+    inner = np.clip(finite, *fixed) if any(end is not None for end in fixed) else finite
+    ends = _ends(inner, robust and logarithmic)
+    low, high = (float(end if to is None else to) for to, end in zip(fixed, ends, strict=True))
     if low > high or (logarithmic and low <= 0) or not np.isfinite([low, high]).all():
         raise ValueError(
             f"limits are {low:g} and {high:g}: expected the first below the second"
@@ -239,11 +245,25 @@ def scale(
     return Scale(low, high, logarithmic, below, above, _lines(low, high, logarithmic, levels))
 
 
+def _ends(values: np.ndarray, robust: bool) -> tuple[float, float]:
+    """Least and greatest value; a percentile where the tail is over half as long as the rest."""
+    ends = float(values.min()), float(values.max())
+    if not robust:
+        return ends
+    low, high = np.log10(ends)
+    first, last = np.percentile(np.log10(values), (TAIL, 100 - TAIL))
+    rest = last - first
+    return (
+        float(10**first) if first - low > rest / 2 > 0 else ends[0],
+        float(10**last) if high - last > rest / 2 > 0 else ends[1],
+    )
+
+
 def _lines(
     low: float, high: float, logarithmic: bool, levels: int | Sequence[float]
 ) -> tuple[float, ...]:
     if isinstance(levels, int):
-        even = MaxNLocator(max(levels, 1), steps=sheets.STEPS).tick_values(low, high)
+        even = MaxNLocator(max(levels, 1), steps=style.STEPS).tick_values(low, high)
         places = np.asarray(even, float)
     else:
         asked = np.sort(np.asarray(levels, float))
@@ -300,13 +320,8 @@ def bar(
         right = max(place.x1 for place in places)
         box = (right + 0.12 / across, low, 0.13 / across, high - low)
     shown = ScalarMappable(norm=colours.norm, cmap=palette())
-    drawn = figure.colorbar(shown, cax=figure.add_axes(box), extend=colours.extend)
+    drawn = style.colour_bar(figure, shown, label, box=box, extend=colours.extend)
     heights, texts = colours.ticks()
     drawn.set_ticks(heights, labels=texts)
     drawn.ax.minorticks_off()
     drawn.ax.hlines(colours.lines, 0, 1, color="white", linewidth=0.6, alpha=0.65)
-    drawn.ax.tick_params(
-        labelsize=style.TICK_SIZE, length=2, color=style.FAINT, labelcolor=style.INK
-    )
-    drawn.outline.set_visible(False)  # type: ignore[operator]
-    drawn.set_label(label, fontsize=style.LABEL_SIZE, color=style.INK, family=style.FONT)

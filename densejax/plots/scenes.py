@@ -105,7 +105,7 @@ def turned(points: np.ndarray) -> np.ndarray:
 
 def open_scene(bodies: Sequence[Body], view: View, *, renderer: Renderer) -> Scene:
     """The scene of a volume's bodies, its edges drawn as thin lines."""
-    return VtkScene(bodies, view) if renderer == "vtk" else AggScene(bodies, view)
+    return _VtkScene(bodies, view) if renderer == "vtk" else _AggScene(bodies, view)
 
 
 @functools.cache
@@ -116,7 +116,7 @@ def find_renderer() -> tuple[Renderer, str]:
             return "matplotlib", (
                 f"the package {package} is not installed (pip install 'densejax[render]')"
             )
-    trial = f"from {__name__} import try_vtk; try_vtk()"
+    trial = f"from {__name__} import _try_vtk; _try_vtk()"
     try:
         done = subprocess.run(
             [sys.executable, "-c", trial],
@@ -136,23 +136,19 @@ def find_renderer() -> tuple[Renderer, str]:
     )
 
 
-def try_vtk() -> None:
-    """Draw a triangle with VTK and look whether it is there.
-
-    Raises:
-      RuntimeError: the picture is empty.
-    """
+def _try_vtk() -> None:
+    """Draw a triangle with VTK and look whether it is there."""
     corners = np.array([[0, 0, 0], [0, 90, 0], [0, 0, 90.0]])
     faces = np.array([[0, 1, 2]])
     view = View((0, 0, 0), (90, 90, 90), (64, 64), elevation=60)
-    scene = VtkScene([Body("triangle", corners, faces, "#D55E00")], view)
+    scene = _VtkScene([Body("triangle", corners, faces, "#D55E00")], view)
     picture = scene.image(40.0).astype(int)
     scene.close()
     if not (picture[..., 0] - picture[..., 2] > 60).any():
         raise RuntimeError("the picture is empty")
 
 
-class VtkScene:
+class _VtkScene:
     """Surfaces drawn by VTK."""
 
     def __init__(self, bodies: Sequence[Body], view: View) -> None:
@@ -194,7 +190,6 @@ class VtkScene:
         plotter.enable_parallel_projection()
 
     def image(self, azimuth: float) -> np.ndarray:
-        """The picture from an azimuth in degrees, uint8 [h, w, 3] on white."""
         towards, up = _eye(azimuth, self._view.elevation)
         centre = self._view.centre
         far = 2 * float(np.linalg.norm(np.subtract(self._view.high, self._view.low)))
@@ -208,11 +203,10 @@ class VtkScene:
         return np.ascontiguousarray(self._plotter.screenshot(return_img=True)[..., :3])
 
     def close(self) -> None:
-        """Give the window back."""
         self._plotter.close()
 
 
-class AggScene:
+class _AggScene:
     """Surfaces drawn by matplotlib's Agg: triangles from the far to the near."""
 
     def __init__(self, bodies: Sequence[Body], view: View) -> None:
@@ -224,7 +218,6 @@ class AggScene:
         self._bodies = list(bodies)
 
     def image(self, azimuth: float) -> np.ndarray:
-        """The picture from an azimuth in degrees, uint8 [h, w, 3] on white."""
         width, height = (OVERSAMPLING * size for size in self._view.size)
         towards, up = _eye(azimuth, self._view.elevation)
         axes = np.stack([np.cross(up, towards), up, towards])

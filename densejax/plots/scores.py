@@ -1,25 +1,29 @@
-"""Scores: populations as histograms or dots, classes one by one, and what was taken for what."""
+"""Scores: populations as histograms or dots, over settings, by class, and what was confused."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from densejax.plots import style
+from densejax.plots import scales, style
+
+COLUMNS = 5  # of panels of settings
 
 
 def score_histogram(
     scores: Mapping[str, ArrayLike],
-    path: str | Path,
     *,
     intervals: Mapping[str, tuple[float, float]] | None = None,
     label: str = "peak MIoU",
     title: str = "",
     bins: int | None = None,
-) -> Path:
+    path: str | Path | None = None,
+) -> Figure:
     """Histograms of populations over one another, and below each seed as a stroke.
 
     The picture of figure 4.12 (Emam 2022). Bins are the same for all; bars are parts of their own
@@ -27,15 +31,15 @@ def score_histogram(
 
     Args:
       scores: ``[n]`` float a population, by name, in the order of the legend.
-      path: of the PNG.
       intervals: low and high of the median, by name, drawn through the dot.
       label: of the horizontal axis, with its unit if there is one.
       title: above the axes.
       bins: how many; None is the rule of Freedman and Diaconis on all scores, at least
         twice the root of their number (the rule alone hides two peaks), and 8 to 40.
+      path: of a PNG to write.
 
     Returns:
-      The path.
+      The figure.
 
     Raises:
       ValueError: there is no population, one has no finite score, or the name does not end in
@@ -63,9 +67,9 @@ def score_histogram(
         )
         upper.hist(population, histtype="step", color=colour, linewidth=1.4, **shared)
         _rug(lower, -index, population, colour, (intervals or {}).get(name))
-    upper.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    style.percents(upper.yaxis)
     upper.tick_params(axis="x", length=0, labelbottom=False)
-    style.legend_above(upper, title, columns=2)
+    style.legend(upper, title=title, columns=2)
     lower.set_ylim(-len(values) + 0.4, 0.6)
     lower.set_yticks([])
     lower.spines["left"].set_visible(False)
@@ -74,23 +78,23 @@ def score_histogram(
 
 def strips(
     scores: Mapping[str, ArrayLike],
-    path: str | Path,
     *,
     intervals: Mapping[str, tuple[float, float]] | None = None,
     label: str = "accuracy",
     title: str = "",
-) -> Path:
+    path: str | Path | None = None,
+) -> Figure:
     """Each seed of each population as a dot, the median and its interval below the dots.
 
     Args:
       scores: [n] float a population, by name, from top to bottom; not finite ones are left out.
-      path: of the PNG.
       intervals: low and high of the median, by name.
       label: of the horizontal axis, with its unit if there is one.
       title: above the axes.
+      path: of a PNG to write.
 
     Returns:
-      The path.
+      The figure.
 
     Raises:
       ValueError: there is no population, one has no finite score, or the name does not end in
@@ -114,20 +118,74 @@ def strips(
         below = row + 0.2
         if intervals and name in intervals:
             axes.hlines(below, *intervals[name], color=style.INK, linewidth=1.4)
-        axes.plot(
-            np.median(population),
-            below,
-            marker="D",
-            markersize=4.2,
-            markerfacecolor="white",
-            markeredgecolor=style.INK,
-            markeredgewidth=1.1,
-        )
+        axes.plot(np.median(population), below, **style.ring(4.2, marker="D"))
     axes.set_yticks(range(len(values)), list(values), fontsize=style.LABEL_SIZE)
     axes.set_ylim(len(values) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.04)
+    return style.save(figure, path)
+
+
+def scores_over_settings(
+    settings: Mapping[str, ArrayLike],
+    scores: ArrayLike,
+    *,
+    correlations: Mapping[str, float] | None = None,
+    label: str = "score",
+    path: str | Path | None = None,
+) -> Figure:
+    """The scores over each setting, a panel each; those over nearly a decade on a log axis.
+
+    Args:
+      settings: [n] float by name.
+      scores: [n] float; members with a score that is not finite are left out.
+      correlations: rank correlation with the scores, by name, written above a panel.
+      label: of the vertical axes.
+      path: of a PNG to write.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: there is no setting, the lengths differ, no score is finite, or the name does not
+        end in ``.png``.
+    """
+    scores = np.asarray(scores, float)
+    values = {name: np.asarray(v, float) for name, v in settings.items()}
+    if not values or any(v.shape != scores.shape for v in values.values()):
+        shapes = {name: v.shape for name, v in values.items()}
+        raise ValueError(f"settings {shapes}, scores {scores.shape}: expected [n] each")
+    seen = np.isfinite(scores)
+    if not seen.any():
+        raise ValueError("no score is finite: there is nothing to draw")
+    rows = -(-len(values) // COLUMNS)
+    figure = style.new_figure(1.9 * min(COLUMNS, len(values)) + 0.5, 2.0 * rows + 0.2)
+    grid = figure.subplots(rows, min(COLUMNS, len(values)), sharey=True, squeeze=False)
+    for axes in grid.flat[len(values) :]:
+        axes.set_visible(False)
+    for index, (axes, (name, column)) in enumerate(zip(grid.flat, values.items(), strict=False)):
+        style.dress(axes, x=name, y=label if index % COLUMNS == 0 else "", grid="both")
+        axes.margins(x=0.08, y=0.08)
+        axes.plot(
+            column[seen],
+            scores[seen],
+            linestyle="none",
+            marker="o",
+            markersize=4.5,
+            color=style.SERIES_COLOURS[0],
+            alpha=0.7,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+        )
+        if column.min() > 0 and column.max() / column.min() > 8:
+            scales.logarithmic_axis(axes.xaxis, most=3)
+        else:
+            whole = bool((column == np.round(column)).all())
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=whole))
+        if correlations and np.isfinite(correlations.get(name, np.nan)):
+            text = f"rank correlation {correlations[name]:+.2f}"
+            axes.set_title(text, loc="left", **style.SMALL)
     return style.save(figure, path)
 
 
@@ -162,39 +220,30 @@ def _rug(
     if interval is not None:
         axes.hlines(row, *interval, color="white", linewidth=4.2, zorder=3)
         axes.hlines(row, *interval, color=style.INK, linewidth=1.6, zorder=4)
-    axes.plot(
-        np.median(population),
-        row,
-        marker="o",
-        markersize=5.5,
-        markerfacecolor="white",
-        markeredgecolor=style.INK,
-        markeredgewidth=1.3,
-        zorder=5,
-    )
+    axes.plot(np.median(population), row, **style.ring(5.5, width=1.3), zorder=5)
 
 
 def class_iou(
     members: ArrayLike,
-    path: str | Path,
     *,
     ensemble: ArrayLike | None = None,
     class_names: Sequence[str] | None = None,
     label: str = "IoU",
     title: str = "",
-) -> Path:
+    path: str | Path | None = None,
+) -> Figure:
     """Each class as a bar (median of the members), its members as dots, the ensemble as a diamond.
 
     Args:
       members: ``[k, c]`` float in 0..1; nan for a class that a member never met.
-      path: of the PNG.
       ensemble: ``[c]`` float in 0..1.
       class_names: c names; None is their numbers.
       label: of the vertical axis.
       title: above the axes.
+      path: of a PNG to write.
 
     Returns:
-      The path.
+      The figure.
 
     Raises:
       ValueError: the shapes or the names do not match, or the name does not end in ``.png``.
@@ -209,6 +258,7 @@ def class_iou(
     figure = style.new_figure(max(4.2, 1.3 + 0.72 * classes), 3.2)
     axes = figure.add_subplot()
     style.dress(axes, y=label)
+    dot: dict[str, Any] = {"s": 9, "edgecolors": style.INK, "linewidths": 0.35}
     # Dots spread evenly across the bar in the order of the members: no chance in a picture.
     spread = np.linspace(-0.24, 0.24, count) if count > 1 else np.zeros(1)
     for index, colour in enumerate(style.class_colours(classes)):
@@ -217,58 +267,39 @@ def class_iou(
             median = np.median(members[seen, index])
             axes.bar(index, median, width=0.68, color=colour, alpha=0.32, linewidth=0)
             axes.hlines(median, index - 0.34, index + 0.34, color=style.INK, linewidth=1.3)
-        axes.scatter(
-            index + spread[seen],
-            members[seen, index],
-            s=9,
-            color=colour,
-            edgecolors=style.INK,
-            linewidths=0.35,
-            zorder=3,
-        )
+        places = index + spread[seen]
+        axes.scatter(places, members[seen, index], color=colour, zorder=3, **dot)
     axes.plot([], [], color=style.INK, linewidth=1.3, label=f"median of {count} members")
-    axes.scatter(
-        [], [], s=9, color=style.FAINT, edgecolors=style.INK, linewidths=0.35, label="member"
-    )
+    axes.scatter([], [], color=style.FAINT, label="member", **dot)
     if ensemble is not None:
-        axes.scatter(
-            np.arange(classes),
-            np.asarray(ensemble, float),
-            marker="D",
-            s=34,
-            color="white",
-            edgecolors=style.INK,
-            linewidths=1.3,
-            zorder=4,
-            label="ensemble",
-        )
+        look = style.ring(5.8, marker="D", width=1.3) | {"linestyle": "none", "zorder": 4}
+        axes.plot(np.arange(classes), np.asarray(ensemble, float), label="ensemble", **look)
     axes.set_ylim(0, 1.02)
     axes.set_xlim(-0.6, classes - 0.4)
-    axes.set_xticks(range(classes), _wrapped(names))
-    axes.tick_params(axis="x", length=0)
-    style.legend_above(axes, title)
+    style.name_ticks(axes, names)
+    style.legend(axes, title=title)
     return style.save(figure, path)
 
 
 def confusion_matrix(
     normalised: ArrayLike,
-    path: str | Path,
     *,
     class_names: Sequence[str] | None = None,
     sides: tuple[str, str] = ("true class", "predicted class"),
     title: str = "",
-) -> Path:
+    path: str | Path | None = None,
+) -> Figure:
     """What each true class was called, as parts of its row.
 
     Args:
       normalised: ``[c, c]`` float in 0..1, rows truth; nan rows (class not in the truth) stay grey.
-      path: of the PNG.
       class_names: c names; None is their numbers.
       sides: what rows and columns are.
       title: above the axes.
+      path: of a PNG to write.
 
     Returns:
-      The path.
+      The figure.
 
     Raises:
       ValueError: the table is not square, the names do not match, or the name does not end in
@@ -283,35 +314,14 @@ def confusion_matrix(
     figure = style.new_figure(1.6 + 0.062 * longest + 0.5 * classes, 1.7 + 0.46 * classes)
     axes = figure.add_subplot()
     style.dress(axes, x=sides[1], y=sides[0], title=title, grid="")
-    axes.set_facecolor(style.GRID)
-    image = axes.imshow(np.ma.masked_invalid(table), cmap="Blues", vmin=0, vmax=1)
-    for (row, column), value in np.ndenumerate(table):
-        if np.isfinite(value):
-            axes.text(
-                column,
-                row,
-                _short(value),
-                ha="center",
-                va="center",
-                fontsize=style.TICK_SIZE - 0.5,
-                color="white" if value > 0.55 else style.INK,
-                fontweight="bold" if row == column else "normal",
-            )
+    image = style.table(axes, table, _short, limits=(0, 1), light_above=0.55)
+    for text in axes.texts:
+        if text.get_position()[0] == text.get_position()[1]:
+            text.set_fontweight("bold")
     axes.set_xticks(range(classes), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(classes), names)
-    axes.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.2)
-    axes.tick_params(which="both", length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03, ticks=[0, 0.5, 1])
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    bar.ax.tick_params(labelsize=style.TICK_SIZE, length=0, labelcolor=style.INK)
-    bar.set_label(
-        f"part of the {sides[0]} (cells in %)", fontsize=style.LABEL_SIZE, color=style.INK
-    )
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar = style.colour_bar(figure, image, f"part of the {sides[0]} (cells in %)", ax=axes)
+    bar.set_ticks([0, 0.5, 1], labels=["0%", "50%", "100%"])
     return style.save(figure, path)
 
 
@@ -324,7 +334,3 @@ def _short(part: float) -> str:
     if 0.9995 <= part < 1:
         return ">99.9"
     return f"{100 * part:.1f}" if part < 0.0995 or 0.995 < part < 1 else f"{100 * part:.0f}"
-
-
-def _wrapped(names: Sequence[str]) -> list[str]:
-    return [name.replace(" ", "\n") for name in names]

@@ -1,8 +1,8 @@
 """Cuts through a volume along two planes: the image, the truth, predictions and their doubt."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,39 +15,12 @@ from numpy.typing import ArrayLike
 from densejax.plots import style
 
 _ROUND_LENGTHS = (1.0, 2.0, 5.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """Sizes in inches; columns share a width and each row has the height of its plane."""
-
-    width: float
-    heights: tuple[float, float]
-    columns: int
-    left: float = 0.42
-    right: float = 0.12
-    top: float = 0.34
-    bottom: float = 0.78
-    gap: float = 0.07
-
-    @property
-    def size(self) -> tuple[float, float]:
-        across = self.left + self.right + self.columns * (self.width + self.gap) - self.gap
-        return across, self.top + self.bottom + sum(self.heights) + self.gap
-
-    def add(self, figure: Figure, row: int, column: int) -> Axes:
-        across, down = self.size
-        x = self.left + column * (self.width + self.gap)
-        y = self.bottom + (self.heights[1] + self.gap if row == 0 else 0)
-        return figure.add_axes(
-            (x / across, y / down, self.width / across, self.heights[row] / down)
-        )
+_GAP = 0.07  # inches between planes
 
 
 def orthoslices(
     image: ArrayLike | None,
     labellings: Mapping[str, ArrayLike],
-    path: str | Path,
     *,
     voxel_nm: tuple[float, float, float],
     entropy: ArrayLike | None = None,
@@ -57,7 +30,8 @@ def orthoslices(
     y: int | None = None,
     white: str = "not labelled",
     title: str = "",
-) -> Path:
+    path: str | Path | None = None,
+) -> Figure:
     """An xy and a zx plane of an image beside its labellings, in true proportion.
 
     The usual columns are image, truth, best single, ensemble, entropy. Dashed lines show where the
@@ -67,7 +41,6 @@ def orthoslices(
       image: ``[z, y, x]`` float or int; shown from its 0.5th to its 99.5th percentile. None shows
         the labellings alone.
       labellings: ``[z, y, x]`` int in 0..c-1 or -1 (white), by the title of its column.
-      path: of the PNG.
       voxel_nm: size of a voxel in nanometres (z, y, x).
       entropy: ``[z, y, x]`` float in 0..ln c, in nats.
       classes: c; None is the number of names, or one more than the largest label.
@@ -76,9 +49,10 @@ def orthoslices(
       y: the zx plane; None is the middle.
       white: what -1 means, for the legend.
       title: above the columns, at the left.
+      path: of a PNG to write.
 
     Returns:
-      The path.
+      The figure.
 
     Raises:
       ValueError: a shape is not the image's, a voxel size is not positive, a plane is outside, a
@@ -95,42 +69,36 @@ def orthoslices(
     names = style.class_names(class_names, classes)
 
     microns = np.array(shape) * np.array(voxel_nm) / 1000
-    columns_drawn = len(grey) + len(columns) + (doubt is not None)
-    width = float(np.clip(9.6 / columns_drawn, 1.6, 2.6))
-    heights = (width * microns[1] / microns[2], width * microns[0] / microns[2])
-    white = white if any((v < 0).any() for v in columns.values()) else ""
-    rows = _legend_rows([*names, *filter(None, [white])], columns_drawn * width)
-    layout = _Layout(
-        width=width,
-        heights=heights,
-        columns=columns_drawn,
-        right=0.12 if doubt is None else 0.72,
-        top=0.34 if not title else 0.56,
-        bottom=0.22 + 0.165 * rows,
-    )
-    figure = style.new_figure(*layout.size, constrained=False)
-    palette = _palette(classes)
-    for index, (name, volume) in enumerate([*grey.items(), *columns.items()]):
-        scale = _grey(volume) if name in grey else palette
-        _column(figure, layout, index, name, volume, (z, y), microns, scale)
+    drawn = [(name, volume, grey_limits(volume)) for name, volume in grey.items()]
+    drawn += [(name, volume, _palette(classes)) for name, volume in columns.items()]
     if doubt is not None:
         scale = {"cmap": "magma", "vmin": 0.0, "vmax": float(np.log(max(classes, 2)))}
-        shown = _column(
-            figure, layout, layout.columns - 1, "entropy", doubt, (z, y), microns, scale
-        )
-        _colourbar(figure, layout, shown)
-    _legend(figure, layout, names, rows, white)
-    if title:
-        across, down = layout.size
-        figure.text(
-            layout.left / across,
-            1 - 0.12 / down,
-            title,
-            fontsize=style.TITLE_SIZE,
-            color=style.INK,
-            va="top",
-            fontweight="bold",
-        )
+        drawn.append(("entropy", doubt, scale))
+    width = float(np.clip(9.6 / len(drawn), 1.6, 2.6))
+    heights = (width * microns[1] / microns[2], width * microns[0] / microns[2])
+    handles = _handles(names, white if any((v < 0).any() for v in columns.values()) else "")
+    rows = style.legend_rows([str(one.get_label()) for one in handles], len(drawn) * width)
+    left, right, bottom = 0.42, 0.12 if doubt is None else 0.72, 0.22 + 0.165 * rows
+    across = left + right + len(drawn) * (width + _GAP) - _GAP
+    down = (0.56 if title else 0.34) + bottom + sum(heights) + _GAP
+    figure = style.new_figure(across, down, constrained=False)
+    for column, (name, volume, look) in enumerate(drawn):
+        places = [
+            figure.add_axes((x / across, y / down, width / across, high / down))
+            for x, y, high in (
+                (left + column * (width + _GAP), bottom + heights[1] + _GAP, heights[0]),
+                (left + column * (width + _GAP), bottom, heights[1]),
+            )
+        ]
+        shown = _column(places, volume, (z, y), microns, look, first=column == 0)
+        places[0].set_title(name, fontsize=style.TITLE_SIZE, color=style.INK, pad=4)
+    if doubt is not None:
+        box = ((across - right + 0.08) / across, bottom / down, 0.09 / across)
+        style.colour_bar(figure, shown, "entropy (nats)", box=(*box, (sum(heights) + _GAP) / down))
+    style.legend(
+        figure, handles=handles, columns=-(-len(handles) // rows), at=(left, bottom - 0.08)
+    )
+    style.heading(figure, title, left=left)
     return style.save(figure, path)
 
 
@@ -169,25 +137,25 @@ def _count(
     return max(classes, 1)
 
 
-def _grey(image: np.ndarray) -> dict:
-    low, high = np.percentile(image, (0.5, 99.5))
+def grey_limits(image: np.ndarray | None) -> dict[str, Any]:
+    """How grey levels are shown: from the 0.5th percentile, black, to the 99.5th, white."""
+    low, high = (0.0, 1.0) if image is None else np.percentile(image, (0.5, 99.5))
     return {"cmap": "gray", "vmin": float(low), "vmax": float(max(high, low + 1e-12))}
 
 
-def _palette(classes: int) -> dict:
+def _palette(classes: int) -> dict[str, Any]:
     colours = ListedColormap([style.UNLABELLED_COLOUR, *style.class_colours(classes)])
     return {"cmap": colours, "norm": BoundaryNorm(np.arange(-1.5, classes), classes + 1)}
 
 
 def _column(
-    figure: Figure,
-    layout: _Layout,
-    column: int,
-    name: str,
+    places: Sequence[Axes],
     volume: np.ndarray,
     at: tuple[int, int],
     microns: np.ndarray,
-    scale: dict,
+    look: dict[str, Any],
+    *,
+    first: bool,
 ) -> AxesImage:
     """Draw both planes of one volume; the extents are in micrometres, so proportions are true."""
     z, y = at
@@ -196,23 +164,16 @@ def _column(
         (volume[z], height, (y + 0.5) / volume.shape[1], "xy plane"),
         (volume[:, y], depth, (z + 0.5) / volume.shape[0], "zx plane"),
     )
-    for row, (plane, extent, cut, plane_name) in enumerate(planes):
-        axes = layout.add(figure, row, column)
+    for axes, (plane, extent, cut, plane_name) in zip(places, planes, strict=True):
         shown = axes.imshow(
-            plane, extent=(0, width, extent, 0), aspect="auto", interpolation="nearest", **scale
+            plane, extent=(0, width, extent, 0), aspect="auto", interpolation="nearest", **look
         )
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set_color(style.FAINT)
-            spine.set_linewidth(0.6)
-        if column == 0:
+        style.frame(axes)
+        if first:
             axes.axhline(cut * extent, color="#FFD23F", linewidth=1.0, linestyle=(0, (3, 3)))
             axes.set_ylabel(plane_name, fontsize=style.LABEL_SIZE, color=style.INK)
-            if row == 0:
-                scale_bar(axes, width, extent)
-        if row == 0:
-            axes.set_title(name, fontsize=style.TITLE_SIZE, color=style.INK, pad=4)
+    if first:
+        scale_bar(places[0], width, height)
     return shown
 
 
@@ -255,33 +216,10 @@ def scale_bar(axes: Axes, width: float, height: float) -> None:
     )
 
 
-def _colourbar(figure: Figure, layout: _Layout, shown: AxesImage) -> None:
-    across, down = layout.size
-    total = sum(layout.heights) + layout.gap
-    x = across - layout.right + 0.08
-    axes = figure.add_axes((x / across, layout.bottom / down, 0.09 / across, total / down))
-    bar = figure.colorbar(shown, cax=axes)
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    axes.tick_params(labelsize=style.TICK_SIZE, length=2, color=style.FAINT, labelcolor=style.INK)
-    axes.set_ylabel("entropy (nats)", fontsize=style.TICK_SIZE, color=style.INK, labelpad=2)
-
-
-def _legend_rows(names: Sequence[str], width: float) -> int:
-    """Rows that the legend needs below ``width`` inches, from the length of its longest name."""
-    fitting = max(1, int(width / (0.36 + 0.055 * max(map(len, names)))))
-    return -(-len(names) // fitting)
-
-
-def _legend(figure: Figure, layout: _Layout, names: Sequence[str], rows: int, white: str) -> None:
+def _handles(names: Sequence[str], white: str) -> list[Patch]:
     colours = style.class_colours(len(names))
     handles = [Patch(color=c, label=n) for c, n in zip(colours, names, strict=True)]
     if white:
-        handles.append(
-            Patch(
-                facecolor=style.UNLABELLED_COLOUR,
-                edgecolor=style.FAINT,
-                label=white,
-                lw=0.6,
-            )
-        )
-    style.legend_at(figure, handles, (layout.left - 0.06, layout.bottom - 0.08), rows=rows)
+        edge: dict[str, Any] = {"edgecolor": style.FAINT, "lw": 0.6}
+        handles.append(Patch(facecolor=style.UNLABELLED_COLOUR, label=white, **edge))
+    return handles

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
@@ -12,18 +14,19 @@ from densejax.plots import style
 
 FLOOR = 1e-5
 """The least part of its peak at which a density is drawn."""
+_MARK: dict[str, Any] = {"linestyle": "none", "marker": "v", "markersize": 4.5, "color": style.INK}
 
 
 def spectral_densities(
     densities: Mapping[str, tuple[ArrayLike, ArrayLike]],
-    path: str | Path,
     *,
     errors: Mapping[str, ArrayLike] | None = None,
     eigenvalues: Mapping[str, ArrayLike] | None = None,
     floor: float = FLOOR,
     title: str = "",
     label: str = "eigenvalue of the Hessian",
-) -> Path:
+    path: str | Path | None = None,
+) -> Figure:
     """Density over eigenvalue, a panel a network below one another, on one logarithmic scale.
 
     As Ghorbani, Krishnan and Xiao 2019 draw it: most eigenvalues are near 0, and the few that are
@@ -31,15 +34,15 @@ def spectral_densities(
 
     Args:
       densities: grid ``[p]`` and density ``[p]`` per unit of eigenvalue, by the network's name.
-      path: of the PNG.
       errors: standard errors ``[p]`` of a network's density, drawn as a band of twice that.
       eigenvalues: single ones ``[m]`` of a network, such as the converged top, marked at the foot.
       floor: the least part of the highest peak that is drawn, above 0.
       title: above the axes.
       label: of the horizontal axis.
+      path: of a PNG to write.
 
     Returns:
-      The path.
+      The figure.
 
     Raises:
       ValueError: there is no density, shapes do not match, nothing is positive, or the name does
@@ -54,7 +57,7 @@ def spectral_densities(
     panels = figure.subplots(len(curves), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for index, (axes, (name, (grid, curve))) in enumerate(zip(panels, curves.items(), strict=True)):
         last = index == len(curves) - 1
-        style.dress(axes, x=label if last else "", y="density")
+        style.dress(axes, x=label if last else "", y="density per unit")
         colour = style.series_colour(index)
         low = np.maximum(curve, floor * peak)
         axes.fill_between(grid, floor * peak, low, color=colour, alpha=0.16, linewidth=0)
@@ -83,7 +86,11 @@ def spectral_densities(
             )
     drawn = [grid[curve >= floor * peak] for grid, curve in curves.values()]
     panels[0].set_xlim(*_limits(np.concatenate(drawn)))
-    _legend(panels[0], bool(errors), bool(eigenvalues), title)
+    if errors:
+        style.swatch(panels[0], "two standard errors")
+    if eigenvalues:
+        panels[0].plot([], [], **_MARK, label="single eigenvalues")
+    style.legend(panels[0], title=title)
     return style.save(figure, path)
 
 
@@ -116,34 +123,4 @@ def _band(
 def _marks(axes: Axes, values: ArrayLike, foot: float) -> None:
     places = np.asarray(values, float).ravel()
     # On the foot of a logarithmic axis half of a marker would be cut off.
-    axes.plot(
-        places,
-        np.full(places.size, 1.6 * foot),
-        linestyle="none",
-        marker="v",
-        markersize=4.5,
-        color=style.INK,
-        clip_on=False,
-        zorder=4,
-    )
-
-
-def _legend(axes: Axes, banded: bool, marked: bool, title: str) -> None:
-    if banded:
-        axes.fill_between(
-            [], [], [], color=style.FAINT, alpha=0.4, linewidth=0, label="two standard errors"
-        )
-    if marked:
-        axes.plot(
-            [],
-            [],
-            linestyle="none",
-            marker="v",
-            markersize=4.5,
-            color=style.INK,
-            label="single eigenvalues",
-        )
-    if banded or marked:
-        style.legend_above(axes, title)
-    elif title:
-        axes.set_title(title, fontsize=style.TITLE_SIZE, color=style.INK, loc="left")
+    axes.plot(places, np.full(places.size, 1.6 * foot), **_MARK, clip_on=False, zorder=4)

@@ -1,23 +1,56 @@
-"""Loss surfaces: contours with trajectories and minima, several on one scale, lines, and relief.
+"""Loss surfaces: contours with trajectories and minima, several on one scale, and lines.
 
 A surface is ``values[i, j]`` at ``(x[i], y[j])``, coordinates in lengths of the plane's two
 directions. nan is *not yet computed*: a coarse grid inside a finer one is drawn as the coarse grid
 it is, with its number of points, and a hole is hatched. Infinite is *diverged*: beyond the scale.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 
-from densejax.plots import relief, scales, sheets, style, trajectories
+from densejax.plots import scales
+from densejax.plots import style as page
 
-X_LABEL, Y_LABEL = "first direction", "second direction"
-Limits = tuple[float | None, float | None]
+MOST_DOTS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class SurfaceStyle:
+    """What the pictures of one surface share.
+
+    Attributes:
+      log: whether colours, lines and heights follow the logarithm.
+      levels: of the lines: about how many, or their values; None is about 12, of small panels 8.
+      limits: lowest and highest value that is told apart; None is that of what is drawn, without
+        long tails where the scale is logarithmic. The bar ends in an arrow where values lie beyond.
+      label: of the bar, with its unit if there is one.
+      x_label: of the first axis, such as "first component (71 % of the variance)".
+      y_label: of the second axis.
+    """
+
+    log: bool = False
+    levels: int | Sequence[float] | None = None
+    limits: tuple[float | None, float | None] | None = None
+    label: str = "loss"
+    x_label: str = "first direction (its length = 1)"
+    y_label: str = "second direction (its length = 1)"
+
+    def scale(self, values: Iterable[ArrayLike], *, lines: int = 12) -> scales.Scale:
+        """One scale for all values; ``lines`` where ``levels`` is None."""
+        levels = lines if self.levels is None else self.levels
+        return scales.scale(values, logarithmic=self.log, limits=self.limits, levels=levels)
+
+
+PLAIN = SurfaceStyle()
 
 
 def contour(
@@ -25,16 +58,11 @@ def contour(
     y: ArrayLike,
     values: ArrayLike,
     *,
-    log: bool = False,
-    levels: int | Sequence[float] = 12,
-    limits: Limits | None = None,
+    style: SurfaceStyle = PLAIN,
     trajectory: ArrayLike | None = None,
     losses: ArrayLike | None = None,
     residuals: ArrayLike | None = None,
     minima: Mapping[str, tuple[float, float]] | None = None,
-    label: str = "loss",
-    x_label: str = X_LABEL,
-    y_label: str = Y_LABEL,
     title: str = "",
     path: str | Path | None = None,
 ) -> Figure:
@@ -47,16 +75,11 @@ def contour(
       x: ``[p]`` float, rising.
       y: ``[q]`` float, rising.
       values: ``[p, q]`` float; nan is not yet computed.
-      log: whether colours and lines follow the logarithm.
-      levels: of the lines: about how many, or their values.
-      limits: lowest and highest value of the colours; None is that of the values and losses.
+      style: scale, levels and labels.
       trajectory: ``[t, 2]`` float, coordinates of iterates in their order.
       losses: ``[t]`` float, the true loss of each iterate.
       residuals: ``[t]`` float, how far each iterate lies off the plane, as a Euclidean distance.
       minima: coordinates by name.
-      label: of the bar.
-      x_label: of the horizontal axis, such as "first component (71 % of the variance)".
-      y_label: of the vertical axis.
       title: above the axes.
       path: of a PNG to write.
 
@@ -68,29 +91,27 @@ def contour(
         logarithmic, or the name does not end in ``.png``.
     """
     part = scales.known(x, y, values)
-    steps = trajectories.checked(trajectory, losses, residuals)
+    steps = checked_run(trajectory, losses, residuals)
     shown = [part.values] + ([steps[1]] if steps is not None and steps[1] is not None else [])
-    colours = scales.scale(shown, logarithmic=log, limits=limits, levels=levels)
+    colours = style.scale(shown)
     lines = len(title.splitlines()) + bool(part.note) + (steps is not None)
-    figure, panels = sheets.sheet(
+    figure, panels = page.sheet(
         1,
         columns=1,
         width=3.6,
-        tall=sheets.proportion(part.x, part.y),
-        margins=sheets.Margins(top=0.14 + 0.2 * lines, right=0.95),
+        tall=page.proportion(part.x, part.y),
+        margins=page.Margins(top=0.14 + 0.2 * lines, right=0.95),
     )
     axes = panels[0]
-    _ground(axes, part, colours, x_label, y_label)
+    _ground(axes, part, colours, style.x_label, style.y_label)
     rows = 0
     if steps is not None:
-        rows = trajectories.draw(axes, colours, *steps)
+        rows = draw_run(axes, colours, *steps)
     for name, place in (minima or {}).items():
-        trajectories.mark(axes, name, place)
+        _mark(axes, name, place)
     _notes(axes, title, part, rows)
-    scales.bar(figure, panels, colours, label)
-    if path is not None:
-        style.save(figure, path)
-    return figure
+    scales.bar(figure, panels, colours, style.label)
+    return page.save(figure, path)
 
 
 def contours(
@@ -98,14 +119,9 @@ def contours(
     y: ArrayLike,
     surfaces: Mapping[str, ArrayLike],
     *,
-    log: bool = False,
-    levels: int | Sequence[float] = 8,
-    limits: Limits | None = None,
+    style: SurfaceStyle = PLAIN,
     minima: Mapping[str, tuple[float, float]] | None = None,
     columns: int = 4,
-    label: str = "loss",
-    x_label: str = X_LABEL,
-    y_label: str = Y_LABEL,
     title: str = "",
     path: str | Path | None = None,
 ) -> Figure:
@@ -115,14 +131,9 @@ def contours(
       x: ``[p]`` float, rising.
       y: ``[q]`` float, rising.
       surfaces: ``[p, q]`` float by the title of each panel; nan is not yet computed.
-      log: whether colours and lines follow the logarithm.
-      levels: of the lines: about how many, or their values; the same in all panels.
-      limits: lowest and highest value of the colours; None is that of all surfaces.
+      style: scale, levels and labels.
       minima: coordinates by name, the same in all panels.
       columns: most panels in a row.
-      label: of the bar.
-      x_label: of the horizontal axes.
-      y_label: of the vertical axes.
       title: above all.
       path: of a PNG to write.
 
@@ -137,14 +148,14 @@ def contours(
         raise ValueError("surfaces is empty: expected at least one")
     parts = {name: scales.known(x, y, values, name=name) for name, values in surfaces.items()}
     every = [part.values for part in parts.values()]
-    colours = scales.scale(every, logarithmic=log, limits=limits, levels=levels)
+    colours = style.scale(every, lines=8)
     noted = any(part.note for part in parts.values())
-    figure, panels = sheets.sheet(
+    figure, panels = page.sheet(
         len(parts),
         columns=columns,
         width=1.75,
-        tall=sheets.proportion(np.asarray(x, float), np.asarray(y, float)),
-        margins=sheets.Margins(
+        tall=page.proportion(np.asarray(x, float), np.asarray(y, float)),
+        margins=page.Margins(
             top=0.32 + 0.26 * bool(title) + 0.15 * noted,
             right=0.95,
             across=0.2,
@@ -152,88 +163,17 @@ def contours(
         ),
     )
     for index, (axes, (name, part)) in enumerate(zip(panels, parts.items(), strict=True)):
-        first, last = sheets.outer(panels, index)
-        _ground(axes, part, colours, x_label if last else "", y_label if first else "")
+        first, last = page.outer(panels, index)
+        _ground(axes, part, colours, "", "")
         axes.tick_params(labelbottom=last, labelleft=first)
-        sheets.few_ticks(axes, most=3)
+        page.few_ticks(axes, most=3)
         for minimum, place in (minima or {}).items():
-            trajectories.mark(axes, minimum, place)
+            _mark(axes, minimum, place)
         _notes(axes, name, part, 0)
-    scales.bar(figure, panels, colours, label)
-    if title:
-        sheets.heading(figure, title)
-    if path is not None:
-        style.save(figure, path)
-    return figure
-
-
-def surface_3d(
-    x: ArrayLike,
-    y: ArrayLike,
-    values: ArrayLike,
-    *,
-    log: bool = False,
-    levels: int | Sequence[float] = 12,
-    limits: Limits | None = None,
-    trajectory: ArrayLike | None = None,
-    losses: ArrayLike | None = None,
-    minima: Mapping[str, tuple[float, float, float]] | None = None,
-    view: tuple[float, float] | None = None,
-    light: tuple[float, float] = (48.0, -82.0),
-    label: str = "loss",
-    x_label: str = X_LABEL,
-    y_label: str = Y_LABEL,
-    title: str = "",
-    path: str | Path | None = None,
-) -> Figure:
-    """A surface in relief, lit from one side, its lines on the floor below.
-
-    Between grid points the relief is bilinear: what is seen is what was computed. Values above the
-    upper limit are cut off at it, which the bar tells by an arrow. Cells with a missing corner are
-    left out. A trajectory and minima are drawn over the relief also where it would hide them.
-
-    Args:
-      x: ``[p]`` float, rising.
-      y: ``[q]`` float, rising.
-      values: ``[p, q]`` float; nan is not yet computed.
-      log: whether heights and colours follow the logarithm.
-      levels: of the lines: about how many, or their values.
-      limits: lowest and highest value drawn; None is that of the values.
-      trajectory: ``[t, 2]`` float, coordinates of iterates in their order, drawn at their losses.
-      losses: ``[t]`` float, the true loss of each iterate; needed with a trajectory.
-      minima: coordinates and loss by name.
-      view: elevation and azimuth of the eye in degrees; None looks over the lowest corner.
-      light: elevation of the light, and its azimuth from the eye's, in degrees.
-      label: of the bar and of the vertical axis.
-      x_label: of the first axis.
-      y_label: of the second axis.
-      title: above the picture.
-      path: of a PNG to write.
-
-    Returns:
-      The figure.
-
-    Raises:
-      ValueError: as `contour`, or a trajectory is given without losses.
-    """
-    part = scales.known(x, y, values)
-    steps = trajectories.checked(trajectory, losses, None)
-    if steps is not None and steps[1] is None:
-        raise ValueError("trajectory is given without losses: expected the height of each iterate")
-    colours = scales.scale([part.values], logarithmic=log, limits=limits, levels=levels)
-    figure = style.new_figure(5.6, 4.5, constrained=False)
-    axes = relief.draw(figure, part, colours, view=view, light=light, labels=(x_label, y_label))
-    if steps is not None and steps[1] is not None:
-        relief.draw_line(axes, steps[0], steps[1], colours)
-    for name, place in (minima or {}).items():
-        relief.mark(axes, name, place, colours)
-    scales.bar(figure, [], colours, label, box=(0.865, 0.24, 0.022, 0.5))
-    heading = "\n".join(line for line in (title, part.note) if line)
-    if heading:
-        sheets.heading(figure, heading)
-    if path is not None:
-        style.save(figure, path)
-    return figure
+    scales.bar(figure, panels, colours, style.label)
+    page.shared_labels(figure, panels, style.x_label, style.y_label)
+    page.heading(figure, title)
+    return page.save(figure, path)
 
 
 def line_profiles(
@@ -246,7 +186,7 @@ def line_profiles(
     band: Literal["quartiles", "range"] = "quartiles",
     label: str = "loss",
     accuracy_label: str = "accuracy",
-    x_label: str = "along the direction",
+    x_label: str = "along the direction (its length = 1)",
     title: str = "",
     path: str | Path | None = None,
 ) -> Figure:
@@ -275,21 +215,18 @@ def line_profiles(
     rooms = [(label, _lines(losses, where, "losses"))]
     if accuracies is not None:
         rooms.append((accuracy_label, _lines(accuracies, where, "accuracies")))
-    figure = style.new_figure(4.8, 3.2 + 1.6 * (len(rooms) - 1))
+    figure = page.new_figure(4.8, 3.2 + 1.6 * (len(rooms) - 1))
     panels = figure.subplots(
         len(rooms), 1, sharex=True, squeeze=False, height_ratios=[1.5, 1.0][: len(rooms)]
     ).ravel()
     names = list(losses)
     for axes, (name, lines) in zip(panels, rooms, strict=True):
-        style.dress(axes, y=name, x=x_label if axes is panels[-1] else "")
+        page.dress(axes, y=name, x=x_label if axes is panels[-1] else "")
         for line, population in lines.items():
-            colour = style.series_colour(names.index(line) if line in names else len(names))
+            colour = page.series_colour(names.index(line) if line in names else len(names))
             _band(axes, where, population, colour, line, band)
         for place in (marks or {}).values():
-            axes.axvline(place, color=style.FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-    if log:
-        panels[0].set_yscale("log")
-        panels[0].tick_params(which="minor", color=style.FAINT, width=0.5)
+            axes.axvline(place, color=page.FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     for name, place in (marks or {}).items():
         panels[0].annotate(
             name,
@@ -298,40 +235,39 @@ def line_profiles(
             xytext=(3, 0),
             textcoords="offset points",
             va="top",
-            fontsize=style.TICK_SIZE,
-            color=style.INK,
+            **page.SMALL,
         )
     panels[0].margins(x=0.02)
+    if log:
+        panels[0].set_yscale("log")  # before the margins, which are of the logarithms
     if marks:
         panels[0].margins(y=0.14)
+    if log:
+        scales.logarithmic_axis(panels[0].yaxis)
     if any(len(population) > 1 for population in rooms[0][1].values()):
-        panels[0].fill_between([], [], [], color=style.FAINT, alpha=0.35, linewidth=0, label=band)
-    style.legend_above(panels[0], title, columns=2)
-    if path is not None:
-        style.save(figure, path)
-    return figure
+        page.swatch(panels[0], band)
+    page.legend(panels[0], title=title, columns=2)
+    return page.save(figure, path)
 
 
 def _ground(
     axes: Axes, part: scales.Known, colours: scales.Scale, x_label: str, y_label: str
 ) -> None:
-    style.dress(axes, x=x_label, y=y_label, grid="")
+    page.dress(axes, x=x_label, y=y_label, grid="")
     for spine in axes.spines.values():
         spine.set_visible(False)
     scales.paint(axes, part, colours)
     for set_limits, places in ((axes.set_xlim, part.x), (axes.set_ylim, part.y)):
         ends = places if part.complete else scales.edges(places)
         set_limits(ends[0], ends[-1])
-    sheets.few_ticks(axes)
+    page.few_ticks(axes)
 
 
 def _notes(axes: Axes, title: str, part: scales.Known, rows: int) -> None:
     note = part.note if part.complete else f"{part.note}; hatched: not yet"
     text = f"{title}\n{note}" if title and note else title or note
     if text:
-        axes.set_title(
-            text, fontsize=style.TITLE_SIZE, color=style.INK, loc="left", pad=6 + 12 * rows
-        )
+        axes.set_title(text, **page.LEFT, pad=6 + 12 * rows)
 
 
 def _lines(lines: Mapping[str, ArrayLike], places: np.ndarray, what: str) -> dict[str, np.ndarray]:
@@ -357,3 +293,86 @@ def _band(
         axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
         name = f"{name} (median of {count})"
     axes.plot(places, middle, color=colour, linewidth=1.7, label=name)
+
+
+def checked_run(
+    trajectory: ArrayLike | None, losses: ArrayLike | None, residuals: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None] | None:
+    """Check a trajectory: ``[t, 2]`` coordinates, ``[t]`` losses, ``[t]`` residuals, or None.
+
+    Raises:
+      ValueError: the shapes do not match, or losses are given without a trajectory.
+    """
+    if trajectory is None:
+        if losses is not None or residuals is not None:
+            raise ValueError("losses or residuals are given without a trajectory")
+        return None
+    places = np.asarray(trajectory, float)
+    if places.ndim != 2 or places.shape[1] != 2 or not len(places):
+        raise ValueError(f"trajectory has shape {places.shape}: expected [t, 2]")
+    for name, values in (("losses", losses), ("residuals", residuals)):
+        if values is not None and np.shape(values) != (len(places),):
+            raise ValueError(f"{name} has shape {np.shape(values)}: expected ({len(places)},)")
+    as_floats = (None if v is None else np.asarray(v, float) for v in (losses, residuals))
+    return (places, *as_floats)  # type: ignore[return-value]
+
+
+def draw_run(
+    axes: Axes,
+    colours: scales.Scale,
+    places: np.ndarray,
+    losses: np.ndarray | None,
+    residuals: np.ndarray | None,
+    *,
+    count: int | None = None,
+    legend: bool = True,
+) -> int:
+    """Draw the first ``count`` (None: all) of ``[t]`` checked iterates; rows of the legend."""
+    count = len(places) if count is None else count
+    path = places[:count]
+    axes.plot(*path.T, color="white", linewidth=2.4, solid_capstyle="round", zorder=3)
+    axes.plot(*path.T, color=page.INK, linewidth=1.0, solid_capstyle="round", zorder=4)
+    picked = np.unique(np.linspace(0, len(places) - 1, MOST_DOTS).round().astype(int))
+    picked = np.union1d(picked[picked < count], [count - 1])
+    farthest = 0.0 if residuals is None else float(np.nanmax(residuals))
+    sizes = np.full(len(picked), 15.0)
+    if residuals is not None and farthest > 0:
+        sizes = 8 + 62 * residuals[picked] / farthest
+    faces: dict[str, Any] = {"color": "white"}
+    if losses is not None:
+        heights = colours.heights(losses[picked])
+        faces = {"c": heights, "cmap": scales.palette(), "norm": colours.norm}
+    x, y = path[picked].T
+    axes.scatter(x, y, s=sizes, edgecolors="white", linewidths=1.5, zorder=5, **faces)
+    axes.scatter(x, y, s=sizes, edgecolors=page.INK, linewidths=0.6, zorder=6, **faces)
+    return _run_legend(axes, losses is not None, farthest) if legend else 0
+
+
+def _mark(axes: Axes, name: str, place: tuple[float, float]) -> None:
+    """A star with a name that stays inside the axes."""
+    axes.plot(*place, **page.ring(11, marker="*", width=0.9), linestyle="none", zorder=7)
+    right, up = axes.transAxes.inverted().transform(axes.transData.transform(place))
+    axes.annotate(
+        name,
+        place,
+        xytext=(7 if right < 0.65 else -7, 6 if up < 0.85 else -6),
+        textcoords="offset points",
+        ha="left" if right < 0.65 else "right",
+        va="bottom" if up < 0.85 else "top",
+        fontsize=page.TICK_SIZE + 0.5,
+        color=page.INK,
+        path_effects=[withStroke(linewidth=2.2, foreground="white")],
+        zorder=8,
+    )
+
+
+def _run_legend(axes: Axes, coloured: bool, farthest: float) -> int:
+    face = scales.palette()(0.45) if coloured else "white"
+    dot = page.ring(4, width=0.6) | {"markerfacecolor": face}
+    name = "iterate, coloured by its own loss" if coloured else "iterate"
+    handles = [Line2D([], [], color=page.INK, linewidth=1.0, label=name, **dot)]
+    if farthest > 0:
+        off = f"off the plane by {scales.short(float(f'{farthest:.2g}'))}"
+        dot["markersize"] = 8.4
+        handles.append(Line2D([], [], linestyle="none", label=off, **dot))
+    return page.legend(axes, handles=handles, columns=2)

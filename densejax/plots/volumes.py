@@ -22,25 +22,25 @@ AZIMUTH = 32.0
 
 def picture(
     bodies: Sequence[Body],
-    path: str | Path,
     *,
     corners_nm: ArrayLike,
     renderer: Renderer,
     azimuth: float = AZIMUTH,
     title: str = "",
-) -> Path:
+    path: str | Path | None = None,
+) -> Figure:
     """Bodies in their volume, seen from one side.
 
     Args:
       bodies: surfaces; at least one.
-      path: of the PNG.
       corners_nm: [2, 3], lowest and highest corner of the volume, (z, y, x), drawn as thin lines.
       renderer: ``vtk`` or ``matplotlib``.
       azimuth: of the eye, degrees.
       title: above, at the left.
+      path: of a PNG to write.
 
     Returns:
-      The path.
+      The figure.
 
     Raises:
       ValueError: there is no body, or the name does not end in ``.png``.
@@ -103,7 +103,7 @@ def _set(
     size = (round(WIDTH * dpi), round(HEIGHT * dpi))
     low, high = np.asarray(corners_nm, float).tolist()
     view = View(tuple(low), tuple(high), size)
-    rows = _legend_rows(bodies)
+    rows = style.legend_rows([body.name for body in bodies], WIDTH)
     foot = 0.12 + 0.19 * rows
     down = HEAD + HEIGHT + foot
     figure = style.new_figure(WIDTH, down, constrained=False)
@@ -116,35 +116,10 @@ def _set(
         interpolation="nearest",
     )
     _scale_bar(axes, view)
-    figure.text(
-        0.14 / WIDTH,
-        1 - 0.1 / down,
-        title,
-        fontsize=style.TITLE_SIZE + 1,
-        color=style.INK,
-        va="top",
-        fontweight="bold",
-    )
-    figure.legend(
-        handles=[Patch(color=body.colour, label=body.name) for body in bodies],
-        loc="upper left",
-        bbox_to_anchor=(0.1 / WIDTH, (foot - 0.04) / down),
-        ncols=-(-len(bodies) // rows),
-        frameon=False,
-        fontsize=style.LABEL_SIZE,
-        labelcolor=style.INK,
-        handlelength=1.1,
-        handleheight=1.1,
-        columnspacing=1.3,
-        borderaxespad=0,
-    )
+    style.heading(figure, title)
+    handles = [Patch(color=body.colour, label=body.name) for body in bodies]
+    style.legend(figure, handles=handles, columns=-(-len(bodies) // rows), at=(0.14, foot - 0.04))
     return figure, open_scene(bodies, view, renderer=renderer), shown
-
-
-def _legend_rows(bodies: Sequence[Body]) -> int:
-    longest = max(len(body.name) for body in bodies)
-    fitting = max(1, int(WIDTH / (0.42 + 0.07 * longest)))
-    return -(-len(bodies) // fitting)
 
 
 def _scale_bar(axes: Axes, view: View) -> None:

@@ -113,7 +113,7 @@ def write_trajectory(
 def _heights(
     values: np.ndarray, log: bool, limits: tuple[float | None, float | None] | None
 ) -> np.ndarray:
-    found = scales.scale([values], logarithmic=log, limits=limits)
+    found = scales.scale([values], logarithmic=log, limits=limits, robust=False)
     return np.clip(found.heights(values), found.low, found.high)
 
 

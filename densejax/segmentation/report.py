@@ -353,15 +353,16 @@ def draw_augmented(
     # A window's output lies in its middle.
     (z, y, x), (dz, dy, dx) = images.shape[1:], labels.shape[1:]
     place = np.s_[:, z // 2, (y - dy) // 2 : (y + dy) // 2, (x - dx) // 2 : (x + dx) // 2]
-    return plots.montage(
+    plots.montage(
         images[place],
         plots.Layer(labels[:, dz // 2], class_names=volume.class_names),
-        path,
+        path=path,
         voxel_nm=volume.voxel_nm,
         sections=range(len(images)),
         captions=[f"window {index}" for index in range(len(images))],
         title="Training windows as the first seed sees them, with their labels",
     )
+    return path
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:
@@ -401,44 +402,34 @@ def _draw(folder: Path, summary: Summary) -> list[Path]:
     steps, scores = _curves(summary.ranked)
     sizes = np.arange(1, len(summary.ranked) + 1)
     peaks = np.array([outcome.best_score for outcome in summary.ranked])
-    paths = [
-        plots.learning_curves(
-            steps, scores, folder / "learning_curves.png", label="evaluation MIoU"
-        ),
-        plots.score_histogram(
-            {"all seeds": peaks}, folder / "peak_miou.png", label="peak evaluation MIoU"
-        ),
-    ]
-    for part in ("evaluation", "test"):
+    names_drawn = ("learning_curves", "peak_miou", "top_k_evaluation", "top_k_test", "class_iou")
+    paths = [folder / f"{name}.png" for name in (*names_drawn, "confusion", "orthoslices")]
+    plots.learning_curves(steps, scores, path=paths[0], label="evaluation MIoU")
+    plots.score_histogram({"all seeds": peaks}, path=paths[1], label="peak evaluation MIoU")
+    for part, path in zip(("evaluation", "test"), paths[2:4], strict=True):
         judged: Judged = getattr(summary, part)
-        paths.append(
-            plots.top_k_curve(
-                sizes,
-                mean_ious(judged.ensembles),
-                folder / f"top_k_{part}.png",
-                best_single=float(mean_ious(judged.members)[0]),
-                label=f"{part} MIoU",
-            )
+        plots.top_k_curve(
+            sizes,
+            mean_ious(judged.ensembles),
+            best_single=float(mean_ious(judged.members)[0]),
+            label=f"{part} MIoU",
+            path=path,
         )
     single = np.stack([np.asarray(metrics.iou(table)) for table in test.members])
-    paths.append(
-        plots.class_iou(
-            single,
-            folder / "class_iou.png",
-            ensemble=np.asarray(metrics.iou(test.ensembles[chosen])),
-            class_names=names,
-            label="test IoU",
-        )
+    plots.class_iou(
+        single,
+        ensemble=np.asarray(metrics.iou(test.ensembles[chosen])),
+        class_names=names,
+        label="test IoU",
+        path=paths[4],
     )
-    paths.append(
-        plots.confusion_matrix(
-            np.asarray(metrics.normalised_confusion(test.ensembles[chosen])),
-            folder / "confusion.png",
-            class_names=names,
-            title=f"Top-{chosen + 1} ensemble, test volume",
-        )
+    plots.confusion_matrix(
+        np.asarray(metrics.normalised_confusion(test.ensembles[chosen])),
+        class_names=names,
+        title=f"Top-{chosen + 1} ensemble, test volume",
+        path=paths[5],
     )
-    paths.append(draw_planes(test, chosen, folder / "orthoslices.png", forest=summary.forest))
+    draw_planes(test, chosen, paths[6], forest=summary.forest)
     return paths
 
 
@@ -449,7 +440,7 @@ def draw_planes(judged: Judged, chosen: int, path: Path, *, forest: Forest | Non
     """
     volume, prediction = judged.volume, judged.prediction
     whole = forest is not None and forest.sections[0] == forest.sections[1]
-    return plots.orthoslices(
+    plots.orthoslices(
         volume.images,
         {
             "truth": volume.labels,
@@ -457,11 +448,12 @@ def draw_planes(judged: Judged, chosen: int, path: Path, *, forest: Forest | Non
             "best single": prediction.members[0].astype(np.int32),
             f"Top-{chosen + 1}": prediction.cumulative[chosen].astype(np.int32),
         },
-        path,
+        path=path,
         voxel_nm=volume.voxel_nm,
         entropy=prediction.entropy * np.log(len(volume.class_names)),
         class_names=volume.class_names,
     )
+    return path
 
 
 def _curves(outcomes: Sequence[Outcome]) -> tuple[np.ndarray, np.ndarray]:

@@ -91,7 +91,7 @@ def scores_of(runs: Sequence[Path]) -> dict[int, list[float]]:
     return found
 
 
-def draw(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """MIoU over the CPU seconds of an ensemble, a line for each number of members."""
     figure = style.new_figure(4.6, 3.0)
     axes = figure.add_subplot()
@@ -109,8 +109,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     ticks = [min(costs) * 2**i for i in doublings]
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=style.TICK_SIZE, labelcolor=style.INK)
-    return style.save(figure, path)
+    style.legend(axes)
+    style.save(figure, path)
 
 
 def run(argv: Sequence[str]) -> None:

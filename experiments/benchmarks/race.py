@@ -167,7 +167,7 @@ def draw_curve(workdir: Path, cpu: float, members: int, path: Path) -> None:
     learning_curves(
         seconds,
         scores,
-        path,
+        path=path,
         label="evaluation MIoU",
         step_label="CPU seconds of a member (steps, scaled to the whole run)",
     )

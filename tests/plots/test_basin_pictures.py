@@ -21,20 +21,22 @@ def is_a_picture(path):
 
 @pytest.mark.parametrize("count", [1, 6])
 @pytest.mark.parametrize("logarithmic", [False, True])
-def test_a_row_a_minimum_with_its_median(tmp_path, drawn, count, logarithmic):
+def test_a_row_a_minimum_with_its_median(tmp_path, assert_readable, count, logarithmic):
     given = radii(count)
     groups = ["natural" if i < 2 else "poisoned" for i in range(count)]
     last = f"minimum {count - 1}"
-    path = radius_histograms(
+    path = tmp_path / "a.png"
+    figure = radius_histograms(
         given,
-        tmp_path / "a.png",
+        path=path,
         groups=groups,
         censored={last: given[last] > np.quantile(given[last], 0.9)},
         title="Radii",
         logarithmic=logarithmic,
     )
     assert is_a_picture(path)
-    axes = drawn[0].axes[0]
+    assert_readable(figure, least=2)
+    axes = figure.axes[0]
     dots = [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
     found = [(float(line.get_xdata()[0]), int(line.get_ydata()[0])) for line in dots]
     assert found == [(np.median(one), -i) for i, one in enumerate(given.values())]
@@ -49,52 +51,54 @@ def test_a_row_a_minimum_with_its_median(tmp_path, drawn, count, logarithmic):
 
 
 def test_equal_radii_and_no_groups(tmp_path):
-    assert is_a_picture(radius_histograms({"a": [0.5, 0.5]}, tmp_path / "a.png", title="T"))
+    path = tmp_path / "a.png"
+    radius_histograms({"a": [0.5, 0.5]}, title="T", path=path)
+    assert is_a_picture(path)
 
 
 @pytest.mark.parametrize("intervals", [False, True])
-def test_a_point_a_minimum(tmp_path, drawn, intervals):
+def test_a_point_a_minimum(assert_readable, intervals):
     x, y = RANDOM.random(7), RANDOM.normal(-9e5, 3e3, 7)
     ends = {"low": y - 500, "high": y + 900} if intervals else {}
-    path = volume_scatter(
-        x, y, tmp_path / "b.png", groups=list("aabbbcc"), note="Spearman 0.5", title="V", **ends
-    )
-    assert is_a_picture(path)
-    axes = drawn[0].axes[0]
+    groups = list("aabbbcc")
+    figure = volume_scatter(x, y, groups=groups, note="Spearman 0.5", title="V", **ends)
+    assert_readable(figure)
+    axes = figure.axes[0]
     points = [line.get_xydata()[0] for line in axes.lines if len(line.get_xdata())]
     np.testing.assert_array_equal(points, np.stack([x, y], axis=1))
     assert len(axes.collections) == (7 if intervals else 0)
 
 
-def test_a_curve_a_minimum(tmp_path, drawn):
+def test_a_curve_a_minimum(assert_readable):
     sizes = [1, 10, 100]
     curves = {name: (sizes, [1.0, 2, 3], [0, 1.5, 3], [2, 2.5, 3]) for name in ("a", "b")}
-    assert is_a_picture(volume_curves(curves, tmp_path / "c.png", title="K"))
-    lines = drawn[0].axes[0].lines
+    figure = volume_curves(curves, title="K")
+    assert_readable(figure)
+    lines = figure.axes[0].lines
     assert [line.get_xdata().tolist() for line in lines] == [sizes, sizes]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: radius_histograms({}, p), "radii of nobody"),
-        (lambda p: radius_histograms({"a": [1, np.nan]}, p), r"radii of \['a'\]"),
-        (lambda p: radius_histograms({"a": [1, 0.0]}, p), r"radii of \['a'\]"),
-        (lambda p: radius_histograms({"a": [1]}, p, groups=["x", "y"]), "groups has 2 names"),
+        (lambda p: radius_histograms({}, path=p), "radii of nobody"),
+        (lambda p: radius_histograms({"a": [1, np.nan]}, path=p), r"radii of \['a'\]"),
+        (lambda p: radius_histograms({"a": [1, 0.0]}, path=p), r"radii of \['a'\]"),
+        (lambda p: radius_histograms({"a": [1]}, path=p, groups=["x", "y"]), "groups has 2 names"),
         (
-            lambda p: radius_histograms({"a": [1]}, p, censored={"a": [True, False]}),
+            lambda p: radius_histograms({"a": [1]}, path=p, censored={"a": [True, False]}),
             r"censored of \['a'\]",
         ),
-        (lambda p: radius_histograms({"a": [1]}, p, censored={"b": [True]}), r"of \['b'\]"),
-        (lambda p: volume_scatter([1], [1, 2], p), "expected \\[k\\] all"),
-        (lambda p: volume_scatter([1], [1], p, low=[0]), "only one of low and high"),
-        (lambda p: volume_scatter([1], [1], p, groups=[]), "groups has 0 names"),
-        (lambda p: volume_curves({}, p), "curves of nobody"),
-        (lambda p: volume_curves({"a": ([1], [1], [1], [1, 2])}, p), r"curves of \['a'\]"),
+        (lambda p: radius_histograms({"a": [1]}, path=p, censored={"b": [True]}), r"of \['b'\]"),
+        (lambda p: volume_scatter([1], [1, 2], path=p), "expected \\[k\\] all"),
+        (lambda p: volume_scatter([1], [1], path=p, low=[0]), "only one of low and high"),
+        (lambda p: volume_scatter([1], [1], path=p, groups=[]), "groups has 0 names"),
+        (lambda p: volume_curves({}, path=p), "curves of nobody"),
+        (lambda p: volume_curves({"a": ([1], [1], [1], [1, 2])}, path=p), r"curves of \['a'\]"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, call, message):
     with pytest.raises(ValueError, match=message):
         call(tmp_path / "a.png")
     with pytest.raises(ValueError, match="not a name of a PNG"):
-        radius_histograms({"a": [1, 2]}, tmp_path / "a.jpg")
+        radius_histograms({"a": [1, 2]}, path=tmp_path / "a.jpg")

@@ -1,7 +1,5 @@
 """Pictures of landscapes: they show the values they are given, at their places, and no others."""
 
-import itertools
-
 import matplotlib
 import matplotlib.colors
 import numpy as np
@@ -9,9 +7,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from densejax.plots import boundaries, minefield, relief, scales, style, surfaces
+from densejax.plots import boundaries, relief, scales, style, surfaces
 
 X, Y = np.linspace(-1, 2, 13), np.linspace(-2, 1, 17)
+LOG, BARE = surfaces.SurfaceStyle(log=True), surfaces.SurfaceStyle(levels=())
 
 
 def bowl(x, y):
@@ -60,17 +59,16 @@ def draw_all(folder):
             title="A bowl",
             path=folder / "contour.png",
         ),
-        "coarse": surfaces.contour(X, Y, coarse, log=True, path=folder / "coarse.png"),
+        "coarse": surfaces.contour(X, Y, coarse, style=LOG, path=folder / "coarse.png"),
         "holes": surfaces.contour(X, Y, holes, title="Holes", path=folder / "holes.png"),
         "contours": surfaces.contours(
             X, Y, {**several, "coarse": coarse}, title="Seeds", path=folder / "seeds.png"
         ),
-        "relief": surfaces.surface_3d(
+        "relief": relief.surface_3d(
             X,
             Y,
             holes,
-            log=True,
-            limits=(None, 5),
+            style=surfaces.SurfaceStyle(log=True, limits=(None, 5)),
             trajectory=run,
             losses=bowl(*run.T),
             minima={"m": (0.3, -0.4, 0.1)},
@@ -107,7 +105,7 @@ def draw_all(folder):
             title="Seven seeds",
             path=folder / "boundaries.png",
         ),
-        "minefield": minefield.minefield(
+        "minefield": boundaries.minefield(
             places,
             ["good"] * 4 + ["bad"] * 8,
             np.linspace(0, 1, 12),
@@ -119,49 +117,21 @@ def draw_all(folder):
     }
 
 
-def test_every_picture_is_a_png_whose_texts_are_seen_and_settings_stay(tmp_path):
+def test_every_picture_is_a_png_whose_texts_are_seen_and_settings_stay(tmp_path, assert_readable):
     before = dict(matplotlib.rcParams)
-    for name, figure in draw_all(tmp_path / "made").items():
-        figure.canvas.draw()
-        renderer = figure.canvas.get_renderer()
-        boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in words(figure)]
-        assert len(boxes) > 5
-        for text, box in boxes:
-            inside = box.x0 > -1 and box.y0 > -1
-            inside = inside and box.x1 < figure.bbox.x1 + 1 and box.y1 < figure.bbox.y1 + 1
-            assert inside, f"{name}: {text!r} is cut"
-        # Slanted labels of three axes have upright boxes that cross where their letters do not.
-        pairs = [] if name == "relief" else itertools.combinations(boxes, 2)
-        for (text, box), (other, second) in pairs:
-            assert not box.overlaps(second), f"{name}: {text!r} lies on {other!r}"
+    for figure in draw_all(tmp_path / "made").values():
+        assert_readable(figure)
     for path in (tmp_path / "made").iterdir():
         pixels = matplotlib.image.imread(path)
         assert min(pixels.shape[:2]) > 300 and pixels.std() > 0.01, path.name
     assert dict(matplotlib.rcParams) == before
 
 
-def words(figure):
-    """The texts that are seen; ticks outside the view exist but are not drawn."""
-    found = [*figure.texts, *(t for legend in figure.legends for t in legend.get_texts())]
-    for axes in figure.axes:
-        found += [axes.title, axes._left_title]
-        # Texts in three dimensions tell no place on the paper.
-        found += [] if axes.name == "3d" else axes.texts
-        found += axes.get_legend().get_texts() if axes.get_legend() else []
-        for axis in axes._axis_map.values():
-            low, high = sorted(axis.get_view_interval())
-            slack = 1e-9 * (high - low)
-            ticks = [
-                t for t in axis.get_major_ticks() if low - slack <= t.get_loc() <= high + slack
-            ]
-            found += [axis.label, *(t.label1 for t in ticks if t.label1.get_visible())]
-    return [text for text in found if text.get_text().strip() and text.get_visible()]
-
-
 @pytest.mark.parametrize("log", [False, True])
 def test_colours_and_lines_of_a_contour_are_those_of_the_values(log):
     x, y = np.linspace(-1, 2, 151), np.linspace(-2, 1, 131)
-    figure = surfaces.contour(x, y, grid(bowl, x, y), log=log, levels=[0.5, 2, 5])
+    look = surfaces.SurfaceStyle(log=log, levels=[0.5, 2, 5])
+    figure = surfaces.contour(x, y, grid(bowl, x, y), style=look)
     axes = figure.axes[0]
     form = np.log10 if log else np.asarray
     low, high = form(grid(bowl, x, y).min()), form(grid(bowl, x, y).max())
@@ -204,7 +174,24 @@ def test_diverged_points_lie_beyond_the_scale():
     assert finite.extend == "both"
     assert finite.heights(np.inf) > finite.high and finite.heights(0.0) < finite.low
     assert finite.high == pytest.approx(np.log10(np.sort(values.ravel())[-2]))
-    surfaces.contour(X, Y, values, log=True).canvas.draw()
+    surfaces.contour(X, Y, values, style=LOG).canvas.draw()
+
+
+def test_a_logarithmic_scale_leaves_out_a_long_tail_and_says_so():
+    # A narrow minimum in a wide plain: eight decades hold a hundredth of the points.
+    plain = np.geomspace(1, 100, 990)
+    deep = np.concatenate([np.geomspace(1e-8, 0.1, 10), plain])
+    found = scales.scale([deep], logarithmic=True)
+    assert -1.1 < found.low < 0.1 and found.high == pytest.approx(2)
+    assert found.below and not found.above and found.extend == "min"
+    steep = scales.scale([np.concatenate([plain, [1e6, 1e8]])], logarithmic=True)
+    assert steep.extend == "max" and steep.high == pytest.approx(2, abs=0.1)
+    # What is asked for stays, and what is no tail, and scales that are not logarithmic.
+    asked = scales.scale([deep], logarithmic=True, limits=(1e-8, None))
+    assert asked.low == pytest.approx(-8) and asked.extend == "neither"
+    assert scales.scale([plain], logarithmic=True).extend == "neither"
+    assert scales.scale([deep]).extend == "neither"
+    assert scales.scale([deep], logarithmic=True, robust=False).extend == "neither"
 
 
 def test_iterates_have_the_colour_of_their_own_loss_and_grow_off_the_plane():
@@ -222,7 +209,7 @@ def test_iterates_have_the_colour_of_their_own_loss_and_grow_off_the_plane():
 
 
 def test_panels_share_one_scale():
-    figure = surfaces.contours(X, Y, {"a": grid(), "b": 2 * grid()}, levels=())
+    figure = surfaces.contours(X, Y, {"a": grid(), "b": 2 * grid()}, style=BARE)
     low, high = grid().min(), 2 * grid().max()
     for axes, times in zip(figure.axes, (1, 2), strict=False):
         value = times * bowl(X[3], Y[3])
@@ -233,7 +220,7 @@ def test_panels_share_one_scale():
 def test_relief_passes_through_its_points_and_is_bilinear_between():
     z = grid()
     colours = scales.scale([z])
-    x, y, fine, faces = relief.lit(X, Y, z, colours, light=(48, 0), eye=(40, 0))
+    x, y, fine, faces = relief._lit(X, Y, z, colours, light=(48, 0), eye=(40, 0))
     assert faces.shape == (*fine.shape, 4) and len(x) == len(fine) > 100
     step = ((len(x) - 1) // 12, (len(y) - 1) // 16)
     np.testing.assert_allclose(fine[:: step[0], :: step[1]], z)
@@ -245,22 +232,22 @@ def test_relief_passes_through_its_points_and_is_bilinear_between():
     # What faces the light is brighter than what is turned away from it.
     slope = np.broadcast_to(X[:, None], z.shape)
     flat = scales.scale([slope])
-    towards = relief.lit(X, Y, slope, flat, light=(30, 180), eye=(40, 90))[3]
-    turned = relief.lit(X, Y, slope, flat, light=(30, 0), eye=(40, 90))[3]
+    towards = relief._lit(X, Y, slope, flat, light=(30, 180), eye=(40, 90))[3]
+    turned = relief._lit(X, Y, slope, flat, light=(30, 0), eye=(40, 90))[3]
     assert towards[..., :3].sum() > 1.2 * turned[..., :3].sum()
 
 
 def test_relief_leaves_holes_open_and_near_slopes_hide_far_ones():
     holes = grid()
     holes[5:8, 5:8] = np.nan
-    _, _, fine, _ = relief.lit(X, Y, holes, scales.scale([holes]), light=(48, 0), eye=(40, 0))
+    _, _, fine, _ = relief._lit(X, Y, holes, scales.scale([holes]), light=(48, 0), eye=(40, 0))
     missing = np.isnan(fine).mean()
     # Three points missing a side take four cells a side with them.
     assert missing == pytest.approx(16 / (12 * 16), rel=0.1)
     # A wall stands before a deep floor: seen from the front only the wall's colour is there.
     wall = np.zeros((13, 17))
     wall[:, 2:4] = 1.0
-    figure = surfaces.surface_3d(X, Y, wall, view=(1.0, -90.0), levels=())
+    figure = relief.surface_3d(X, Y, wall, view=(1.0, -90.0), style=BARE)
     figure.canvas.draw()
     axes = figure.axes[0]
     from mpl_toolkits.mplot3d import proj3d
@@ -274,7 +261,7 @@ def test_the_eye_looks_over_the_lowest_quarter():
     for azimuth, (right, back) in {-58: (1, 0), 32: (1, 1), 122: (0, 1), -148: (0, 0)}.items():
         heights = np.ones((10, 8))
         heights[5 * right : 5 * right + 5, 4 * back : 4 * back + 4] = 0.0
-        assert relief.open_view(heights)[1] == azimuth
+        assert relief._open_view(heights)[1] == azimuth
         # That quarter is indeed nearest to an eye at this azimuth.
         corner = np.array([2 * right - 1, 2 * back - 1])
         eye = [np.cos(np.radians(azimuth)), np.sin(np.radians(azimuth))]
@@ -314,7 +301,7 @@ def test_a_boundary_is_where_the_classes_tie():
 
 def test_places_are_white_at_a_tie_and_tinted_by_the_lead():
     hues = ["#FF0000", "#00FF00", "#0000FF"]
-    found = boundaries.shades([[[0.4, 0.4, 0.2], [0.0, 0.0, 1.0], [0.6, 0.1, 0.3]]], hues)[0]
+    found = boundaries._shades([[[0.4, 0.4, 0.2], [0.0, 0.0, 1.0], [0.6, 0.1, 0.3]]], hues)[0]
     strength = boundaries.STRENGTH
     expected = [
         [1, 1, 1],
@@ -343,7 +330,7 @@ def test_minefields_have_a_panel_a_perplexity_and_say_what_they_cannot():
     places[30][7] = np.nan
     accuracy = generator.random(10)
     kinds = np.array(["good"] * 4 + ["bad"] * 6)
-    figure = minefield.minefield(places, kinds, accuracy, final=3, joined=["good"])
+    figure = boundaries.minefield(places, kinds, accuracy, final=3, joined=["good"])
     titles = [axes.get_title(loc="left") for axes in figure.axes[:3]]
     assert titles == ["perplexity 5", "perplexity 30 (1 outlier left out)", "perplexity 50"]
     good, bad, star = figure.axes[2].collections
@@ -367,8 +354,8 @@ def test_round_values_are_written_shortly():
 
 
 def test_a_flat_surface_is_drawn():
-    surfaces.contour(X, Y, np.full((13, 17), 0.3), log=True).canvas.draw()
-    surfaces.surface_3d(X, Y, np.zeros((13, 17))).canvas.draw()
+    surfaces.contour(X, Y, np.full((13, 17), 0.3), style=LOG).canvas.draw()
+    relief.surface_3d(X, Y, np.zeros((13, 17))).canvas.draw()
 
 
 def test_errors_name_what_was_wrong(tmp_path):
@@ -379,15 +366,15 @@ def test_errors_name_what_was_wrong(tmp_path):
     with pytest.raises(ValueError, match="no computed point: all 221"):
         surfaces.contour(X, Y, np.full((13, 17), np.nan))
     with pytest.raises(ValueError, match="below zero"):
-        surfaces.contour(X, Y, grid() - 5, log=True)
+        surfaces.contour(X, Y, grid() - 5, style=LOG)
     with pytest.raises(ValueError, match="limits are 3 and 1"):
-        surfaces.contour(X, Y, grid(), limits=(3, 1))
+        surfaces.contour(X, Y, grid(), style=surfaces.SurfaceStyle(limits=(3, 1)))
     with pytest.raises(ValueError, match=r"losses has shape \(3,\): expected \(2,\)"):
         surfaces.contour(X, Y, grid(), trajectory=np.zeros((2, 2)), losses=np.zeros(3))
     with pytest.raises(ValueError, match="without a trajectory"):
         surfaces.contour(X, Y, grid(), losses=np.zeros(3))
     with pytest.raises(ValueError, match="without losses"):
-        surfaces.surface_3d(X, Y, grid(), trajectory=np.zeros((2, 2)))
+        relief.surface_3d(X, Y, grid(), trajectory=np.zeros((2, 2)))
     with pytest.raises(ValueError, match="b has shape"):
         surfaces.contours(X, Y, {"a": grid(), "b": grid()[1:]})
     with pytest.raises(ValueError, match=r"expected \[p\] and \[k, p\]"):
@@ -400,9 +387,9 @@ def test_errors_name_what_was_wrong(tmp_path):
     with pytest.raises(ValueError, match="unseen has shape"):
         boundaries.decision_boundary(points, [0, 1, 1], X, Y, grid(), unseen=[True])
     with pytest.raises(ValueError, match=r"\[n, 2\] for each perplexity"):
-        minefield.minefield({5: np.zeros((3, 2))}, ["a"] * 2, [0, 1])
+        boundaries.minefield({5: np.zeros((3, 2))}, ["a"] * 2, [0, 1])
     with pytest.raises(ValueError, match="joined names"):
-        minefield.minefield({5: np.zeros((2, 2))}, ["a"] * 2, [0, 1], joined=["b"])
+        boundaries.minefield({5: np.zeros((2, 2))}, ["a"] * 2, [0, 1], joined=["b"])
     with pytest.raises(ValueError, match=r"\.png"):
         surfaces.contour(X, Y, grid(), path=tmp_path / "a.pdf")
     assert isinstance(surfaces.contour(X, Y, grid()), Figure)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from densejax.plots.rounds import round_curves
+from densejax.plots.curves import round_curves
 from densejax.segmentation.corrections.study import Row, paired_difference
 
 SCORES = {
@@ -113,10 +113,10 @@ def _curves(rows: Sequence[Row], score: str, path: Path) -> Path:
     steps = steps if steps.any() else np.arange(len(steps))
     found = {arm: _means(rows, arm, score) for arm in _arms(rows)}
     names = {"none": "no corrections, trained as long"}
-    return round_curves(
+    round_curves(
         steps,
         {names.get(arm, arm): means for arm, (means, _) in found.items()},
-        path,
+        path=path,
         intervals={
             names.get(arm, arm): (means - errors, means + errors)
             for arm, (means, errors) in found.items()
@@ -127,3 +127,4 @@ def _curves(rows: Sequence[Row], score: str, path: Path) -> Path:
         x_label="corrected voxels",
         band_label="standard error of the mean",
     )
+    return path

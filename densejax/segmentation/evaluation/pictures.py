@@ -53,22 +53,15 @@ def draw_pictures(
 
 def _scores(evaluation: Evaluation, folder: Path) -> list[Picture]:
     table, names = evaluation.counts.confusion(), evaluation.class_names
+    paths = folder / "classes.png", folder / "confusion.png"
+    scores = {"IoU": metrics.iou(table), "Dice": metrics.dice(table)}
+    drawn.class_scores(scores, class_names=names, path=paths[0])
+    normalised = np.asarray(metrics.normalised_confusion(table))
+    confusion_matrix(normalised, class_names=names, path=paths[1])
     return [
+        Picture(paths[0], "classes", "Intersection over union and Dice coefficient of each class."),
         Picture(
-            drawn.class_scores(
-                {"IoU": metrics.iou(table), "Dice": metrics.dice(table)},
-                folder / "classes.png",
-                class_names=names,
-            ),
-            "classes",
-            "Intersection over union and Dice coefficient of each class.",
-        ),
-        Picture(
-            confusion_matrix(
-                np.asarray(metrics.normalised_confusion(table)),
-                folder / "confusion.png",
-                class_names=names,
-            ),
+            paths[1],
             "classes",
             "What each true class was called, as parts of its row; the diagonal is the recall.",
         ),
@@ -88,10 +81,10 @@ def _cut(evaluation: Evaluation, folder: Path, image: Labelling | None) -> Pictu
     shown = np.isin(true, evaluation.inner)
     shown = shown if shown.any() else true >= 0
     grey = None if image is None else image.array[region.slices(box, image)]
-    path = orthoslices(
+    orthoslices(
         grey,
         {truth.name: true, prediction.name: called, f"{prediction.name}, where wrong": wrong},
-        folder / "cut.png",
+        path=folder / "cut.png",
         voxel_nm=truth.voxel_nm,
         class_names=evaluation.class_names,
         z=int(shown.sum((1, 2)).argmax()),
@@ -100,7 +93,7 @@ def _cut(evaluation: Evaluation, folder: Path, image: Labelling | None) -> Pictu
     )
     first = ", ".join(str(s.start + r) for s, r in zip(box, region.start, strict=True))
     return Picture(
-        path,
+        folder / "cut.png",
         "cut",
         f"Cuts through {' x '.join(map(str, true.shape))} voxels from (z, y, x) = ({first}), where "
         "the labels are fullest. White has no label, or is right in the last column.",
@@ -132,9 +125,10 @@ def _fractions(evaluation: Evaluation, folder: Path) -> list[Picture]:
     if not any(np.isfinite(row).any() for row in rows.values()):
         return []
     kept = list(evaluation.inner)
-    path = drawn.volume_fractions(
+    path = folder / "fractions.png"
+    drawn.volume_fractions(
         {name: row[kept] for name, row in rows.items()},
-        folder / "fractions.png",
+        path=path,
         class_names=[evaluation.class_names[k] for k in kept],
     )
     return [Picture(path, "fractions", "Part of the cell's volume that each class takes, in %.")]
@@ -150,25 +144,18 @@ def _pairwise(evaluation: Evaluation, folder: Path) -> list[Picture]:
         "accuracy": "same class",
         "adjusted_rand": "adjusted Rand",
     }
-    pictures = [
-        Picture(
-            drawn.agreement_matrices(
-                {
-                    title: found.scores[name]
-                    for name, title in titles.items()
-                    if name in found.scores
-                },
-                folder / "agreement.png",
-                names=found.names,
-            ),
-            "pairwise",
-            "How each two labellings agree.",
-        )
-    ]
+    path = folder / "agreement.png"
+    drawn.agreement_matrices(
+        {title: found.scores[name] for name, title in titles.items() if name in found.scores},
+        names=found.names,
+        path=path,
+    )
+    pictures = [Picture(path, "pairwise", "How each two labellings agree.")]
     for i, j in found.pairs[:MOST_MATRICES]:
-        path = confusion_matrix(
+        path = folder / f"confusion_{i}_{j}.png"
+        confusion_matrix(
             np.asarray(metrics.normalised_confusion(found.confusions[i, j])),
-            folder / f"confusion_{i}_{j}.png",
+            path=path,
             class_names=evaluation.class_names,
             sides=(f"class by {found.names[i]}", f"class by {found.names[j]}"),
         )
@@ -183,10 +170,11 @@ def _sweep(evaluation: Evaluation, folder: Path) -> list[Picture]:
         return []
     scores, miou = metrics.iou(sweep.tables), np.asarray(metrics.mean_iou(sweep.tables))
     merged = cell_or_not(evaluation.counts.confusion(), background=evaluation.counts.background)
-    path = drawn.threshold_curve(
+    path = folder / "thresholds.png"
+    drawn.threshold_curve(
         sweep.thresholds,
         {"mean of both": miou, "cell": scores[:, 1], "background": scores[:, 0]},
-        folder / "thresholds.png",
+        path=path,
         best=(float(sweep.thresholds[sweep.best]), float(miou[sweep.best])),
         levels={"most probable class": float(metrics.mean_iou(merged))},
     )

@@ -19,7 +19,7 @@ from densejax.data.synthetic import platelet_world
 from densejax.data.volumes import Volume, open_volume
 from densejax.instances import host_cores
 from densejax.plots import style
-from densejax.plots.sizes import object_sizes
+from densejax.plots.agreement import object_sizes
 from densejax.segmentation.label_blocks import BlockProgress
 from densejax.segmentation.label_volumes import Labelling
 from densejax.segmentation.objects.components import CHUNKS, ComponentSearch, Keep
@@ -268,7 +268,7 @@ def _write_tables(objects: Objects, voxels: int, labelling: Labelling, out: Path
         hues = style.class_colours(max(summary["class"]) + 1)
         object_sizes(
             sizes,
-            out / "instances" / "sizes.png",
+            path=out / "instances" / "sizes.png",
             colours=[hues[label] for label in summary["class"]],
         )
     try:

@@ -117,7 +117,7 @@ def draw(job: Job, layout: Layout, path: Path) -> None:
     orthoslices(
         image,
         {f"ensemble of {len(job.members)}": labels},
-        path,
+        path=path,
         voxel_nm=job.volume.voxel_nm,
         entropy=maps["entropy"] / 255 * np.log(len(layout.class_names)),
         class_names=layout.class_names,

@@ -48,29 +48,26 @@ def draw_planes(subject: Subject, folder: Path, *, sections: int = 9) -> list[Pa
     drawings = {"labels": overlays.Layer(finest.array, class_names=subject.class_names)}
     for name, level in subject.layers.items():
         drawings[name] = overlays.Layer(heat=level.array, heat_name=HEAT_NAMES[name], heat_most=255)
-    paths = [
+    paths = [folder / f"orthoslices_{name}.png" for name in drawings]
+    for path, (name, layer) in zip(paths, drawings.items(), strict=True):
         overlays.orthogonal(
             image,
             layer,
-            folder / f"orthoslices_{name}.png",
             voxel_nm=subject.voxel_nm,
             at=(at[0], at[1], at[2]),
             title=f"{subject.name}   {name}   z {at[0]}, y {at[1]}, x {at[2]}",
+            path=path,
         )
-        for name, layer in drawings.items()
-    ]
     chosen = informative_sections(counts[0], number=sections)
-    return [
-        *paths,
-        overlays.montage(
-            image,
-            drawings["labels"],
-            folder / "sections.png",
-            voxel_nm=subject.voxel_nm,
-            sections=sorted({finer(0, place) for place in chosen}),
-            title=f"{subject.name}   sections",
-        ),
-    ]
+    overlays.montage(
+        image,
+        drawings["labels"],
+        voxel_nm=subject.voxel_nm,
+        sections=sorted({finer(0, place) for place in chosen}),
+        title=f"{subject.name}   sections",
+        path=folder / "sections.png",
+    )
+    return [*paths, folder / "sections.png"]
 
 
 def build_bodies(
@@ -160,11 +157,11 @@ def draw_bodies(
     options: dict[str, Any] = {"corners_nm": corners_nm, "renderer": renderer}
     for body in bodies:
         alone = dataclasses.replace(body, opacity=1.0)
-        path = folder / f"surfaces_{file_name(body.name)}.png"
-        heading = f"{title}   {body.name}"
-        paths.append(volumes.picture([alone], path, title=heading, **options))
+        paths.append(folder / f"surfaces_{file_name(body.name)}.png")
+        volumes.picture([alone], title=f"{title}   {body.name}", path=paths[-1], **options)
     options["title"] = title
-    paths.append(volumes.picture(bodies, folder / f"{together}.png", **options))
+    paths.append(folder / f"{together}.png")
+    volumes.picture(bodies, path=paths[-1], **options)
     if turntable:
         path = folder / f"turntable{animation.film_suffix(report=print)}"
         paths.append(volumes.turntable(bodies, path, frames=frames, **options))

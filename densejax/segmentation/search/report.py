@@ -17,7 +17,7 @@ from densejax.data.datasets import LabelledVolume, standardise
 from densejax.ensembles.predict import combine, mean_probabilities, member_probabilities
 from densejax.ensembles.rank import rank_members
 from densejax.plots.curves import top_k_curve
-from densejax.plots.settings import scores_over_settings
+from densejax.plots.scores import scores_over_settings
 from densejax.segmentation.report import (
     Judged,
     anisotropy,
@@ -227,25 +227,23 @@ def _draw(
 ) -> list[Path]:
     assert summary.evaluation is not None and summary.test is not None
     chosen = int(np.argmax(_rands(summary.evaluation)[1]))
-    paths = [
-        scores_over_settings(
-            {name.replace("_", " "): column for name, column in _columns(done).items()},
-            np.array([entry.outcome.best_score for entry in done]),
-            folder / "settings.png",
-            correlations={name.replace("_", " "): v for name, v in correlations.items()},
-            label="adjusted Rand",
-        )
-    ]
+    paths = [folder / "settings.png"]
+    scores_over_settings(
+        {name.replace("_", " "): column for name, column in _columns(done).items()},
+        np.array([entry.outcome.best_score for entry in done]),
+        correlations={name.replace("_", " "): v for name, v in correlations.items()},
+        label="adjusted Rand",
+        path=paths[0],
+    )
     for part in ("evaluation", "test"):
         alone, together = _rands(getattr(summary, part))
-        paths.append(
-            top_k_curve(
-                np.arange(1, len(together) + 1),
-                together,
-                folder / f"top_k_{part}.png",
-                best_single=float(alone[0]),
-                label=f"adjusted Rand, {part}",
-            )
+        paths.append(folder / f"top_k_{part}.png")
+        top_k_curve(
+            np.arange(1, len(together) + 1),
+            together,
+            best_single=float(alone[0]),
+            label=f"adjusted Rand, {part}",
+            path=paths[-1],
         )
     paths.append(draw_planes(summary.test, chosen, folder / "orthoslices.png"))
     return paths
