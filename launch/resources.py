@@ -91,7 +91,8 @@ def from_flags(arguments: argparse.Namespace, *, before: dict[str, Any] | None =
     values = dict(before) if before is not None else _read_site(arguments.site)
     given = {asked.name: getattr(arguments, asked.name) for asked in fields(Resources)}
     values |= {name: value for name, value in given.items() if value is not None}
-    return Resources(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+    read: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+    return Resources(**read)
 
 
 def _read_site(named: str | None) -> dict[str, Any]:

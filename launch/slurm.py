@@ -39,21 +39,23 @@ def run(arguments: Sequence[str]) -> int:
         experiment.check(found, str(given.seeds[0]))
         sweep = sweeps.Sweep(workdir, found)
         left_alone = {view.block.seeds for view in status.views(sweep) if not view.submits}
-        parts = [p for p in sweeps.in_blocks(given.seeds, given.block) if p not in left_alone]
-        for text in submit.scripts(sweep, parts, asked, collector=not given.nocollect):
+        parts = sweeps.in_blocks(given.seeds, given.block)
+        wanted = [part for part in parts if part not in left_alone]
+        print(f"{workdir}: {len(parts)} blocks, {len(wanted)} to submit", file=sys.stderr)
+        for text in submit.scripts(sweep, wanted, asked, collector=not given.nocollect):
             print(text)
         return 0
     for warning in check_shared(workdir):
         print(f"warning: {warning}", file=sys.stderr)
     sweep, blocks = command.begin(given, found)
     views = [view for view in status.views(sweep) if view.block in blocks]
-    wanted = [view.block for view in views if view.submits]
-    print(f"{sweep.workdir}: {len(blocks)} blocks, {len(wanted)} to submit")
+    open_blocks = [view.block for view in views if view.submits]
+    print(f"{sweep.workdir}: {len(blocks)} blocks, {len(open_blocks)} to submit")
     for view in views:
         if not view.submits:
             print(f"  seeds {sweeps.write_seeds(view.block.seeds)}: {view.said}")
-    if wanted:
-        submit.submit(sweep, wanted, asked, collector=not given.nocollect)
+    if open_blocks:
+        submit.submit(sweep, open_blocks, asked, collector=not given.nocollect)
     print(f"python -m launch.status {sweep.workdir}")
     return 0
 

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -47,7 +47,7 @@ def scripts(
     """Scripts that ``submit`` would hand to sbatch, but for the jobs for which the last waits."""
     parts = list(_arrays(blocks))
     executors = [_executor(sweep, resources, array=len(part)) for part in parts]
-    if collector:
+    if collector and parts:
         names = [f"JOB{number}" for number in range(len(parts))]
         executors.append(_executor(sweep, resources, after=names))
     for executor, part in zip(executors, [*parts, [()]], strict=False):
@@ -85,7 +85,7 @@ def _executor(
     if resources.cpus_per_task:
         # Since Slurm 22.05 a step does not inherit it.
         srun.append(f"--cpus-per-task={resources.cpus_per_task}")
-    waits: Mapping[str, Any] = {"dependency": "afterany:" + ":".join(after)} if after else {}
+    waits: dict[str, Any] = {"dependency": "afterany:" + ":".join(after)} if after else {}
     executor.update_parameters(
         job_name=sweep.workdir.name,
         time=minutes(resources.time),

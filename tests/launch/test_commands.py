@@ -26,6 +26,7 @@ def test_no_scheduler_on_this_machine(tiny, tmp_path, monkeypatch):
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     """A scheduler that takes arrays of four, and keeps the scripts in the folder ``sbatch``."""
+    pytest.importorskip("submitit")
     programs, kept = tmp_path / "programs", tmp_path / "sbatch"
     for folder in (programs, kept):
         folder.mkdir()
@@ -57,18 +58,20 @@ def test_dry_run_shows_the_scripts_that_are_submitted(tiny, tmp_path, written, c
         assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
     expected = text.replace("afterany:JOB0:JOB1", "afterany:1:2")
     assert expected == "".join(f"{script}\n" for script in scripts)
-    # Had the blocks ended, or did they run, nothing would be shown.
+    # Of blocks that have ended, or run, nothing is shown.
     for block in sweeps.open_sweep(tmp_path / "with space").blocks()[1:]:
         run, leases = work.work_folder(block.folder), work.leases_of(tmp_path)
         (run / "ENDED.json").write_text('{"failed": []}')
         work.end(run, leases, name=work.ENDED)
     capsys.readouterr()
     assert slurm.run([*words, "--dry_run", "--nocollect", "--", "--steps=7"]) == 0
-    assert capsys.readouterr().out == f"{scripts[1]}\n"
+    shown = capsys.readouterr()
+    assert shown.out == f"{scripts[1]}\n" and "5 blocks, 1 to submit" in shown.err
 
 
 def test_dry_run_needs_no_scheduler(tiny, tmp_path, monkeypatch, capsys):
     del tiny
+    pytest.importorskip("submitit")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     words = ["--module=counting", "--seeds=0:10", "--block=4", "--dry_run", "--nocollect"]
