@@ -1,9 +1,10 @@
-"""One try of one block: claim it, run its experiment, publish what is done, hand it back.
+"""One try of one block: take it, run its experiment, publish what is done, hand it back.
 
 The experiment is a process of its own that knows nothing of all this; it runs in the block's work
 folder and continues what an earlier try left there.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,13 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from launch import claims, limits, members, progress, sweeps, tied
-from launch.seeds import write_seeds
+from densejax.lease import Holder, LostError
+from launch import child, members, sweeps, work
 
-TICK_SECONDS = 0.5
-PUBLISH_SECONDS = 5.0
-RENEW_SECONDS = 15.0
-HOPELESS_TRIES = 2
+_TICK_SECONDS = 0.5
+_PUBLISH_SECONDS = 5.0
+_RENEW_SECONDS = 15.0
+_HOPELESS_TRIES = 2
 
 
 class BlockFailedError(RuntimeError):
@@ -33,26 +34,21 @@ class Attempt:
         self,
         sweep: sweeps.Sweep,
         block: sweeps.Block,
-        owner: claims.Owner,
+        owner: Holder,
         *,
         environment: Mapping[str, str] | None = None,
-        cores: str = "-",
+        cores: str = child.ALL,
         limit: float = 0.0,
         say: Callable[[str], None] = print,
     ) -> None:
-        """Nothing is claimed or started before ``run``.
+        """Nothing is taken or started before ``run``.
 
-        Args:
-          sweep: whose block it is.
-          block: seeds and folder.
-          owner: this process.
-          environment: of the experiment, beside this process's own.
-          cores: numbers of the cores that it may use, with commas; ``-`` for all.
-          limit: seconds that the scheduler gives this try; 0 is no limit.
-          say: where a line for people goes.
+        ``environment`` is what the experiment has beside this process's own, ``cores`` the numbers
+        of those that it may use, ``limit`` the seconds of this try, 0 for no limit.
         """
         self.sweep, self.block, self.owner = sweep, block, owner
-        self._environment = child_environment(os.environ, environment or {}, cores)
+        self._leases = work.leases_of(sweep.folder, holder=owner)
+        self._environment = child.environment_of(os.environ, more=environment, cores=cores)
         self._cores, self._limit, self._say = cores, limit, say
         self._child: subprocess.Popen | None = None
         self._work: Path | None = None
@@ -67,7 +63,7 @@ class Attempt:
           BlockFailedError: the experiment gave up, or ``stop`` was called.
           LostError: another process has taken the block over.
         """
-        self._work = claims.claim(self.block.folder, self.owner)
+        self._work = work.begin(self.block.folder, self._leases)
         if self._work is None:
             self._say(f"block {self.block.name} has ended before")
             return self.block.ending() or {}
@@ -80,8 +76,9 @@ class Attempt:
             reason = self._stopped or reason
             self._publish()
             self._hand_back(reason, code)
-        except claims.LostError:
+        except LostError:
             self._kill()
+            self._leases.release(self.block.name)
             raise
         except BaseException as error:
             if self._work is not None:
@@ -99,9 +96,7 @@ class Attempt:
     def stop_and_wait(self, why: str) -> bool:
         """As ``stop``, but hand the block back before returning; for a handler that won't return.
 
-        Returns:
-          Whether another try makes sense: not where try after try ends at the time limit with
-          nothing gained.
+        Returns whether another try makes sense.
         """
         self.stop(why)
         self._kill()
@@ -112,28 +107,27 @@ class Attempt:
 
     def _begin(self) -> None:
         assert self._work is not None
-        self._inode = self._work.stat().st_ino
         sweep, block = self.sweep, self.block
         self._log = block.folder / "log.txt"
         if sweep.experiment.extends:
             members.take_over(sweep.workdir, self._work, block.seeds, spare=sweep.spare)
             _share_config(sweep.workdir, self._work)
-        self._gained_from = progress.marks(self._work)
+        self._gained_from = members.marks(self._work)
         block.note(
             "start",
             owner=str(self.owner),
-            job=self.owner.job,
+            job=self.owner.job or "-",
             host=self.owner.host,
             limit=self._limit,
-            seeds=progress.seeds_done(self._work),
+            seeds=members.seeds_done(self._work),
         )
-        command = sweep.experiment.command(write_seeds(block.seeds), self._work)
+        command = sweep.experiment.command(sweeps.write_seeds(block.seeds), self._work)
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
             log.write(f"--- {time.strftime('%F %T')} {self.owner}\n".encode())
             log.flush()
             self._child = subprocess.Popen(
-                [sys.executable, tied.__file__, str(os.getpid()), self._cores, *command],
+                [sys.executable, child.__file__, str(os.getpid()), self._cores, *command],
                 cwd=sweep.experiment.folder,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -143,7 +137,7 @@ class Attempt:
                 start_new_session=True,
             )
         self._say(
-            f"block {block.name}: seeds {write_seeds(block.seeds)} in {self._work}, "
+            f"block {block.name}: seeds {sweeps.write_seeds(block.seeds)} in {self._work}, "
             f"{self._environment['JAX_NUM_CPU_DEVICES']} cores, log {self._log}"
         )
 
@@ -151,17 +145,17 @@ class Attempt:
         assert self._child is not None and self._work is not None
         published = renewed = time.monotonic()
         while (code := self._child.poll()) is None:
-            time.sleep(TICK_SECONDS)
+            time.sleep(_TICK_SECONDS)
             now = time.monotonic()
             if self._stopped:
                 _end(self._child)
-            if now - renewed > RENEW_SECONDS:
-                claims.renew(self._work, self._inode)
+            if now - renewed > _RENEW_SECONDS:
+                self._leases.renew(self.block.name)
                 renewed = now
-            if now - published > PUBLISH_SECONDS:
+            if now - published > _PUBLISH_SECONDS:
                 self._publish()
                 published = now
-        claims.renew(self._work, self._inode)
+        self._leases.renew(self.block.name)
         return code
 
     def _publish(self) -> None:
@@ -171,34 +165,34 @@ class Attempt:
             _share_config(self._work, self.sweep.workdir)
 
     def _end(self) -> dict[str, Any]:
-        work = self._work
-        assert work is not None
+        assert self._work is not None
         self._publish()
         if self.sweep.experiment.extends:
-            members.merge(work, self.sweep.workdir)
-        found = list(members.members(work))
-        failed = [path.as_posix() for path in found if (work / path / "FAILED").exists()]
+            members.merge(self._work, self.sweep.workdir)
+        found = list(members.members(self._work))
+        failed = [path.as_posix() for path in found if (self._work / path / "FAILED").exists()]
         ending = {
             "seeds": list(self.block.seeds),
             "members": [path.as_posix() for path in found],
             "failed": failed,
             "time": time.time(),
         }
-        sweeps.write_whole(work / "ENDED.json", ending)
+        sweeps.write_whole(self._work / "ENDED.json", ending)
         self.block.note("end", outcome="ended", failed=len(failed))
-        work.rename(work.with_name(claims.ENDED))
+        work.end(self._work, self._leases, name=work.ENDED)
         self._work = None
         if self.sweep.experiment.extends:
-            _tidy(work.with_name(claims.ENDED), self.sweep.workdir)
+            _tidy(self.block.folder / work.ENDED, self.sweep.workdir)
         self._say(f"block {self.block.name} has ended; {len(failed)} members failed")
         return ending
 
     def _hand_back(self, reason: str, code: int | None) -> None:
         assert self._work is not None
-        gained = progress.marks(self._work) != self._gained_from
+        gained = members.marks(self._work) != self._gained_from
         outcome = "stopped" if self._stopped else "failed"
         self.block.note("end", outcome=outcome, code=code, reason=reason, gained=gained)
-        claims.release(self._work)
+        with contextlib.suppress(FileNotFoundError):  # another process has taken it over
+            work.end(self._work, self._leases)
         self._work = None
 
     def _kill(self) -> None:
@@ -206,10 +200,8 @@ class Attempt:
         if self._child is None or self._child.returncode is not None:
             return
         _end(self._child)
-        try:
+        with contextlib.suppress(ChildProcessError):  # it was reaped by the interrupted poll
             os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
-        except ChildProcessError:
-            pass  # it was reaped by the interrupted poll
 
 
 def hopeless(block: sweeps.Block) -> bool:
@@ -221,31 +213,12 @@ def hopeless(block: sweeps.Block) -> bool:
             limit = line.get("limit", 0.0)
         else:
             tries.append(line | {"limit": limit})
-    last = tries[-HOPELESS_TRIES:]
+    last = tries[-_HOPELESS_TRIES:]
     return (
-        len(last) == HOPELESS_TRIES
+        len(last) == _HOPELESS_TRIES
         and len({line["limit"] for line in last}) == 1
         and all(line.get("reason") == "time limit" and not line["gained"] for line in last)
     )
-
-
-def child_environment(
-    own: Mapping[str, str], more: Mapping[str, str], cores: str
-) -> dict[str, str]:
-    """The environment of an experiment, with the cores and the memory that it may use.
-
-    Args:
-      own: of this process.
-      more: what the experiment has besides.
-      cores: numbers of its cores with commas; ``-`` for all that this process may use.
-    """
-    found = dict(own) | dict(more)
-    count = limits.cores(found) if cores == "-" else len(cores.split(","))
-    found.setdefault("JAX_NUM_CPU_DEVICES", str(count))
-    memory = limits.memory(found)
-    if memory is not None:
-        found.setdefault("DENSEJAX_MEMORY_BYTES", str(memory))
-    return found
 
 
 def _failure(code: int, log: Path, start: int) -> str:
@@ -271,10 +244,8 @@ def _failure(code: int, log: Path, start: int) -> str:
 
 def _end(child: subprocess.Popen) -> None:
     """End an experiment outright: what it has not checkpointed by now it makes again."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _share_config(source: Path, target: Path) -> None:

@@ -7,17 +7,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from densejax.io import parse_seeds
 from launch import experiment, sweeps
-from launch.seeds import parse_seeds
 
-CLEAR_ERRORS = (ValueError, OSError, RuntimeError, ImportError, subprocess.SubprocessError)
+_CLEAR_ERRORS = (ValueError, OSError, RuntimeError, ImportError, subprocess.SubprocessError)
 
 
 def main(run: Callable[[list[str]], int]) -> None:
     """Run a command and leave the process: 2 for a refusal, whose reason is the last line."""
     try:
         sys.exit(run(sys.argv[1:]))
-    except CLEAR_ERRORS as error:
+    except _CLEAR_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -62,25 +62,13 @@ def workdir_of(arguments: argparse.Namespace, found: experiment.Experiment) -> P
     return (Path("runs") / f"{found.module.rpartition('.')[2]}-{code}").absolute()
 
 
-def workdir_of_flags(arguments: argparse.Namespace, flags: Sequence[str]) -> Path:
-    """As ``workdir_of``, before the experiment has been looked at."""
-    return workdir_of(arguments, experiment.find(arguments.module, flags))
-
-
 def begin(
-    arguments: argparse.Namespace, flags: Sequence[str]
+    arguments: argparse.Namespace, found: experiment.Experiment
 ) -> tuple[sweeps.Sweep, list[sweeps.Block]]:
-    """Check the experiment, then begin its sweep or go on with it.
-
-    Raises:
-      ValueError: the experiment or its flags are refused, or the folder is another sweep's.
-    """
-    found = experiment.find(arguments.module, flags, python=arguments.python)
-    workdir = workdir_of(arguments, found)
-    seeds = arguments.seeds
-    experiment.check(found, str(seeds[0]))
-    sweep = sweeps.begin(workdir, found)
-    return sweep, sweep.add(seeds, arguments.block)
+    """Check the experiment's flags, then begin its sweep or go on with it."""
+    experiment.check(found, str(arguments.seeds[0]))
+    sweep = sweeps.begin(workdir_of(arguments, found), found)
+    return sweep, sweep.add(arguments.seeds, arguments.block)
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -8,9 +8,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-OURS = ("seeds", "workdir", "fast_dev_run")
+_OURS = ("seeds", "workdir", "fast_dev_run")
 
 
 @dataclass(frozen=True)
@@ -48,31 +47,16 @@ def find(module: str, flags: Sequence[str], *, python: str = sys.executable) -> 
     An experiment says that more seeds extend its runs by naming ``seeds`` in its ``VARYING``, the
     settings with which a run may go on, and that it combines runs by an option ``combine``.
 
-    Args:
-      module: its dotted name.
-      flags: for it.
-      python: interpreter that will run it.
-
     Raises:
       ValueError: there is no such module, or a flag is one that is given here, not there.
     """
     for flag in flags:
         name = flag.lstrip("-").partition("=")[0]
-        if flag.startswith("-") and name.removeprefix("no") in OURS:
+        if flag.startswith("-") and name.removeprefix("no") in _OURS:
             raise ValueError(f"{flag}: --seeds and --workdir are named before the --, not after it")
     tree = _source(module)
-    return Experiment(
-        module, tuple(flags), os.getcwd(), python, _extends(tree), "combine" in _options(tree)
-    )
-
-
-def extends(module: str) -> bool:
-    """Whether more seeds extend a run of an experiment, read from its source.
-
-    Raises:
-      ValueError: there is no such module.
-    """
-    return _extends(_source(module))
+    extends, combines = _extends(tree), _combines(tree)
+    return Experiment(module, tuple(flags), os.getcwd(), python, extends, combines)
 
 
 def _source(module: str) -> ast.Module:
@@ -88,28 +72,20 @@ def _source(module: str) -> ast.Module:
 def _extends(tree: ast.Module) -> bool:
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VARYING":
-            return "seeds" in _strings(node.value)
+            constants = (n for n in ast.walk(node.value) if isinstance(n, ast.Constant))
+            return any(constant.value == "seeds" for constant in constants)
     return False
 
 
-def _options(tree: ast.Module) -> set[str]:
-    """Names of the fields of a module's dataclass ``Config``."""
+def _combines(tree: ast.Module) -> bool:
+    """Whether a module's dataclass ``Config`` has a field ``combine``."""
     configs = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config"]
     fields = [n for config in configs for n in config.body if isinstance(n, ast.AnnAssign)]
-    return {ast.unparse(field.target) for field in fields}
+    return any(ast.unparse(field.target) == "combine" for field in fields)
 
 
-def _strings(node: ast.AST) -> set[Any]:
-    return {inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant)}
-
-
-def check(experiment: Experiment, seeds: str, *, timeout: float = 600.0) -> None:
+def check(experiment: Experiment, seeds: str) -> None:
     """Let the experiment itself say whether it takes these flags; nothing is trained.
-
-    Args:
-      experiment: what to ask.
-      seeds: of one block.
-      timeout: in seconds; importing from a cold network drive takes its time.
 
     Raises:
       ValueError: it does not, in its own words, or it has no seeds.
@@ -122,7 +98,7 @@ def check(experiment: Experiment, seeds: str, *, timeout: float = 600.0) -> None
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=600,  # importing from a cold network drive takes its time
     )
     if done.returncode == 0:
         return

@@ -8,17 +8,17 @@ for a host of several. The same command again continues; a block that fails leav
 """
 
 import os
-import queue
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent import futures
 
-from launch import claims, command, sweeps
+from densejax.lease import HeldError, LostError
+from launch import child, command, experiment, sweeps, work
 from launch.attempt import Attempt, BlockFailedError
-from launch.collecting import collect
-from launch.seeds import write_seeds
+from launch.collect import collect
 
 Place = tuple[dict[str, str], str]
 
@@ -33,7 +33,8 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--nocollect", action="store_true", help="write no summary at the end")
     given = parser.parse_args(own)
     where = places(given.processes)
-    sweep, blocks = command.begin(given, flags)
+    found = experiment.find(given.module, flags, python=given.python)
+    sweep, blocks = command.begin(given, found)
     number, of = given.share
     failed = run_blocks(sweep, blocks[number::of], where)
     for line in failed:
@@ -50,78 +51,50 @@ def run_blocks(
     *,
     say: Callable[[str], None] = print,
 ) -> list[str]:
-    """Run blocks, as many at once as there are places; returns what went wrong, a line a block.
-
-    Args:
-      sweep: whose blocks they are.
-      blocks: in the order in which they start.
-      where: environment and cores of each process.
-      say: where a line for people goes.
-    """
-    waiting: queue.SimpleQueue[sweeps.Block] = queue.SimpleQueue()
-    for block in blocks:
-        waiting.put(block)
-    left: queue.SimpleQueue[None] = queue.SimpleQueue()
+    """Run blocks, one at a time in each place; returns what went wrong, a line a block."""
+    waiting = iter(blocks)
     failed: list[str] = []
     running: set[Attempt] = set()
     interrupted = threading.Event()
-
-    def work(place: Place) -> None:
-        try:
-            work_off(place)
-        finally:
-            left.put(None)
+    owner = work.holder_of(os.environ, local=True)
 
     def work_off(place: Place) -> None:
-        while not interrupted.is_set():
-            try:
-                block = waiting.get_nowait()
-            except queue.Empty:
-                return
-            owner = claims.this_process(os.environ, local=True)
+        while not interrupted.is_set() and (block := next(waiting, None)) is not None:
             environment, cores = place
             attempt = Attempt(sweep, block, owner, environment=environment, cores=cores, say=say)
             running.add(attempt)
             try:
                 attempt.run()
-            except (BlockFailedError, claims.HeldError, claims.LostError, OSError) as error:
-                failed.append(f"seeds {write_seeds(block.seeds)}: {error}")
+            except (BlockFailedError, HeldError, LostError, OSError) as error:
+                failed.append(f"seeds {sweeps.write_seeds(block.seeds)}: {error}")
                 say(failed[-1])
             running.discard(attempt)
 
-    for place in where:
-        threading.Thread(target=work, args=(place,)).start()
-    at_work = len(where)
-    try:
-        while at_work:
-            left.get()  # not Thread.join, which takes an interrupt for the end of the thread
-            at_work -= 1
-    except KeyboardInterrupt:
-        interrupted.set()
-        for attempt in list(running):
-            attempt.stop("interrupted")
-        while at_work:
-            left.get()
-            at_work -= 1
-        raise
+    with futures.ThreadPoolExecutor(len(where)) as pool:
+        workers = [pool.submit(work_off, place) for place in where]
+        try:
+            for worker in futures.as_completed(workers):
+                worker.result()
+        except KeyboardInterrupt:
+            interrupted.set()
+            for attempt in list(running):
+                attempt.stop("interrupted")
+            futures.wait(workers)
+            raise
     return failed
 
 
 def places(processes: int) -> list[Place]:
-    """Environment and cores of each of several processes.
-
-    Raises:
-      ValueError: there are fewer accelerators, or fewer cores, than processes.
-    """
+    """Environment and cores of each process; a ValueError where there are not enough for all."""
     if processes < 1:
         raise ValueError(f"processes must be at least 1, found {processes}")
     if processes == 1:
-        return [({}, "-")]
+        return [({}, child.ALL)]
     accelerators = _accelerators()
     if accelerators:
         if processes > len(accelerators):
             raise ValueError(f"{processes} processes for {len(accelerators)} accelerators")
-        return [({"CUDA_VISIBLE_DEVICES": name}, "-") for name in accelerators[:processes]]
+        return [({"CUDA_VISIBLE_DEVICES": name}, child.ALL) for name in accelerators[:processes]]
     # Not every system binds processes to cores; there the shares are numbers alone.
     known = hasattr(os, "sched_getaffinity")
     cores = sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))

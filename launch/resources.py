@@ -1,37 +1,47 @@
 """What a job asks of the scheduler: flags, a site's file under them, and the units of Slurm."""
 
 import argparse
-import os
 import re
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-Options = dict[str, str | int | bool]
+_Options = dict[str, str | int | bool]
 
-SITE_FILES = ("launch.toml", "~/.config/densejax/launch.toml")
+_SITE_FILES = ("launch.toml", "~/.config/densejax/launch.toml")
+
+
+def _asked(default: Any, what: str) -> Any:
+    return field(default=default, metadata={"help": what})
 
 
 @dataclass(frozen=True)
 class Resources:
     """What every block's job asks for; empty is the site's default."""
 
-    partition: str = ""
-    account: str = ""
-    qos: str = ""
-    gres: str = ""
-    constraint: str = ""
-    time: str = "24:00:00"
-    mem: str = ""
-    cpus_per_task: int = 0
-    nice: int = 0
-    parallel: int = 0
-    signal_seconds: int = 90
-    requeues: int = 100
-    modules: tuple[str, ...] = ()
-    setup: tuple[str, ...] = ()
-    sbatch: tuple[str, ...] = ()
+    partition: str = _asked("", "to which jobs are submitted")
+    account: str = _asked("", "that is charged")
+    qos: str = _asked("", "quality of service")
+    gres: str = _asked("", "accelerators of a node, such as gpu:4; all of them work on one block")
+    constraint: str = _asked("", "features that a node must have")
+    time: str = _asked(
+        "24:00:00",
+        "limit of one try of a block, such as 24:00:00 or 2-00:00:00; blocks go on after it",
+    )
+    mem: str = _asked("", "of a node, such as 64G")
+    cpus_per_task: int = _asked(0, "cores of a block")
+    nice: int = _asked(0, "by how much the jobs give way to others")
+    parallel: int = _asked(0, "blocks that run at once; 0 is as many as the scheduler starts")
+    signal_seconds: int = _asked(90, "by how much a block is warned before its time limit [s]")
+    requeues: int = _asked(100, "times that a block may reach its time limit")
+    modules: tuple[str, ...] = _asked((), "modules to load, with commas")
+    setup: tuple[str, ...] = _asked(
+        (), "line of the shell in front of each block; may be given several times"
+    )
+    sbatch: tuple[str, ...] = _asked(
+        (), "any other option of sbatch, such as --sbatch=--exclusive; several times"
+    )
 
     def __post_init__(self) -> None:
         minutes(self.time)
@@ -41,19 +51,14 @@ class Resources:
             if not re.fullmatch(r"--[a-z][a-z-]*(=.*)?", option):
                 raise ValueError(f"sbatch option {option!r}: expected --name or --name=value")
 
-    @property
-    def limit_seconds(self) -> float:
-        """The time limit in seconds."""
-        return 60.0 * minutes(self.time)
-
     def setup_lines(self) -> list[str]:
         """Lines of the shell before the block starts."""
         return [*(f"module load {module}" for module in self.modules), *self.setup]
 
-    def options(self) -> Options:
+    def options(self) -> _Options:
         """Options of sbatch by their long names, those of this class and the further ones."""
         named = ("partition", "account", "qos", "gres", "constraint", "mem", "nice")
-        found: Options = {name: getattr(self, name) for name in named if getattr(self, name)}
+        found: _Options = {name: getattr(self, name) for name in named if getattr(self, name)}
         if self.cpus_per_task:
             found["cpus-per-task"] = self.cpus_per_task
         for option in self.sbatch:
@@ -62,88 +67,47 @@ class Resources:
         return found
 
 
-HELP = {
-    "partition": "to which jobs are submitted",
-    "account": "that is charged",
-    "qos": "quality of service",
-    "gres": "accelerators of a node, such as gpu:4; all of them work on one block",
-    "constraint": "features that a node must have",
-    "time": "limit of one try of a block, such as 24:00:00 or 2-00:00:00; blocks go on after it",
-    "mem": "of a node, such as 64G",
-    "cpus_per_task": "cores of a block",
-    "nice": "by how much the jobs give way to others",
-    "parallel": "blocks that run at once; 0 is as many as the scheduler starts",
-    "signal_seconds": "by how much a block is warned before its time limit [s]",
-    "requeues": "times that a block may reach its time limit",
-    "modules": "modules to load, with commas",
-    "setup": "line of the shell in front of each block; may be given several times",
-    "sbatch": "any other option of sbatch, such as --sbatch=--exclusive; several times",
-}
-
-
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """A flag for each resource, and ``--site`` for the file with a site's own defaults."""
-    parser.add_argument("--site", help=f"file of defaults; else {' or '.join(SITE_FILES)}")
-    for field in fields(Resources):
-        if field.name in ("setup", "sbatch"):
-            parser.add_argument(f"--{field.name}", action="append", help=HELP[field.name])
-        elif field.name == "modules":
-            parser.add_argument("--modules", type=_names, help=HELP[field.name])
+    parser.add_argument("--site", help=f"file of defaults; else {' or '.join(_SITE_FILES)}")
+    for asked in fields(Resources):
+        flag, what = f"--{asked.name}", asked.metadata["help"]
+        if asked.name in ("setup", "sbatch"):
+            parser.add_argument(flag, action="append", help=what)
+        elif asked.name == "modules":
+            parser.add_argument(flag, type=_names, help=what)
         else:
-            shown = field.default if field.default not in ("", 0) else "none"
-            parser.add_argument(
-                f"--{field.name}",
-                type=type(field.default),
-                help=f"{HELP[field.name]} (default: {shown})",
-            )
+            shown = f"{what} (default: {asked.default or 'none'})"
+            parser.add_argument(flag, type=type(asked.default), help=shown)
 
 
 def from_flags(arguments: argparse.Namespace, *, before: dict[str, Any] | None = None) -> Resources:
     """Resources: what the flags say, else ``before``, else the site's file, else the defaults.
 
     Raises:
-      ValueError: the site's file has an unknown name or a wrong type, or a value is no resource.
+      ValueError: the site's file is not there though named, has an unknown name or a wrong type, or
+        a value is no resource.
     """
-    values = dict(before) if before is not None else read_site(arguments.site)
-    for field in fields(Resources):
-        given = getattr(arguments, field.name)
-        if given is not None:
-            values[field.name] = given
-    return from_values(values)
-
-
-def from_values(values: dict[str, Any]) -> Resources:
-    """Resources of a dictionary, such as a line of a file."""
+    values = dict(before) if before is not None else _read_site(arguments.site)
+    given = {asked.name: getattr(arguments, asked.name) for asked in fields(Resources)}
+    values |= {name: value for name, value in given.items() if value is not None}
     read: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
     return Resources(**read)
 
 
-def as_values(resources: Resources) -> dict[str, Any]:
-    """What ``from_values`` reads, for JSON."""
-    return asdict(resources)
-
-
-def read_site(named: str | None) -> dict[str, Any]:
-    """A site's defaults: TOML with the names of the flags.
-
-    Raises:
-      ValueError: the file is not there though named, is no TOML, or holds something unknown.
-    """
-    if named is not None and not Path(named).expanduser().is_file():
-        raise ValueError(f"site file {named} is not there")
-    for candidate in [named] if named else SITE_FILES:
-        path = Path(os.path.expanduser(candidate))
-        if path.is_file():
-            return _checked(path)
-    return {}
-
-
-def _checked(path: Path) -> dict[str, Any]:
+def _read_site(named: str | None) -> dict[str, Any]:
+    """A site's defaults: TOML with the names of the flags."""
+    paths = [Path(name).expanduser() for name in ([named] if named else _SITE_FILES)]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        if named:
+            raise ValueError(f"site file {named} is not there")
+        return {}
     try:
         values = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: {error}") from error
-    known = {field.name: type(field.default) for field in fields(Resources)}
+    known = {asked.name: type(asked.default) for asked in fields(Resources)}
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"{path}: unknown name {name!r}; known are {', '.join(known)}")

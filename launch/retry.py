@@ -8,8 +8,7 @@ submission; flags change them (``--time`` for blocks that do not fit). A block t
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import command, resources, scheduler, state, submit, sweeps
-from launch.seeds import write_seeds
+from launch import command, resources, scheduler, status, submit, sweeps
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -29,12 +28,12 @@ def run(arguments: Sequence[str]) -> int:
     before = [line["resources"] for line in sweep.submissions()]
     asked = resources.from_flags(given, before=before[-1])
     wanted, left = [], 0
-    for view in state.views(sweep):
+    for view in status.views(sweep):
         why = _why_not(view, given.cap, asked, before)
-        if view.state == state.ENDED:
+        if view.state == status.ENDED:
             continue
-        left += bool(why) and view.state not in (state.RUNNING, state.QUEUED)
-        seeds = write_seeds(view.block.seeds)
+        left += bool(why) and view.state not in (status.RUNNING, status.QUEUED)
+        seeds = sweeps.write_seeds(view.block.seeds)
         print(f"  seeds {seeds:<12} {why or f'submitted again: {view.said}'}")
         if not why:
             wanted.append(view.block)
@@ -46,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _why_not(
-    view: state.BlockView, cap: int, asked: resources.Resources, before: Sequence[dict]
+    view: status.BlockView, cap: int, asked: resources.Resources, before: Sequence[dict]
 ) -> str:
     """Why a block is not submitted again; empty where it is."""
     if not view.submits:
@@ -54,7 +53,7 @@ def _why_not(
     if view.tries >= cap:
         return f"left to you after {view.tries} submissions (--cap): {view.said}"
     longest = max((resources.minutes(line["time"]) for line in before), default=0)
-    if view.state == state.HOPELESS and resources.minutes(asked.time) <= longest:
+    if view.state == status.HOPELESS and resources.minutes(asked.time) <= longest:
         return f"left to you: {view.said}; give a longer --time than {before[-1]['time']}"
     return ""
 

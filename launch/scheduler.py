@@ -7,18 +7,10 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-DEFAULT_ARRAY = 1001  # Slurm's own default of MaxArraySize
-
 
 @dataclass(frozen=True)
 class Queued:
-    """An element of an array that the scheduler still has.
-
-    Attributes:
-      state: such as PENDING or RUNNING.
-      reason: why it waits, in the scheduler's words.
-      node: where it runs.
-    """
+    """An element of an array that the scheduler still has: why it waits, and where it runs."""
 
     state: str
     reason: str
@@ -35,30 +27,17 @@ class Queued:
         return self.state == "PENDING" and "held" in self.reason.lower()
 
 
-def present() -> bool:
-    """Whether this machine can submit jobs."""
-    return shutil.which("sbatch") is not None
-
-
 def require() -> None:
-    """Refuse to go on where there is no scheduler.
-
-    Raises:
-      ValueError: this machine has no ``sbatch``.
-    """
-    if not present():
+    """Refuse to go on where there is no scheduler, by a ValueError."""
+    if shutil.which("sbatch") is None:
         raise ValueError(
             "there is no Slurm on this machine (no sbatch): run this on a login node of the "
-            "cluster, take --dry_run for a script to carry there, or use python -m launch.local"
+            "cluster, look at its scripts by --dry_run, or use python -m launch.local"
         )
 
 
 def queue() -> dict[str, Queued] | None:
-    """What the scheduler still has of this user, by element such as ``812_3``.
-
-    Returns:
-      None where the scheduler cannot be asked.
-    """
+    """What the scheduler still has of this user, by element; None where it cannot be asked."""
     # By user, as a question by number is refused as soon as one number is forgotten.
     text = _ask(["squeue", "-h", "-r", "-u", getpass.getuser(), "-o", "%i|%T|%r|%N"])
     if text is None:
@@ -87,7 +66,7 @@ def largest_array() -> int:
     """Elements that one array may have (MaxArraySize)."""
     said = _ask(["scontrol", "show", "config"]) or ""
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", said, re.M)
-    return max(int(match.group(1)), 1) if match else DEFAULT_ARRAY
+    return max(int(match.group(1)), 1) if match else 1001  # Slurm's own default
 
 
 def words_of(error: Exception) -> str:

@@ -2,14 +2,13 @@
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from launch import scheduler, sweeps
-from launch.resources import Resources, as_values, minutes
+from launch.resources import Resources, minutes
 from launch.task import BlockTask, CollectTask
-
-Task = BlockTask | CollectTask
 
 
 def submit(
@@ -20,89 +19,97 @@ def submit(
     collector: bool = True,
     say: Callable[[str], None] = print,
 ) -> list[str]:
-    """Submit blocks, in as many arrays as the scheduler's MaxArraySize asks for.
-
-    Args:
-      sweep: whose blocks they are.
-      blocks: at least one.
-      resources: of each.
-      collector: whether a job that writes the summary waits for the others.
-      say: where a line for people goes.
-
-    Returns:
-      Numbers of the arrays.
+    """Submit blocks, in as many arrays as MaxArraySize asks for; returns the arrays' numbers.
 
     Raises:
       ImportError: submitit is not installed.
       ValueError: the scheduler refused, in its own words.
     """
-    largest = scheduler.largest_array()
     jobs = []
-    for start in range(0, len(blocks), largest):
-        part = blocks[start : start + largest]
-        tasks = [_task(sweep, block, resources) for block in part]
-        elements = _send(sweep, tasks, resources, {})
+    for part in _arrays(blocks):
+        seconds, warning = 60.0 * minutes(resources.time), resources.signal_seconds
+        tasks = [BlockTask(str(sweep.workdir), block.name, seconds, warning) for block in part]
+        elements = _send(_executor(sweep, resources, array=len(part)), tasks)
         jobs.append(elements[0].partition("_")[0])
         _note(sweep, resources, elements={e: b.name for e, b in zip(elements, part, strict=True)})
         say(f"submitted {len(part)} blocks as job {jobs[-1]}")
     if collector:
-        waits = {"dependency": "afterany:" + ":".join(jobs)}
-        element = _send(sweep, [CollectTask(str(sweep.workdir))], resources, waits)[0]
+        executor = _executor(sweep, resources, after=jobs)
+        element = _send(executor, [CollectTask(str(sweep.workdir))])[0]
         _note(sweep, resources, collector=element)
         say(f"submitted job {element}, which writes the summary when they have ended")
     return jobs
 
 
-def _task(sweep: sweeps.Sweep, block: sweeps.Block, resources: Resources) -> BlockTask:
-    seconds = resources.limit_seconds
-    return BlockTask(str(sweep.workdir), block.name, seconds, resources.signal_seconds)
+def scripts(
+    sweep: sweeps.Sweep, blocks: Sequence[Any], resources: Resources, *, collector: bool = True
+) -> Iterator[str]:
+    """Scripts that ``submit`` would hand to sbatch, but for the jobs for which the last waits."""
+    parts = list(_arrays(blocks))
+    executors = [_executor(sweep, resources, array=len(part)) for part in parts]
+    if collector and parts:
+        names = [f"JOB{number}" for number in range(len(parts))]
+        executors.append(_executor(sweep, resources, after=names))
+    for executor, part in zip(executors, [*parts, [()]], strict=False):
+        if len(part) > 1:
+            executor.parameters["map_count"] = len(part)  # as submitit does for a batch
+        yield executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+def _arrays(blocks: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    largest = scheduler.largest_array()
+    yield from (blocks[start : start + largest] for start in range(0, len(blocks), largest))
 
 
 def _note(sweep: sweeps.Sweep, resources: Resources, **what: Any) -> None:
-    line = {"time": time.time(), "resources": as_values(resources)} | what
+    line = {"time": time.time(), "resources": asdict(resources)} | what
     sweeps.append(sweep.folder / "submissions.jsonl", line)
 
 
-def _send(
-    sweep: sweeps.Sweep, tasks: Sequence[Task], resources: Resources, more: dict[str, str]
-) -> list[str]:
-    """Numbers of the elements that are submitted, in the tasks' order."""
-    submitit = _submitit()
-    folder = sweep.folder / "slurm"
-    folder.mkdir(parents=True, exist_ok=True)
-    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=resources.requeues)
+def _executor(
+    sweep: sweeps.Sweep, resources: Resources, *, array: int = 1, after: Sequence[str] = ()
+) -> Any:
+    try:
+        import submitit
+    except ImportError as error:
+        raise ImportError("submission needs submitit: pip install 'densejax[launch]'") from error
+
+    class SlurmExecutor(submitit.SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:
+            return 2  # scripts are shown where there is no srun, too
+
+    executor = SlurmExecutor(sweep.folder / "slurm", max_num_timeout=resources.requeues)
     executor.python = sweep.experiment.python
     srun = ["--kill-on-bad-exit=1"]
     if resources.cpus_per_task:
         # Since Slurm 22.05 a step does not inherit it.
         srun.append(f"--cpus-per-task={resources.cpus_per_task}")
+    waits: dict[str, Any] = {"dependency": "afterany:" + ":".join(after)} if after else {}
     executor.update_parameters(
         job_name=sweep.workdir.name,
         time=minutes(resources.time),
         signal_delay_s=resources.signal_seconds,
-        array_parallelism=resources.parallel or len(tasks),
+        array_parallelism=resources.parallel or array,
         setup=[f"cd {shlex.quote(sweep.experiment.folder)} || exit 2", *resources.setup_lines()],
         srun_args=srun,
         stderr_to_stdout=True,
         wckey=None,
-        additional_parameters={"requeue": True} | resources.options() | more,
+        additional_parameters={"requeue": True} | resources.options() | waits,
     )
+    return executor
+
+
+def _send(executor: Any, tasks: Sequence[BlockTask | CollectTask]) -> list[str]:
+    """Submit; numbers of the elements, in the tasks' order."""
+    from submitit.core.utils import FailedJobError
+
+    executor.folder.mkdir(parents=True, exist_ok=True)
     try:
         with executor.batch():
             jobs = [executor.submit(task) for task in tasks]
-    except submitit.core.utils.FailedJobError as error:
+    except FailedJobError as error:
         raise ValueError(
             f"the scheduler refused the submission:\n  {scheduler.words_of(error)}"
         ) from error
     return [job.job_id for job in jobs]
-
-
-def _submitit() -> Any:
-    try:
-        import submitit
-    except ImportError as error:
-        raise ImportError(
-            "submission needs submitit: pip install 'densejax[launch]', or take --dry_run for a "
-            "plain script"
-        ) from error
-    return submitit

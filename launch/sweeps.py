@@ -6,7 +6,8 @@ launch/blocks/0025/         the block that begins with seed 25
     block.json              its seeds; never changed
     attempts.jsonl          a line for each start and each end
     log.txt                 what the experiment said
-    work.free, ... or run/  its run: see claims
+    work.free, ... or run/  its run: see work
+launch/leases/0025.000000.lease  who works on the block, while somebody does
 launch/slurm/               files of submitit and logs of the jobs
 """
 
@@ -16,14 +17,13 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launch import claims
+from launch import work
 from launch.experiment import Experiment
-from launch.seeds import in_blocks, write_seeds
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Block:
 
     def ending(self) -> dict[str, Any] | None:
         """What it ended with: ``failed`` members and ``time``; None while it has not."""
-        path = self.folder / claims.ENDED / "ENDED.json"
+        path = self.folder / work.ENDED / "ENDED.json"
         return json.loads(path.read_text()) if path.exists() else None
 
     def note(self, event: str, **fields: Any) -> None:
@@ -52,11 +52,12 @@ class Block:
         return read_lines(self.folder / "attempts.jsonl")
 
 
+@dataclass(frozen=True)
 class Sweep:
     """A sweep that was launched in a folder."""
 
-    def __init__(self, workdir: Path, experiment: Experiment) -> None:
-        self.workdir, self.experiment = workdir, experiment
+    workdir: Path
+    experiment: Experiment
 
     @property
     def folder(self) -> Path:
@@ -77,15 +78,12 @@ class Sweep:
         return sorted(found, key=lambda block: block.seeds[0])
 
     def add(self, seeds: Sequence[int], size: int) -> list[Block]:
-        """Divide seeds into blocks and begin those that are not there.
-
-        Returns:
-          The blocks of these seeds, in order.
+        """Divide seeds into blocks and begin those that are not there; returns all, in order.
 
         Raises:
           ValueError: a seed is in another block already, of other seeds.
         """
-        wanted = [tuple(sorted(part)) for part in in_blocks(seeds, size)]
+        wanted = in_blocks(seeds, size)
         self._refuse_overlap(wanted)
         new = [folder for part in wanted if (folder := self._begin_block(part)) is not None]
         try:
@@ -107,7 +105,7 @@ class Sweep:
     def _begin_block(self, seeds: tuple[int, ...]) -> Path | None:
         place = self._folder_of(seeds)
         partial = self.spare / uuid.uuid4().hex
-        claims.make_free(partial)
+        work.make_free(partial)
         (partial / "block.json").write_text(json.dumps({"seeds": seeds}) + "\n")
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -132,11 +130,7 @@ class Sweep:
 
 
 def begin(workdir: Path, experiment: Experiment) -> Sweep:
-    """Begin a sweep in a folder, or go on with the one that is there.
-
-    Raises:
-      ValueError: the folder holds a sweep of another module or of other flags.
-    """
+    """Begin a sweep, or go on with the one in the folder; a ValueError where that is another."""
     sweep = Sweep(workdir.absolute(), experiment)
     path = sweep.folder / "sweep.json"
     sweep.spare.mkdir(parents=True, exist_ok=True)
@@ -155,11 +149,7 @@ def begin(workdir: Path, experiment: Experiment) -> Sweep:
 
 
 def open_sweep(workdir: Path) -> Sweep:
-    """The sweep of a folder.
-
-    Raises:
-      ValueError: nothing was launched there, as far as this machine can see.
-    """
+    """The sweep of a folder; a ValueError where nothing was launched, as far as can be seen."""
     workdir = workdir.absolute()
     path = workdir / "launch" / "sweep.json"
     try:
@@ -172,16 +162,31 @@ def open_sweep(workdir: Path) -> Sweep:
     return Sweep(workdir, Experiment(**(fields | {"flags": tuple(fields["flags"])})))
 
 
+def in_blocks(seeds: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    """Blocks of ``size`` seeds in their order, each sorted; the last may be smaller."""
+    if size < 1:
+        raise ValueError(f"block must be at least 1 seed, found {size}")
+    return [tuple(sorted(seeds[start : start + size])) for start in range(0, len(seeds), size)]
+
+
+def write_seeds(seeds: Iterable[int]) -> str:
+    """The shortest text that ``parse_seeds`` reads as these seeds, in ascending order."""
+    ranges: list[list[int]] = []
+    for seed in sorted(seeds):
+        if ranges and ranges[-1][1] == seed:
+            ranges[-1][1] += 1
+        else:
+            ranges.append([seed, seed + 1])
+    return ",".join(f"{a}" if b == a + 1 else f"{a}:{b}" for a, b in ranges)
+
+
 def append(path: Path, fields: dict[str, Any]) -> None:
     """Add a line to a file of lines of JSON, in one write."""
     # A line of its own also after one that a kill has cut short.
     cut = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
     line = (("\n" if cut else "") + json.dumps(fields) + "\n").encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        os.write(descriptor, line)
-    finally:
-        os.close(descriptor)
+    with path.open("ab", buffering=0) as file:
+        file.write(line)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

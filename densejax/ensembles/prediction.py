@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 from densejax.ensembles.blocks import Blocks
-from densejax.ensembles.claims import write_once
 from densejax.ensembles.outputs import Layout
 from densejax.ensembles.stream import KEPT_BYTES
 from densejax.ensembles.tiles import Box, Grid, Sizes
 from densejax.instances import memory_limit
+from densejax.lease import write_once
 
 PREDICTION = "prediction.json"
 # A pyramid whose levels are halved along two axes at first adds a third.

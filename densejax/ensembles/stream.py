@@ -17,9 +17,9 @@ import numpy as np
 from densejax.data.blocks import box_text
 from densejax.data.patchy import Patchy
 from densejax.ensembles.blocks import Blocks
-from densejax.ensembles.claims import Claims
 from densejax.ensembles.members import NOT_PREDICTED, maps_of
 from densejax.ensembles.tiles import Box, Grid, Index, clip, corner, sizes, slices
+from densejax.lease import Leases
 
 Maps = dict[str, np.ndarray]
 
@@ -88,7 +88,7 @@ class Stream:
       blocks: of the output.
       tiles: evaluates windows.
       sink: takes blocks.
-      claims: who works on which block; its names are the blocks' in their order.
+      leases: who works on which block; its names are the blocks' in their order.
       probabilities: keep them where windows are blended.
       skip_unreadable: what would be predicted from voxels that cannot be read is left as not
         predicted, and the stream goes on.
@@ -100,7 +100,7 @@ class Stream:
     blocks: Blocks
     tiles: Tiles
     sink: Sink
-    claims: Claims
+    leases: Leases
     classes: int
     probabilities: bool = False
     skip_unreadable: bool = False
@@ -122,7 +122,7 @@ class Stream:
         begin = time.perf_counter()
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             ahead = self._ahead(reader)
-            while ahead is not None or len(self.claims.done()) < len(self.blocks):
+            while ahead is not None or len(self.leases.done()) < len(self.blocks):
                 if ahead is None:
                     self._last_blocks()
                     ahead = self._ahead(reader)
@@ -136,7 +136,7 @@ class Stream:
         self.clock.wall += time.perf_counter() - begin
 
     def _ahead(self, reader: ThreadPoolExecutor) -> tuple[str, Future] | None:
-        name = self.claims.take()
+        name = self.leases.take()
         return None if name is None else (name, reader.submit(self._read, int(name)))
 
     def _read(self, number: int) -> tuple[np.ndarray, list[tuple[Box, str]]]:
@@ -244,7 +244,7 @@ class Stream:
         record["classes"] = np.bincount(labels[predicted], minlength=self.classes).tolist()
         for kind in ("entropy", "disagreement"):
             record[kind] = float(maps[kind].sum(dtype=np.float64) / 255)
-        self.claims.finish(name, record)
+        self.leases.finish(name, record)
         self.report(record)
 
 

@@ -34,13 +34,13 @@ from absl import app, flags
 from densejax.data.ome_zarr import create_image, open_level
 from densejax.data.volumes import open_volume
 from densejax.ensembles.blocks import choose_blocks, computed_twice, voxels_in_time
-from densejax.ensembles.claims import Claims
 from densejax.ensembles.members import Ensemble, Plan, Wanted, choose_plan
 from densejax.ensembles.outputs import Layout, Outputs
 from densejax.ensembles.reach import blind_margin, choose_overlap
 from densejax.ensembles.stream import IN_FLIGHT, Stream, block_names
 from densejax.ensembles.tiles import Grid, Sizes, grid_of, pooling_factor
 from densejax.instances import use_all_cores
+from densejax.lease import Leases
 from densejax.models.hybrid import Hybrid2D3D
 from densejax.models.layers import draw_parameters
 from experiments.benchmarks import measure
@@ -126,14 +126,14 @@ def stream_volume(name: str, folder: Path) -> dict[str, Any]:
     before = call_seconds(ensemble, tile)
     blocks = choose_blocks(grid, voxels=voxels_in_time(grid, max(speeds.values())))
     layout = Layout(grid.shape, blocks.chunk, VOXEL_NM, (0, 0, 0), NAMES)
-    with Claims(folder / "out" / "blocks", block_names(len(blocks))) as claims, Peak() as peak:
+    with Leases(folder / "out" / "blocks", block_names(len(blocks))) as leases, Peak() as peak:
         stream = Stream(
             array=volume,
             grid=grid,
             blocks=blocks,
             tiles=ensemble,
             sink=Outputs(folder / "out", layout),
-            claims=claims,
+            leases=leases,
             classes=CLASSES,
         )
         processor = time.process_time()

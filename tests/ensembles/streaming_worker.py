@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 
 from densejax.ensembles.blocks import choose_blocks
-from densejax.ensembles.claims import Claims
 from densejax.ensembles.outputs import Layout, Outputs
 from densejax.ensembles.stream import Stream, block_names
 from densejax.ensembles.tiles import grid_of
+from densejax.lease import Leases
 
 SHAPE, WINDOW, OVERLAP = (11, 46, 50), (4, 16, 16), (1, 6, 6)
 CLASSES = 5
@@ -60,14 +60,14 @@ def run(folder, *, seconds=0.0, array=None, report=lambda record: None, **option
         (0, 0, 0),
         tuple(f"class {c}" for c in range(CLASSES)),
     )
-    with Claims(folder / "blocks", block_names(len(blocks))) as claims:
+    with Leases(folder / "blocks", block_names(len(blocks))) as leases:
         stream = Stream(
             array=volume() if array is None else array,
             grid=grid,
             blocks=blocks,
             tiles=Places(seconds),
             sink=Outputs(folder, layout),
-            claims=claims,
+            leases=leases,
             classes=CLASSES,
             report=report,
             **options,

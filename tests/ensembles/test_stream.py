@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from densejax.data.volumes import open_volume
 from densejax.ensembles import stream as module
 from densejax.ensembles.blocks import choose_blocks
-from densejax.ensembles.claims import Claims
 from densejax.ensembles.stream import Stream, block_names
 from densejax.ensembles.tiles import clip, grid_of, sizes, slices
+from densejax.lease import Leases
 
 CLASSES = 4
 
@@ -96,19 +96,19 @@ def test_tiling_and_blending_the_identity_is_the_identity(
     if len(blocks) > 30:
         blocks = choose_blocks(grid, part=part, chunk=chunk, voxels=10**6)
     sink = Memory(sizes(part))
-    folder = tmp_path_factory.mktemp("claims")
-    with Claims(folder, block_names(len(blocks))) as claims:
+    folder = tmp_path_factory.mktemp("leases")
+    with Leases(folder, block_names(len(blocks))) as leases:
         found = Stream(
             array=volume,
             grid=grid,
             blocks=blocks,
             tiles=Identity(output, blend, tiles),
             sink=sink,
-            claims=claims,
+            leases=leases,
             classes=CLASSES,
         )
         found.run()
-        records = claims.records()
+        records = leases.records()
     shutil.rmtree(folder)
     inner = volume[slices(part)]
     np.testing.assert_array_equal(sink.maps["labels"], inner)
@@ -221,8 +221,8 @@ BAD = (slice(4, 8), slice(16, 24), slice(24, 32))
 def test_what_cannot_be_read_stops_the_run(tmp_path):
     with pytest.raises(ValueError, match=r"volume.zarr/c/0/1/2.*cannot be read"):
         worker.run(tmp_path, array=Broken(worker.volume(), (slice(10, 11),) * 3))
-    # Nothing stays claimed.
-    assert not list((tmp_path / "blocks").glob("*.claim"))
+    # Nothing stays leased.
+    assert not list((tmp_path / "blocks").glob("*.lease"))
 
 
 def test_what_depends_on_voxels_that_cannot_be_read_is_left_out(tmp_path):
@@ -236,7 +236,7 @@ def test_what_depends_on_voxels_that_cannot_be_read_is_left_out(tmp_path):
     labels = open_volume(tmp_path / "labels.zarr").read()
     np.testing.assert_array_equal(labels, expected)
     assert (labels[BAD] == 255).all() and np.mean(labels == 255) < 0.5
-    records = stream.claims.records()
+    records = stream.leases.records()
     said = [line for record in records.values() for line in record.get("unreadable", [])]
     # As far as a block's region holds of the chunk.
     assert "4:8,16:24,24:32: volume.zarr/c/0/1/2" in " ".join(said)
@@ -251,14 +251,14 @@ def test_blended_windows_that_cannot_be_read_blank_all_that_they_hold(tmp_path):
     blocks = choose_blocks(grid, chunk=(2, 4, 5), voxels=200)
     sink = Memory(shape)
     volume = np.random.default_rng(0).integers(0, CLASSES, shape).astype(np.uint8)
-    with Claims(tmp_path, block_names(len(blocks))) as claims:
+    with Leases(tmp_path, block_names(len(blocks))) as leases:
         Stream(
             array=Broken(volume, (slice(0, 1), slice(0, 1), slice(16, 17))),
             grid=grid,
             blocks=blocks,
             tiles=Identity(output, "gaussian", 2),
             sink=sink,
-            claims=claims,
+            leases=leases,
             classes=CLASSES,
             skip_unreadable=True,
         ).run()
@@ -294,7 +294,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(tmp_path, w
     monkeypatch.setattr(worker, "Outputs", limited)
     with pytest.raises(OSError, match=r"labels.zarr: block .* MB free.*No space left"):
         worker.run(tmp_path)
-    assert not list((tmp_path / "blocks").glob("*.claim"))
+    assert not list((tmp_path / "blocks").glob("*.lease"))
     monkeypatch.setattr(worker, "Outputs", real)
     worker.run(tmp_path)
     assert files_of(tmp_path) == whole

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import claims, scheduler, shared, slurm, state, status, sweeps, tpu
-from launch.resources import Resources
-from launch.script import sbatch_script
-from launch.seeds import in_blocks
+from densejax.lease import Holder
+from launch import scheduler, slurm, status, sweeps, work
 
 COUNTING = sweeps.Experiment("counting", ("--steps=3",), "/code", "python", True)
 
@@ -25,47 +23,62 @@ def test_no_scheduler_on_this_machine(tiny, tmp_path, monkeypatch):
     assert not (tmp_path / "a").exists()
 
 
-def test_dry_run_touches_nothing(tiny, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """A scheduler that takes arrays of four, and keeps the scripts in the folder ``sbatch``."""
+    pytest.importorskip("submitit")
+    programs, kept = tmp_path / "programs", tmp_path / "sbatch"
+    for folder in (programs, kept):
+        folder.mkdir()
+    count = f"$(ls {kept} | wc -l)"
+    submit = f'cp "$1" {kept}/{count}; echo Submitted batch job {count}'
+    lines = {"sbatch": submit, "srun": "true", "squeue": "true"}
+    for name, line in (lines | {"scontrol": "echo MaxArraySize = 4"}).items():
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return kept
+
+
+def test_dry_run_shows_the_scripts_that_are_submitted(tiny, tmp_path, written, capsys):
     del tiny
-    monkeypatch.chdir(tmp_path)
-    words = ["--module=counting", "--seeds=0:10", "--block=4", "--gres=gpu:4", "--dry_run"]
-    assert slurm.run([*words, "--time=2:00:00", "--", "--steps=7"]) == 0
+    words = ["--module=counting", "--seeds=0:20", "--block=4", "--gres=gpu:4", "--parallel=9"]
+    words += ["--modules=cuda", "--setup=export A='b c'", f"--workdir={tmp_path / 'with space'}"]
+    words += ["--cpus_per_task=4", "--time=2:00:00"]
+    assert slurm.run([*words, "--dry_run", "--", "--steps=7"]) == 0
     text = capsys.readouterr().out
-    assert "#SBATCH --gres=gpu:4" in text and "blocks=(0:4 4:8 8:10)" in text
-    assert re.search(r"workdir=\S+/runs/counting-[0-9a-f]{8}\n", text)
+    assert not (tmp_path / "with space").exists() and not list(written.iterdir())
+    assert "#SBATCH --gres=gpu:4" in text and "module load cuda\nexport A='b c'\n" in text
+    # Five blocks are an array of four and a job of its own; the collector waits for both.
+    assert text.count("#!/bin/bash") == 3 and text.count("#SBATCH --array=0-3%4") == 1
+    assert slurm.run([*words, "--", "--steps=7"]) == 0
+    scripts = [path.read_text() for path in sorted(written.iterdir())]
+    assert len(scripts) == 3
+    for script in scripts:
+        assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    expected = text.replace("afterany:JOB0:JOB1", "afterany:1:2")
+    assert expected == "".join(f"{script}\n" for script in scripts)
+    # Of blocks that have ended, or run, nothing is shown.
+    for block in sweeps.open_sweep(tmp_path / "with space").blocks()[1:]:
+        run, leases = work.work_folder(block.folder), work.leases_of(tmp_path)
+        (run / "ENDED.json").write_text('{"failed": []}')
+        work.end(run, leases, name=work.ENDED)
+    capsys.readouterr()
+    assert slurm.run([*words, "--dry_run", "--nocollect", "--", "--steps=7"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"{scripts[1]}\n" and "5 blocks, 1 to submit" in shown.err
+
+
+def test_dry_run_needs_no_scheduler(tiny, tmp_path, monkeypatch, capsys):
+    del tiny
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    words = ["--module=counting", "--seeds=0:10", "--block=4", "--dry_run", "--nocollect"]
+    assert slurm.run(words) == 0
+    text = capsys.readouterr().out
+    assert "#SBATCH --array=0-2%3" in text and re.search(r"/runs/counting-[0-9a-f]{8}/", text)
     assert list(tmp_path.iterdir()) == [tmp_path / "trouble"]
-
-
-def test_script_is_bash_and_splits_at_the_largest_array(tmp_path):
-    resources = Resources(
-        time="2:00:00", modules=("cuda",), setup=("export A='b c'",), parallel=9, cpus_per_task=4
-    )
-    blocks = in_blocks(range(100), 10)
-    text = sbatch_script(COUNTING, tmp_path / "with space", blocks, resources, largest=4)
-    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
-    head = [line for line in text.splitlines() if "sbatch --parsable" in line]
-    assert [re.search(r"--array=(\S+) .*FIRST=(\d+)", line).groups() for line in head] == [
-        ("0-3%9", "0"),
-        ("0-3%9", "4"),
-        ("0-1%9", "8"),
-    ]
-    assert "--dependency=afterany:$job0:$job1:$job2" in text
-    assert "module load cuda\nexport A='b c'\n" in text
-
-
-def test_script_names_the_block_that_its_element_is(tmp_path):
-    text = sbatch_script(
-        sweeps.Experiment("counting", ("--name=a b",), str(tmp_path), "python", True),
-        tmp_path / "a",
-        in_blocks(range(10), 2),
-        Resources(),
-        largest=3,
-    )
-    (tmp_path / "srun").write_text('#!/bin/sh\nfor word in "$@"; do echo "<$word>"; done\n')
-    (tmp_path / "srun").chmod(0o755)
-    environment = {"SLURM_ARRAY_TASK_ID": "1", "FIRST": "3", "PATH": f"{tmp_path}:/usr/bin:/bin"}
-    done = subprocess.run(["bash"], input=text, text=True, env=environment, capture_output=True)
-    assert "<--seeds=8:10>" in done.stdout and "<--name=a b>" in done.stdout
 
 
 def test_a_folder_in_the_memory_of_this_machine(tmp_path):
@@ -74,10 +87,10 @@ def test_a_folder_in_the_memory_of_this_machine(tmp_path):
         "a / ext4 rw\nb /dev/shm tmpfs rw\nc /home nfs4 rw\nd /with\\040space xfs rw\n"
     )
     with pytest.raises(ValueError, match="tmpfs: in the memory"):
-        shared.check(Path("/dev/shm/runs"), table=table)
-    assert not shared.check(Path("/home/me/runs"), table=table)
-    assert "ext4" in shared.check(Path("/srv/runs"), table=table)[0]
-    assert "xfs" in shared.check(Path("/with space/runs"), table=table)[0]
+        slurm.check_shared(Path("/dev/shm/runs"), table=table)
+    assert not slurm.check_shared(Path("/home/me/runs"), table=table)
+    assert "ext4" in slurm.check_shared(Path("/srv/runs"), table=table)[0]
+    assert "xfs" in slurm.check_shared(Path("/with space/runs"), table=table)[0]
 
 
 @pytest.fixture
@@ -92,7 +105,7 @@ def played(tmp_path, monkeypatch):
     def say(queue, accounts=None):
         monkeypatch.setattr(scheduler, "queue", lambda: queue)
         monkeypatch.setattr(scheduler, "ended", lambda jobs: accounts or {})
-        return state.views(sweep)
+        return status.views(sweep)
 
     return sweep, blocks, say
 
@@ -118,11 +131,12 @@ def test_states_by_the_scheduler(played):
 
 def test_states_without_a_scheduler(played):
     sweep, blocks, say = played
-    work = claims.claim(blocks[0].folder, claims.Owner("local", "-", "elsewhere", 1))
+    leases = work.leases_of(sweep.folder, holder=Holder("elsewhere", 1))
+    run = work.begin(blocks[0].folder, leases)
     blocks[0].note("start", owner="process 1 on elsewhere", limit=0.0, seeds=0.0)
-    (work / "config.json").write_text('{"steps": 10}')
-    (work / "running" / "0000").mkdir(parents=True)
-    (work / "running" / "0000" / "metrics.jsonl").write_text('{"step": 5}\n{"st')
+    (run / "config.json").write_text('{"steps": 10}')
+    (run / "running" / "0000").mkdir(parents=True)
+    (run / "running" / "0000" / "metrics.jsonl").write_text('{"step": 5}\n{"st')
     time.sleep(0.1)
     found = say(None)
     assert [view.state for view in found] == ["running", *["missing"] * 3]
@@ -146,23 +160,6 @@ def test_a_cluster_of_words(monkeypatch, tmp_path):
     assert [q.held for q in found.values()] == [False, True, False]
     assert scheduler.largest_array() == 77
     assert scheduler.words_of(RuntimeError("a\nsbatch: error: no\n")) == "sbatch: error: no"
-
-
-def test_tpu_prints_commands_that_a_shell_reads(tiny, capsys):
-    del tiny
-    words = ["--module=counting", "--seeds=0:8", "--block=2", "--hosts=2", "--tpu=v4", "--zone=z"]
-    assert tpu.run([*words, "--", "--steps=3"]) == 0
-    commands, sky = capsys.readouterr().out.split("# or, as sweep.yaml:")
-    assert subprocess.run(["bash", "-n"], input=commands, text=True).returncode == 0
-    assert "--share=0/2" in commands and "--share=1/2" in commands and "num_nodes: 2" in sky
-
-
-def test_a_sweep_is_no_program_of_several_hosts(tiny, commands):
-    del tiny
-    said = commands("multihost", "--module=counting", expect=2)
-    assert "sweep of seeds" in said
-    said = commands("multihost", "--module=json.tool", expect=2)
-    assert "start it by srun" in said
 
 
 def test_status_of_nothing(tmp_path, commands):

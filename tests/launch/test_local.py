@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from launch import attempt, claims, local, sweeps
+from launch import attempt, local, sweeps, work
 
 SWEEP = ("--module=counting", "--seeds=0:7", "--block=3")
 
@@ -64,10 +64,10 @@ def test_a_kill_at_any_moment_loses_at_most_a_block(tiny, tmp_path, commands):
     child.wait()
     said = commands("status", tmp_path / "a", expect=1)
     assert "broken off" in said and "ended without a word" in said
-    work = claims.work_folder(tmp_path / "a/launch/blocks/0003")
-    steps = len((work / "running/0003/metrics.jsonl").read_text().splitlines())
+    run = work.work_folder(tmp_path / "a/launch/blocks/0003")
+    steps = len((run / "running/0003/metrics.jsonl").read_text().splitlines())
     time.sleep(0.5)  # its experiment has ended with it
-    assert steps == len((work / "running/0003/metrics.jsonl").read_text().splitlines())
+    assert steps == len((run / "running/0003/metrics.jsonl").read_text().splitlines())
     (tiny / "slow").unlink()
     commands("local", *words[3:])
     assert results(tmp_path / "a") == results(plain(tmp_path / "b"))
@@ -90,7 +90,7 @@ def test_an_interrupt_hands_blocks_back(tiny, tmp_path):
     child.send_signal(signal.SIGINT)
     assert "the same command again continues" in child.communicate(timeout=60)[1]
     assert child.returncode == 130
-    assert claims.work_folder(tmp_path / "launch/blocks/0000").name == claims.FREE
+    assert work.work_folder(tmp_path / "launch/blocks/0000").name == work.FREE
 
 
 def test_two_at_once_publish_each_seed_once(tiny, tmp_path, commands):

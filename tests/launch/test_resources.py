@@ -1,6 +1,8 @@
 """What jobs ask for: flags over a site's file, and times as Slurm writes them."""
 
 import argparse
+import json
+from dataclasses import asdict
 
 import pytest
 
@@ -25,10 +27,10 @@ def test_no_time(text):
         resources.minutes(text)
 
 
-def parsed(*words):
+def parsed(*words, before=None):
     parser = argparse.ArgumentParser()
     resources.add_flags(parser)
-    return resources.from_flags(parser.parse_args(list(words)))
+    return resources.from_flags(parser.parse_args(list(words)), before=before)
 
 
 def test_flags_over_the_site(tmp_path, monkeypatch):
@@ -48,8 +50,10 @@ def test_flags_over_the_site(tmp_path, monkeypatch):
         "mail-type": "END",
     }
     assert parsed().options()["exclusive"] is True
-    again = resources.from_values(resources.as_values(found))
-    assert again == found
+    # As retry reads them from the last submission.
+    before = json.loads(json.dumps(asdict(found)))
+    assert parsed(before=before) == found
+    assert parsed("--time=3:00:00", before=before).time == "3:00:00"
 
 
 @pytest.mark.parametrize(

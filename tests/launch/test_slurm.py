@@ -237,34 +237,6 @@ def test_submitted_twice_at_once(on_slurm, tiny, tmp_path):
 
 
 @slow
-def test_the_plain_script(on_slurm, tiny, tmp_path):
-    (tiny / "slow").write_text("0.5")
-    workdir = tmp_path / "a folder"
-    words = ("--module=counting", "--seeds=0:5", "--block=3", f"--workdir={workdir}")
-    limits = ("--time=1", "--signal_seconds=20", "--partition=main", "--dry_run")
-    script = on_slurm("slurm", *words, *limits, "--", f"--trouble={tiny}", "--steps=120")
-    assert not workdir.exists()
-    (tmp_path / "sweep.sh").write_text(script)
-    lines = [line[4:] for line in script.splitlines() if line.startswith("#   ")]
-    # As the head of the script says, in a shell that finds no Python.
-    subprocess.run(
-        ["bash", "-ec", "\n".join(lines)],
-        cwd=tmp_path,
-        env={"PATH": "/usr/bin:/bin", "SLURM_CONF": os.environ["SLURM_CONF"]}
-        | {"PYTHONPATH": os.environ["PYTHONPATH"]},
-        check=True,
-    )
-    wait_for(lambda: (workdir / "launch/sweep.json").exists(), "nothing has begun")
-    # 3 seeds of 120 steps of half a second need four tries of a minute.
-    on_slurm.wait_until(workdir, "5 done")
-    stops = [line for line in attempts(workdir, "0000") if line.get("reason") == "time limit"]
-    assert len(stops) >= 2
-    wait_for(lambda: (workdir / "summary/scores.txt").exists(), "no summary")
-    expected = plain(tmp_path / "b", "counting", "0:5", "--steps=120")
-    assert_same_bits(workdir, expected, range(5))
-
-
-@slow
 def test_a_folder_that_the_nodes_do_not_see(on_slurm, cluster, tiny, tmp_path):
     words = ("--module=counting", "--seeds=0:2", f"--workdir={tmp_path / 'a'}", "--nocollect")
     (tmp_path / "a").mkdir()
@@ -301,31 +273,3 @@ def test_many_blocks_are_submitted_at_once(on_slurm, tiny, tmp_path):
     assert "5000 queued" in on_slurm("status", tmp_path, expect=1)
     print(f"their status in {time.monotonic() - start:.1f} s")
     ask("scancel", job_of(said))
-
-
-PROGRAM = """
-import jax
-import jax.numpy as jnp
-
-def both(x):
-    return jax.lax.psum(x, "hosts")
-
-local = jnp.arange(jax.local_device_count()) + 10.0 * jax.process_index()
-total = jax.pmap(both, axis_name="hosts")(local)
-print(jax.process_index(), jax.process_count(), jax.device_count(), total.tolist(), flush=True)
-"""
-
-
-@slow
-def test_two_hosts_as_one_program(on_slurm, tiny, tmp_path, monkeypatch):
-    (tmp_path / "mesh_program.py").write_text(PROGRAM)
-    monkeypatch.setenv("PYTHONPATH", f"{os.environ['PYTHONPATH']}{os.pathsep}{tmp_path}")
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
-    words = ["srun", "-N2", "-n2", "--kill-on-bad-exit=1", "--time=10", sys.executable, "-m"]
-    words += ["launch.multihost", "--module=mesh_program", "--bind=127.0.0.1"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    # 0 + 1 on the first host, 10 + 11 on the second.
-    lines = sorted(line for line in done.stdout.splitlines() if line[:2] in ("0 ", "1 "))
-    assert lines == ["0 2 4 [22.0, 22.0]", "1 2 4 [22.0, 22.0]"]
-    del tiny

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from densejax.io import parse_seeds
 from launch import sweeps
 from launch.experiment import Experiment
 
@@ -70,3 +71,19 @@ def test_lines_survive_a_kill(tmp_path):
         file.write('{"a": 2, "cut')
     sweeps.append(tmp_path / "lines", {"a": 3})
     assert sweeps.read_lines(tmp_path / "lines") == [{"a": 1}, {"a": 3}]
+
+
+@pytest.mark.parametrize("text", ["0:8", "0,3,5", "0:4,10", "7", "3,1:3"])
+def test_written_as_read(text):
+    seeds = parse_seeds(text)
+    assert parse_seeds(sweeps.write_seeds(seeds)) == tuple(sorted(seeds))
+
+
+def test_written_short():
+    assert sweeps.write_seeds([5, 0, 1, 2, 7, 8]) == "0:3,5,7:9"
+
+
+def test_blocks():
+    assert sweeps.in_blocks(range(7), 3) == [(0, 1, 2), (3, 4, 5), (6,)]
+    with pytest.raises(ValueError, match="block"):
+        sweeps.in_blocks(range(3), 0)

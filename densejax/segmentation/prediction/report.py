@@ -11,13 +11,13 @@ import numpy as np
 from densejax.data.ome_zarr import open_level
 from densejax.data.pyramid import build_pyramid
 from densejax.ensembles.blocks import Blocks, computed_twice
-from densejax.ensembles.claims import Claims
 from densejax.ensembles.members import Ensemble
 from densejax.ensembles.outputs import Layout
 from densejax.ensembles.prediction import duration
 from densejax.ensembles.stream import Clock
 from densejax.ensembles.tiles import Grid, sizes
 from densejax.ensembles.views import Views
+from densejax.lease import Leases
 from densejax.plots.slices import orthoslices
 from densejax.segmentation.prediction.job import Job
 
@@ -80,9 +80,9 @@ def complete(job: Job, layout: Layout, summary: Mapping[str, Any]) -> tuple[Path
     """
     images = [job.folder / f"{name}.zarr" for name in layout.names]
     files = (*images, job.folder / SUMMARY, job.folder / PICTURE)
-    with Claims(job.folder / "blocks" / "end", ["end"]) as claims:
-        while not claims.done():
-            name = claims.take()
+    with Leases(job.folder / "blocks" / "end", ["end"]) as leases:
+        while not leases.done():
+            name = leases.take()
             if name is None:
                 time.sleep(0.5)
                 continue
@@ -92,7 +92,7 @@ def complete(job: Job, layout: Layout, summary: Mapping[str, Any]) -> tuple[Path
             print(f"pyramids     {duration(time.perf_counter() - start)}", flush=True)
             (job.folder / SUMMARY).write_text(json.dumps(dict(summary), indent=2) + "\n")
             draw(job, layout, job.folder / PICTURE)
-            claims.finish(name, {})
+            leases.finish(name, {})
     return files
 
 

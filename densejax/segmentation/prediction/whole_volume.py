@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from densejax.ensembles.blocks import Blocks
-from densejax.ensembles.claims import Claims
 from densejax.ensembles.members import Ensemble
 from densejax.ensembles.outputs import Layout, Outputs
 from densejax.ensembles.prediction import (
@@ -22,6 +21,7 @@ from densejax.ensembles.prediction import (
 )
 from densejax.ensembles.stream import Clock, Stream, block_names
 from densejax.ensembles.tiles import Grid
+from densejax.lease import Leases
 from densejax.segmentation.prediction.job import Job
 from densejax.segmentation.prediction.measures import (
     fastest,
@@ -81,12 +81,12 @@ def predict(job: Job) -> Result:
     layout = layout_of(job, blocks)
     print_plan(job, held, grid, blocks)
     clock = Clock()
-    with Claims(job.folder / "blocks", block_names(len(blocks))) as claims:
-        if len(claims.done()) < len(blocks):
+    with Leases(job.folder / "blocks", block_names(len(blocks))) as leases:
+        if len(leases.done()) < len(blocks):
             ensemble = made[0] if made else _ensemble(job, held)
             print_spread(ensemble, held, job.devices[0].device_kind)
-            clock = _stream(job, ensemble, (grid, blocks, layout), claims)
-        records = claims.records()
+            clock = _stream(job, ensemble, (grid, blocks, layout), leases)
+        records = leases.records()
     summary = summarise(records, job.run.class_names)
     files = complete(job, layout, summary)
     print_summary(summary, clock, files)
@@ -101,10 +101,10 @@ def _ensemble(job: Job, held: Mapping[str, Any]) -> Ensemble:
 
 
 def _stream(
-    job: Job, ensemble: Ensemble, what: tuple[Grid, Blocks, Layout], claims: Claims
+    job: Job, ensemble: Ensemble, what: tuple[Grid, Blocks, Layout], leases: Leases
 ) -> Clock:
     grid, blocks, layout = what
-    done = sum(record["voxels"] for record in claims.records().values())
+    done = sum(record["voxels"] for record in leases.records().values())
     voxels = int(np.prod(layout.shape, dtype=np.int64))
     room = room_for(job, grid, blocks, ensemble=ensemble, left=1 - done / voxels)
     print(f"needs        {room}")
@@ -115,7 +115,7 @@ def _stream(
         blocks=blocks,
         tiles=ensemble,
         sink=Outputs(job.folder, layout),
-        claims=claims,
+        leases=leases,
         classes=len(layout.class_names),
         probabilities=layout.probabilities,
         skip_unreadable=job.config.skip_unreadable,

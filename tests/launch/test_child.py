@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from launch import limits
+from launch import child
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def groups(tmp_path):
 def test_version_2_the_tightest_group_around(groups):
     files = {"job/memory.max": "4000000", "job/step/memory.max": "max", "memory.max": "9000000"}
     found = groups("0::/job/step/task\n", files | {"job/cpu.max": "150000 100000"})
-    assert limits.memory({}, **found) == 4_000_000
-    assert limits.cores({}, **found) == min(2, len(os.sched_getaffinity(0)))
+    assert child.memory_of({}, **found) == 4_000_000
+    assert child.cores_of({}, **found) == min(2, len(os.sched_getaffinity(0)))
 
 
 def test_version_1(groups):
@@ -36,22 +36,22 @@ def test_version_1(groups):
         "cpu,cpuacct/slurm/cpu.cfs_quota_us": "-1",
     }
     table = "4:memory:/slurm/job/task\n3:cpu,cpuacct:/slurm\n"
-    assert limits.memory({}, **groups(table, files)) == 5_000_000
-    assert limits.cores({}, **groups(table, files)) == len(os.sched_getaffinity(0))
+    assert child.memory_of({}, **groups(table, files)) == 5_000_000
+    assert child.cores_of({}, **groups(table, files)) == len(os.sched_getaffinity(0))
 
 
 def test_the_scheduler(groups):
     none = groups("0::/\n", {})
-    assert limits.memory({}, **none) is None
-    assert limits.memory({"SLURM_MEM_PER_NODE": "100"}, **none) == 100 * 1024**2
+    assert child.memory_of({}, **none) is None
+    assert child.memory_of({"SLURM_MEM_PER_NODE": "100"}, **none) == 100 * 1024**2
     per_core = {"SLURM_MEM_PER_CPU": "10", "SLURM_CPUS_ON_NODE": "3"}
-    assert limits.memory(per_core, **none) == 30 * 1024**2
-    assert limits.memory({"SLURM_MEM_PER_NODE": "0"}, **none) is None  # the whole node
-    assert limits.cores({"SLURM_CPUS_PER_TASK": "1", "SLURM_CPUS_ON_NODE": "64"}, **none) == 1
-    assert limits.cores({"SLURM_CPUS_ON_NODE": "1"}, **none) == 1
+    assert child.memory_of(per_core, **none) == 30 * 1024**2
+    assert child.memory_of({"SLURM_MEM_PER_NODE": "0"}, **none) is None  # the whole node
+    assert child.cores_of({"SLURM_CPUS_PER_TASK": "1", "SLURM_CPUS_ON_NODE": "64"}, **none) == 1
+    assert child.cores_of({"SLURM_CPUS_ON_NODE": "1"}, **none) == 1
 
 
 def test_no_groups_at_all(tmp_path):
     nothing = {"groups": tmp_path / "a", "table": tmp_path / "b"}
-    assert limits.memory({}, **nothing) is None
-    assert limits.cores({}, **nothing) == len(os.sched_getaffinity(0))
+    assert child.memory_of({}, **nothing) is None
+    assert child.cores_of({}, **nothing) == len(os.sched_getaffinity(0))

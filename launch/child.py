@@ -1,23 +1,54 @@
-"""What a process may use: cores and memory, by the scheduler and the control group."""
+"""The process of an experiment: what it may use, and that it ends when its supervisor does.
 
+    python launch/child.py PARENT CORES COMMAND
+
+ties itself to its parent and becomes the command. A supervisor that is killed outright (out of
+memory, a node taken back) cannot end its experiment; the system does, where it knows how (Linux).
+``CORES`` are numbers with commas, or ``-`` for all.
+
+A scheduler's warnings reach every process of a job. They are for the supervisor: the command goes
+on, and is ended outright where the supervisor decides so.
+"""
+
+import ctypes
 import math
 import os
+import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+ALL = "-"
 GROUPS = Path("/sys/fs/cgroup")
 TABLE = Path("/proc/self/cgroup")
 _MEGABYTE = 1024**2
 _UNLIMITED = 2**60  # version 1 writes "no limit" as a number near 2^63
+_PR_SET_PDEATHSIG = 1
 
 
-def cores(environment: Mapping[str, str], *, groups: Path = GROUPS, table: Path = TABLE) -> int:
+def environment_of(
+    own: Mapping[str, str], *, more: Mapping[str, str] | None = None, cores: str = ALL
+) -> dict[str, str]:
+    """The environment of an experiment, with the cores and the memory that it may use.
+
+    ``own`` is that of this process, ``more`` what the experiment has besides.
+    """
+    found = dict(own) | dict(more or {})
+    count = cores_of(found) if cores == ALL else len(cores.split(","))
+    found.setdefault("JAX_NUM_CPU_DEVICES", str(count))
+    if (limit := memory_of(found)) is not None:
+        found.setdefault("DENSEJAX_MEMORY_BYTES", str(limit))
+    return found
+
+
+def cores_of(environment: Mapping[str, str], *, groups: Path = GROUPS, table: Path = TABLE) -> int:
     """Cores that this process may keep busy, at least 1.
 
     The least of its affinity, the scheduler's allocation (sites without binding leave the affinity
     at the whole node) and the control group's quota.
     """
-    found = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _all_cores()]
+    known = hasattr(os, "sched_getaffinity")  # not on every system
+    found = [len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1]
     for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
         if environment.get(name, "").isdecimal():
             found.append(int(environment[name]))
@@ -29,7 +60,7 @@ def cores(environment: Mapping[str, str], *, groups: Path = GROUPS, table: Path 
     return max(min(found), 1)
 
 
-def memory(
+def memory_of(
     environment: Mapping[str, str], *, groups: Path = GROUPS, table: Path = TABLE
 ) -> int | None:
     """Bytes that this process may use; None where nobody has set a limit.
@@ -49,10 +80,6 @@ def memory(
             if value is not None and value < _UNLIMITED:
                 found.append(value)
     return min(found) if found else None
-
-
-def _all_cores() -> int:
-    return os.cpu_count() or 1
 
 
 def _folders(controller: str, groups: Path, table: Path) -> list[Path]:
@@ -89,3 +116,20 @@ def _quota(folder: Path) -> float | None:
         pass
     first, second = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
     return first / second if first and second else None
+
+
+def _become(parent: int, cores: str, command: list[str]) -> None:
+    """Tie this process to its parent and become the command."""
+    for warning in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(warning, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before the line above
+            sys.exit(1)
+        if cores != ALL:
+            os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    _become(int(sys.argv[1]), sys.argv[2], sys.argv[3:])
