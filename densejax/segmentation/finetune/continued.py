@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from densejax.data.extra_windows import Patch, cut_patch, extra_arrays
+from densejax.data.extra_windows import cut_patch, extra_arrays
 from densejax.data.volumes import open_volume
 from densejax.ensembles.predict import Sizes
 from densejax.segmentation.finetune.corrections import Corrections, labels_once, read_corrections
@@ -215,42 +215,6 @@ def class_weights(parts: Parts, weights: np.ndarray) -> np.ndarray:
     return totals / np.maximum(counts, 1)
 
 
-def patch_of(
-    volume: Any,
-    labels: np.ndarray,
-    offset: Sequence[int],
-    *,
-    window: Sizes,
-    output: Sizes,
-    mean: float,
-    deviation: float,
-    name: str,
-) -> Patch:
-    """The patch of a corrected block, its grey levels as the predictions of the volume took them.
-
-    Args:
-      volume: [z, y, x] grey levels, of which only what the block's windows need is read.
-      labels: int [z', y', x'], -1 where not corrected.
-      offset: (z, y, x) of the block's first voxel in the volume.
-      window: (z, y, x) of the network's input.
-      output: (z, y, x) of its output.
-      mean: of the grey levels.
-      deviation: of the grey levels.
-      name: what messages call the volume.
-
-    Raises:
-      ValueError: NaN or infinity in the volume there, or as ``extra_windows.cut_patch``.
-    """
-
-    def standardise(grey: np.ndarray) -> np.ndarray:
-        if not np.isfinite(grey).all():
-            raise ValueError(f"{name}: NaN or infinity near the block at {tuple(offset)}")
-        return (grey.astype(np.float32) - np.float32(mean)) / np.float32(deviation)
-
-    windows: dict[str, Any] = {"input_window": window, "output_window": output}
-    return cut_patch(volume, labels, offset, standardise=standardise, **windows)
-
-
 def _correction_data(
     corrections: Corrections, table: np.ndarray, *, window: Sizes, output: Sizes
 ) -> dict[str, np.ndarray]:
@@ -263,12 +227,12 @@ def _correction_data(
             "that was corrected"
         )
     patches = [
-        patch_of(
+        cut_patch(
             volume.array,
             labels,
             block.offset,
-            window=window,
-            output=output,
+            input_window=window,
+            output_window=output,
             mean=block.mean,
             deviation=block.deviation,
             name=volume.path,

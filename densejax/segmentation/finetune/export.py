@@ -12,7 +12,7 @@ number, or 255 for *not looked at*.
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -82,7 +82,6 @@ def score_blocks(
     *,
     shape: Sizes,
     not_predicted: int = NOT_PREDICTED,
-    progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda items, total: items,
 ) -> ScoredBlocks:
     """Mean doubt of every block, streamed.
 
@@ -92,7 +91,6 @@ def score_blocks(
       labels: [z, y, x], the predicted labels, to tell what was not predicted.
       shape: (z, y, x) of a block in voxels.
       not_predicted: label of a voxel that was not predicted.
-      progress: wraps the iterator of parts that are read, given their number.
 
     Raises:
       ValueError: the two volumes have not one shape, ``doubt`` is not uint8, or a block is larger
@@ -107,15 +105,11 @@ def score_blocks(
     axes = [np.unique(corners[:, axis]) for axis in range(3)]
     means = np.full([len(axis) for axis in axes], np.nan)
     together = [max(1, most // size) for size, most in zip(shape, _READ, strict=True)]
-    parts = list(
-        product(
-            *(
-                [slice(i, min(i + n, len(axis))) for i in range(0, len(axis), n)]
-                for axis, n in zip(axes, together, strict=True)
-            )
-        )
-    )
-    for part in progress(iter(parts), len(parts)):
+    runs = [
+        [slice(i, min(i + n, len(axis))) for i in range(0, len(axis), n)]
+        for axis, n in zip(axes, together, strict=True)
+    ]
+    for part in product(*runs):
         starts = [axis[run] for axis, run in zip(axes, part, strict=True)]
         first = [int(axis[0]) for axis in starts]
         extent = [
@@ -246,7 +240,6 @@ def export_blocks(
     by: By,
     seed: int = 0,
     least_distance_nm: float = 0.0,
-    progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda items, total: items,
 ) -> Path:
     """Write the most doubtful blocks that nobody has yet, with list, images and labels.
 
@@ -261,7 +254,6 @@ def export_blocks(
       by: ``disagreement``, ``entropy``, or ``random`` for a fair sample of the volume.
       seed: of the random order.
       least_distance_nm: between the centres of two blocks.
-      progress: as ``score_blocks``.
 
     Returns:
       The export's folder, ``workdir/export_0001`` and on.
@@ -288,7 +280,6 @@ def export_blocks(
         predicted.labels,
         shape=shape,
         not_predicted=about["not_predicted"],
-        progress=progress,
     )
     scores = blocks.scores
     if by == "random":

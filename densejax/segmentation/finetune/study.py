@@ -19,12 +19,12 @@ import numpy as np
 
 from densejax import metrics
 from densejax.data.datasets import LabelledVolume, standardise
-from densejax.data.extra_windows import Patch, extra_arrays
+from densejax.data.extra_windows import Patch, cut_patch, extra_arrays
 from densejax.ensembles.predict import Prediction, Sizes, predict_volume
 from densejax.ensembles.rank import rank_members
 from densejax.instances import Population
 from densejax.plots.rounds import round_curves
-from densejax.segmentation.finetune.continued import Continued, patch_of
+from densejax.segmentation.finetune.continued import Continued
 from densejax.segmentation.finetune.export import ScoredBlocks, box_at, choose_blocks, score_blocks
 from densejax.segmentation.task import WindowTask
 from densejax.training.checkpoint import restore_tree
@@ -166,12 +166,12 @@ class Loop:
     def patch(self, corner: Corner) -> Patch:
         """What the annotator gives back of a block: the truth."""
         grey = self.unseen.images
-        return patch_of(
+        return cut_patch(
             grey,
             self.unseen.labels[box_at(corner, self.block)],
             corner,
-            window=self.window,
-            output=self.output,
+            input_window=self.window,
+            output_window=self.output,
             mean=grey.mean(dtype=np.float64),
             deviation=grey.std(dtype=np.float64),
             name=self.unseen.name,
@@ -346,10 +346,8 @@ def report(rows: Sequence[Row], folder: Path) -> list[Path]:
     findings = folder / "findings.md"
     findings.write_text(_findings(rows))
     print(findings.read_text())
-    files = [table, findings]
-    for score in ("held_out", "repaired"):
-        files.append(_curves(rows, score, folder / f"{score}.png"))
-    return files
+    curves = [_curves(rows, n, folder / f"{n}.png") for n in ("held_out", "repaired")]
+    return [table, findings, *curves]
 
 
 def _arms(rows: Sequence[Row]) -> list[str]:
@@ -372,26 +370,25 @@ def _findings(rows: Sequence[Row]) -> str:
     lines = [f"# The correction loop, {repeats} repeats, {last} rounds", ""]
     for score, title in SCORES.items():
         lines += [f"{title}, mean over repeats (standard error of the mean):", ""]
-        lines += ["| arm | " + " | ".join(f"round {n}" for n in range(last + 1)) + " |"]
-        lines += ["|---" * (last + 2) + "|"]
-        for arm in arms:
-            means, errors = _means(rows, arm, score)
-            cells = [f"{m:.4f} ({e:.4f})" for m, e in zip(means, errors, strict=True)]
-            lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-        lines.append("")
+        found = {arm: zip(*_means(rows, arm, score), strict=True) for arm in arms}
+        cells = {arm: [f"{m:.4f} ({e:.4f})" for m, e in pairs] for arm, pairs in found.items()}
+        lines += [*_table(cells, range(last + 1)), ""]
     lines += ["Share of the corrected voxels that had been wrong, per cent:", ""]
-    lines += ["| arm | " + " | ".join(f"round {n}" for n in range(1, last + 1)) + " |"]
-    lines += ["|---" * (last + 1) + "|"]
-    for arm in arms:
-        if arm != "none":
-            shares = 100 * _means(rows, arm, "wrong")[0][1:]
-            lines.append(f"| {arm} | " + " | ".join(f"{share:.1f}" for share in shares) + " |")
+    shares = {arm: 100 * _means(rows, arm, "wrong")[0][1:] for arm in arms if arm != "none"}
+    cells = {arm: [f"{share:.1f}" for share in found] for arm, found in shares.items()}
+    lines += _table(cells, range(1, last + 1))
     lines += ["", f"Paired over repeats, after round {last}:", ""]
     for other in ("random", "none"):
         for arm in arms:
             if arm != other and other in arms and arm != "none":
                 lines += [_contrast(rows, arm, other, score) for score in ("held_out", "repaired")]
     return "\n".join(lines) + "\n"
+
+
+def _table(cells: Mapping[str, Sequence[str]], rounds: Sequence[int]) -> list[str]:
+    rows = {"arm": [f"round {number}" for number in rounds], **cells}
+    lines = [f"| {arm} | " + " | ".join(texts) + " |" for arm, texts in rows.items()]
+    return [lines[0], "|---" * (len(rounds) + 1) + "|", *lines[1:]]
 
 
 def _contrast(rows: Sequence[Row], arm: str, other: str, score: str) -> str:
