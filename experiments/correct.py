@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from densejax.segmentation.corrections.collect import Collected, collect_blocks
-from densejax.segmentation.corrections.export import export_blocks, open_predicted
+from densejax.segmentation.finetune.corrections import Collected, collect_blocks
+from densejax.segmentation.finetune.export import export_blocks, open_predicted
 from densejax.segmentation.sources import three
 from densejax.training.config import option, start_folder
 from densejax.training.entry import main

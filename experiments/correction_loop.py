@@ -27,9 +27,8 @@ from densejax.models.hybrid import Hybrid2D3D
 from densejax.models.layers import draw_parameters
 from densejax.models.unet import UNet
 from densejax.segmentation import sources
-from densejax.segmentation.corrections import continued
-from densejax.segmentation.corrections.report import print_row, report
-from densejax.segmentation.corrections.study import ARMS, Loop, Row, run_repeat
+from densejax.segmentation.finetune import continued
+from densejax.segmentation.finetune.study import ARMS, Loop, Row, print_row, report, run_repeat
 from densejax.segmentation.prepare import sweep_data
 from densejax.segmentation.task import WindowTask
 from densejax.training.config import option, start_folder

@@ -40,7 +40,7 @@ from densejax.instances import instance_key
 from densejax.models import hybrid
 from densejax.models.layers import draw_parameters
 from densejax.segmentation import baseline, recipes, report, sources
-from densejax.segmentation.corrections import continued
+from densejax.segmentation.finetune import continued
 from densejax.segmentation.networks import network_of
 from densejax.segmentation.prepare import sweep_data
 from densejax.segmentation.task import PUBLISHED_L2, Descent, WindowTask

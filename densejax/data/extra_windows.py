@@ -12,7 +12,7 @@ hold them, as near the border of a training volume.
 `draw_mixed_window` shares training windows between a training volume and the patches.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,9 @@ def cut_patch(
     *,
     input_window: Sequence[int],
     output_window: Sequence[int],
-    standardise: Callable[[np.ndarray], np.ndarray],
+    mean: float = 0.0,
+    deviation: float = 1.0,
+    name: str = "the volume",
 ) -> Patch:
     """The patch of one block; only what it needs is read from the volume.
 
@@ -104,13 +106,16 @@ def cut_patch(
       offset: (z, y, x) of the block's first voxel in the volume.
       input_window: (z, y, x) of the network's input.
       output_window: (z, y, x) of its output.
-      standardise: grey levels -> float32, as the network's predictions of this volume take them.
+      mean: of the grey levels, as the network's predictions of this volume took it.
+      deviation: of the grey levels.
+      name: what messages call the volume.
 
     Returns:
       The patch.
 
     Raises:
-      ValueError: as `patch_corners`, or the volume is too small for the window's margin.
+      ValueError: as `patch_corners`, the volume is too small for the window's margin, or holds NaN
+        or infinity there.
     """
     check_windows(volume.shape, input_window, output_window)
     low, high = patch_corners(
@@ -126,7 +131,10 @@ def cut_patch(
     edges = margins(input_window, output_window)
     starts = [c - before for c, (before, _) in zip(low, edges, strict=True)]
     sizes = [e + before + after for e, (before, after) in zip(extent, edges, strict=True)]
-    image = np.asarray(standardise(read_mirrored(volume, starts, sizes)), np.float32)
+    grey = read_mirrored(volume, starts, sizes)
+    if not np.isfinite(grey).all():
+        raise ValueError(f"{name}: NaN or infinity near the block at {tuple(offset)}")
+    image = (grey.astype(np.float32) - np.float32(mean)) / np.float32(deviation)
     reach = tuple(h - c for c, h in zip(low, high, strict=True))
     return Patch(image, wide, (reach[0], reach[1], reach[2]))
 

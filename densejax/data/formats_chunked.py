@@ -5,6 +5,7 @@ They may lie in a folder or behind ``gs://``, ``s3://``, ``http://`` or ``https:
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,40 @@ def open_chunked(path: str | Path, *, dataset: str | None = None) -> Opened:
     if multiscale is not None:
         return _open_multiscale(name, multiscale)
     driver, attributes = _driver(metadata, name)
-    store = _open_store(driver, name)
+    store = open_store(driver, name)
     names = _dimension_names(store, metadata, driver)
     voxel_nm = _unit_voxel(store, names) or _attribute_voxel(attributes, driver, name)
     return Opened(_lazy(store, names, name), name, voxel_nm)
+
+
+def open_store(driver: str, name: str, *, write: bool = False) -> ts.TensorStore:
+    """Open a store by tensorstore's name of its format.
+
+    Args:
+        driver: such as ``zarr3``.
+        name: a folder or a URL.
+        write: whether voxels may be written.
+
+    Raises:
+        ValueError: it cannot be opened.
+    """
+    try:
+        spec = {"driver": driver, "kvstore": _kvstore(name)}
+        return ts.open(spec, read=True, write=write).result()
+    except Exception as error:  # tensorstore raises its own kinds, by cause
+        raise ValueError(f"{name}: cannot be opened as {driver} ({error})") from error
+
+
+def read_box(store: ts.TensorStore, box: Sequence[slice], *, name: str) -> np.ndarray:
+    """Read a box of a store.
+
+    Raises:
+        ValueError: it cannot be read; the message names the store and the box.
+    """
+    try:
+        return store[tuple(box)].read().result()
+    except Exception as error:  # tensorstore raises its own kinds, by cause
+        raise ValueError(f"{name}: [{box_text(box)}] cannot be read ({error})") from error
 
 
 def _kvstore(name: str) -> str:
@@ -106,13 +137,6 @@ def _driver(metadata: dict[str, dict[str, Any]], name: str) -> tuple[str, dict[s
     )
 
 
-def _open_store(driver: str, name: str) -> ts.TensorStore:
-    try:
-        return ts.open({"driver": driver, "kvstore": _kvstore(name)}, read=True).result()
-    except Exception as error:  # tensorstore raises its own kinds, by cause
-        raise ValueError(f"{name}: cannot be opened as {driver} ({error})") from error
-
-
 def _dimension_names(
     store: ts.TensorStore, metadata: dict[str, dict[str, Any]], driver: str
 ) -> list[str]:
@@ -148,10 +172,7 @@ def _lazy(store: ts.TensorStore, names: list[str], name: str) -> LazyArray:
     view = view[ts.d[tuple(kept.index(letter) for letter in "zyx")].transpose[:]]
 
     def read(box: Box) -> np.ndarray:
-        try:
-            return view[box].read().result()
-        except Exception as error:  # tensorstore raises its own kinds, by cause
-            raise ValueError(f"{name}: [{box_text(box)}] cannot be read ({error})") from error
+        return read_box(view, box, name=name)
 
     chunks = [size or 1 for size in view.chunk_layout.read_chunk.shape or ()]
     return LazyArray(view.shape, dtype, read, chunks=chunks or None)
@@ -170,7 +191,7 @@ def _open_multiscale(name: str, multiscale: dict[str, Any]) -> Opened:
     metadata = _read_metadata(inner)
     if not metadata:
         raise FileNotFoundError(f"{inner}: no array; the multiscales of {name} name it")
-    store = _open_store(_driver(metadata, inner)[0], inner)
+    store = open_store(_driver(metadata, inner)[0], inner)
     axes = multiscale.get("axes") or _default_names(store.rank)
     described = [a if isinstance(a, dict) else {"name": a} for a in axes]
     names = [str(a["name"]).lower() for a in described]

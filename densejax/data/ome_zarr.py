@@ -19,11 +19,15 @@ import tensorstore as ts
 
 from densejax.data import ngff
 from densejax.data.formats import voxel_size
-from densejax.data.formats_chunked import is_remote
+from densejax.data.formats_chunked import is_remote, open_store
 
 Compression = Literal["zstd", "blosc", "none"]
 
-GROUP_FILES = ("zarr.json", ".zgroup", ".zattrs")
+ZARR2 = {
+    "blosc": {"id": "blosc", "cname": "zstd", "clevel": 1, "shuffle": 1, "blocksize": 0},
+    "zstd": {"id": "zstd", "level": 1},
+    "none": None,
+}
 
 
 def create_image(
@@ -136,11 +140,7 @@ def open_array(folder: str | Path, *, write: bool = False) -> ts.TensorStore:
     driver = "zarr3" if (folder / "zarr.json").is_file() else "zarr"
     if driver == "zarr" and not (folder / ".zarray").is_file():
         raise FileNotFoundError(f"{folder}: no Zarr array")
-    spec = {"driver": driver, "kvstore": _kvstore(folder)}
-    try:
-        return ts.open(spec, read=True, write=write).result()
-    except Exception as error:  # tensorstore raises its own kinds, by cause
-        raise ValueError(f"{folder}: cannot be opened as {driver} ({error})") from error
+    return open_store(driver, str(folder), write=write)
 
 
 def read_attributes(path: str | Path) -> dict[str, Any]:
@@ -219,10 +219,6 @@ def _sizes(values: Sequence[int], name: str) -> list[int]:
     return found
 
 
-def _kvstore(folder: Path) -> str:
-    return folder.resolve().as_uri() + "/"
-
-
 def _array_metadata(
     path: Path,
     version: str,
@@ -233,40 +229,55 @@ def _array_metadata(
     compression: Compression,
     ours: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the metadata file of level 0, of Zarr 2 or 3, as a dictionary."""
+    """The metadata file of level 0, of Zarr 2 or 3: more than tensorstore's own says."""
     kind = np.dtype(dtype)
     if kind.kind not in "buif" or kind.itemsize > 8:
         raise ValueError(f"{path}: dtype {kind} is not supported; expected bool, integer or float")
     inner = _with_channel(_sizes(chunks, f"{path}: chunks"), shape, f"{path}: chunks")
+    cut = [min(c, s) for c, s in zip(inner, shape, strict=True)]
     fill: Any = ours.get("not_predicted", 0)
     fill = bool(fill) if kind.kind == "b" else float(fill) if kind.kind == "f" else int(fill)
     if version == "0.4":
         if shards is not None:
             raise ValueError(f"{path}: shards {tuple(shards)} need Zarr 3, that is version='0.5'")
-        return _zarr2(shape, kind, [min(c, s) for c, s in zip(inner, shape, strict=True)], fill) | {
-            "compressor": _zarr2_compressor(compression)
+        return {
+            "zarr_format": 2,
+            "shape": shape,
+            "chunks": cut,
+            "dtype": kind.newbyteorder("<").str,
+            "fill_value": fill,
+            "order": "C",
+            "filters": None,
+            "dimension_separator": "/",
+            "compressor": ZARR2[compression],
         }
-    codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, *_codecs(compression, kind)]
-    if kind.itemsize == 1:
-        codecs[0] = {"name": "bytes"}
-    if shards is None:
-        return _zarr3(shape, kind, [min(c, s) for c, s in zip(inner, shape, strict=True)], fill) | {
-            "codecs": codecs
-        }
-    outer = _with_channel(_sizes(shards, f"{path}: shards"), shape, f"{path}: shards")
-    if any(o % i for o, i in zip(outer, inner, strict=True)):
-        raise ValueError(f"{path}: shards {outer}; expected whole multiples of the chunks {inner}")
-    index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-    sharding = {
-        "name": "sharding_indexed",
-        "configuration": {
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    codecs = [{"name": "bytes"} if kind.itemsize == 1 else little, *_codecs(compression, kind)]
+    if shards is not None:
+        outer = _with_channel(_sizes(shards, f"{path}: shards"), shape, f"{path}: shards")
+        if any(o % i for o, i in zip(outer, inner, strict=True)):
+            raise ValueError(
+                f"{path}: shards {outer}; expected whole multiples of the chunks {inner}"
+            )
+        inside = {
             "chunk_shape": inner,
             "codecs": codecs,
-            "index_codecs": index,
+            "index_codecs": [little, {"name": "crc32c"}],
             "index_location": "end",
-        },
+        }
+        cut, codecs = outer, [{"name": "sharding_indexed", "configuration": inside}]
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": shape,
+        "data_type": kind.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": cut}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill,
+        "dimension_names": list("czyx")[-len(shape) :],
+        "attributes": {},
+        "codecs": codecs,
     }
-    return _zarr3(shape, kind, outer, fill) | {"codecs": [sharding]}
 
 
 def _with_channel(sizes: list[int], shape: list[int], name: str) -> list[int]:
@@ -274,39 +285,6 @@ def _with_channel(sizes: list[int], shape: list[int], name: str) -> list[int]:
     if len(found) != len(shape):
         raise ValueError(f"{name} {sizes}: expected 3 or {len(shape)} numbers for shape {shape}")
     return found
-
-
-def _zarr2(shape: list[int], dtype: np.dtype, chunks: list[int], fill: Any) -> dict[str, Any]:
-    return {
-        "zarr_format": 2,
-        "shape": shape,
-        "chunks": chunks,
-        "dtype": dtype.newbyteorder("<").str,
-        "fill_value": fill,
-        "order": "C",
-        "filters": None,
-        "dimension_separator": "/",
-    }
-
-
-def _zarr3(shape: list[int], dtype: np.dtype, grid: list[int], fill: Any) -> dict[str, Any]:
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": shape,
-        "data_type": dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": grid}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": fill,
-        "dimension_names": list("czyx")[-len(shape) :],
-        "attributes": {},
-    }
-
-
-def _zarr2_compressor(compression: Compression) -> dict[str, Any] | None:
-    if compression == "blosc":
-        return {"id": "blosc", "cname": "zstd", "clevel": 1, "shuffle": 1, "blocksize": 0}
-    return {"id": "zstd", "level": 1} if compression == "zstd" else None
 
 
 def _codecs(compression: Compression, dtype: np.dtype) -> list[dict[str, Any]]:

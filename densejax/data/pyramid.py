@@ -3,8 +3,13 @@
 Each level is made from the one before it, block by block, by threads. A block is written before it
 is noted as done and the level is listed in the image's metadata when it is whole, so a build that
 was killed goes on where it stopped, and what it leaves does not depend on where that was.
+
+Labels are halved by majority, intensities by the mean. A cell is the two voxels of each halved axis
+(eight, four or two voxels together); at the end of an axis of odd length it has one layer only.
+Voxels outside the array never count.
 """
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +20,8 @@ import numpy as np
 import tensorstore as ts
 
 from densejax.data import ngff
-from densejax.data.blocks import Slices, box_text, cut_blocks
-from densejax.data.halving import halve_labels, halve_mean
+from densejax.data.blocks import Slices, cut_blocks
+from densejax.data.formats_chunked import read_box
 from densejax.data.ome_zarr import create_array, open_array, read_attributes, update_attributes
 
 # Voxels of the finer level that a thread holds at once: 17 MB of labels, 67 MB of objects.
@@ -114,6 +119,86 @@ def pyramid_factors(
     return factors
 
 
+def halve_labels(
+    labels: np.ndarray, steps: Sequence[int], *, not_counted: int | None = None
+) -> np.ndarray:
+    """The most frequent label of each cell; the lowest of those that tie.
+
+    Args:
+        labels: boolean or integer, any number of axes.
+        steps: 2 for an axis to halve and 1 for another, one for each axis.
+        not_counted: a label without a vote, such as that of voxels which were not predicted; a
+            cell gets it where no voxel has another.
+
+    Returns:
+        As ``labels``; a halved axis of n has (n + 1) // 2.
+    """
+    voxels = _cells(labels, steps)
+    shape = voxels[0].shape
+    flat = [part.reshape(-1) for part in voxels]
+    found = flat[0].copy()
+    differs = np.zeros(found.shape, bool)
+    for part in flat[1:]:
+        differs |= part != found
+    # Objects are larger than voxels: few cells hold more than one label.
+    mixed = np.flatnonzero(differs)
+    if mixed.size:
+        found[mixed] = _majority([part[mixed] for part in flat], not_counted)
+    return found.reshape(shape)
+
+
+def halve_mean(values: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+    """The mean of each cell; of integers, rounded to the nearest, a half to the even number.
+
+    Args:
+        values: integer or float, any number of axes.
+        steps: 2 for an axis to halve and 1 for another, one for each axis.
+
+    Returns:
+        As ``values``; a halved axis of n has (n + 1) // 2.
+    """
+    if values.dtype.kind != "f":
+        return ts.downsample(ts.array(values), list(steps), "mean").read().result()
+    # In double precision and in this order, which tensorstore's mean of floats is not.
+    voxels = _cells(values, steps)
+    total = np.zeros(voxels[0].shape, np.float64)
+    for part in voxels:
+        total += part
+    return (total / len(voxels)).astype(values.dtype)
+
+
+def _cells(array: np.ndarray, steps: Sequence[int]) -> list[np.ndarray]:
+    """Return the cells' first voxels, their second ones, and so on, each as an array."""
+    if len(steps) != array.ndim or not set(steps) <= {1, 2}:
+        raise ValueError(f"steps {tuple(steps)}: expected 1 or 2 for each of {array.ndim} axes")
+    odd = [(0, (-size) % step) for size, step in zip(array.shape, steps, strict=True)]
+    if any(after for _, after in odd):
+        # To repeat the last layer doubles the votes and the weights of all voxels of a cell alike.
+        array = np.pad(array, odd, mode="edge")
+    starts = itertools.product(*(range(step) for step in steps))
+    return [
+        np.ascontiguousarray(
+            array[tuple(slice(a, None, step) for a, step in zip(start, steps, strict=True))]
+        )
+        for start in starts
+    ]
+
+
+def _majority(voxels: list[np.ndarray], not_counted: int | None) -> np.ndarray:
+    """Return the most frequent of several values, place by place, the lowest of those that tie."""
+    best = voxels[0].copy()
+    most = np.zeros(best.shape, np.int8)
+    for value in voxels:
+        votes = np.zeros(best.shape, np.int8)
+        for other in voxels:
+            votes += other == value
+        if not_counted is not None:
+            votes[value == not_counted] = 0
+        better = (votes > most) | ((votes == most) & (value < best))
+        best[better], most[better] = value[better], votes[better]
+    return best
+
+
 class _Counter:
     """Voxels done by all threads together."""
 
@@ -197,22 +282,15 @@ def _write_block(
     """Halve what lies under one block and write it; a shard is written once, read in parts."""
     shape = [s.stop - s.start for s in box]
     found = np.empty(shape, target.dtype.numpy_dtype)
+    name: Any = source.kvstore.url if source.kvstore is not None else "array"
     chunk = _chunk(target)
     for part in cut_blocks(shape, chunk, voxels=PART_VOXELS // int(np.prod(steps))):
         place = tuple(
             slice(b.start + p.start, b.start + p.stop) for b, p in zip(box, part, strict=True)
         )
         inner = _finer(place, steps, source.shape)
-        found[part] = halve(_read(source, inner), steps)
+        found[part] = halve(read_box(source, inner, name=name), steps)
     target[box].write(found).result()
-
-
-def _read(source: ts.TensorStore, box: Slices) -> np.ndarray:
-    try:
-        return source[box].read().result()
-    except Exception as error:  # tensorstore raises its own kinds, by cause
-        name: Any = source.kvstore.url if source.kvstore is not None else "array"
-        raise ValueError(f"{name}: [{box_text(box)}] cannot be read ({error})") from error
 
 
 def _finer(box: Slices, steps: Sequence[int], shape: Sequence[int]) -> Slices:

@@ -18,7 +18,7 @@ from densejax.data.windows import evaluation_corners
 from densejax.ensembles.predict import Sizes
 from densejax.ensembles.views import view_count
 from densejax.segmentation import planning, sources
-from densejax.segmentation.corrections import continued
+from densejax.segmentation.finetune import continued
 from densejax.segmentation.task import Descent
 from densejax.training.config import (
     asked_for,

@@ -18,10 +18,6 @@ INPUT, OUTPUT = (5, 16, 12), (3, 12, 8)
 OPTIONS = {"input_window": INPUT, "output_window": OUTPUT}
 
 
-def as_it_is(image):
-    return image.astype(np.float32)
-
-
 def world():
     """A volume in which every voxel tells where it is."""
     return np.arange(np.prod(VOLUME), dtype=np.float32).reshape(VOLUME)
@@ -42,9 +38,22 @@ BLOCKS = [
 
 def patches():
     return [
-        cut_patch(world(), block(shape, seed), offset, standardise=as_it_is, **OPTIONS)
+        cut_patch(world(), block(shape, seed), offset, **OPTIONS)
         for seed, (offset, shape) in enumerate(BLOCKS)
     ]
+
+
+def test_a_patch_is_standardised_and_what_is_no_number_is_named():
+    grey, labels = world(), block((2, 4, 20))
+    plain, found = (
+        cut_patch(grey, labels, (5, 18, 3), mean=mean, deviation=deviation, **OPTIONS).image
+        for mean, deviation in ((0.0, 1.0), (7.0, 3.0))
+    )
+    np.testing.assert_array_equal(found, (plain - 7) / np.float32(3))
+    assert found.dtype == np.float32
+    grey[5, 18, 3] = np.nan
+    with pytest.raises(ValueError, match=r"here: NaN or infinity near the block at \(5, 18, 3\)"):
+        cut_patch(grey, labels, (5, 18, 3), name="here", **OPTIONS)
 
 
 def windows_of(offset, shape):
@@ -127,9 +136,7 @@ def test_corrected_voxels_have_equal_influence_under_a_mean_away_from_the_edges(
     labels[0, 0, 40:160] = 1  # all of a stretch
     labels[0, 0, 240:360:10] = 1  # one in ten, never two in a window
     volume = np.arange(400, dtype=np.float32).reshape(1, 1, 400)
-    patch = cut_patch(
-        volume, labels, (0, 0, 0), input_window=output, output_window=output, standardise=as_it_is
-    )
+    patch = cut_patch(volume, labels, (0, 0, 0), input_window=output, output_window=output)
     data = extra_arrays([patch], class_weights=np.ones(2))
     draw = jax.vmap(
         lambda step: extra.draw_extra_window(
@@ -219,7 +226,7 @@ def test_a_drawn_window_is_the_same_in_every_mode(assert_modes_agree):
 
 def test_what_cannot_be_drawn_is_refused():
     empty = np.full((1, 12, 12), -1)
-    patch = cut_patch(world(), empty, (0, 0, 0), standardise=as_it_is, **OPTIONS)
+    patch = cut_patch(world(), empty, (0, 0, 0), **OPTIONS)
     with pytest.raises(ValueError, match="no corrected voxel in 1 blocks"):
         extra_arrays([patch], class_weights=np.ones(3))
     with pytest.raises(ValueError, match="no corrected block"):

@@ -9,8 +9,8 @@ from scipy import stats
 from sklearn.metrics import jaccard_score
 
 from densejax.ensembles.predict import Prediction
-from densejax.segmentation.corrections import study as correction_study
-from densejax.segmentation.corrections.study import Row, paired_difference
+from densejax.segmentation.finetune import study as correction_study
+from densejax.segmentation.finetune.study import Row, paired_difference
 from experiments import correction_loop
 
 TINY = replace(

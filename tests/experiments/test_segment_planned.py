@@ -11,7 +11,7 @@ from absl import flags
 
 import densejax as dj
 from densejax.segmentation import planning, recipes
-from densejax.segmentation.corrections.extra_labels import Subject, digest_of, start_corrections
+from densejax.segmentation.finetune.corrections import Subject, digest_of, start_corrections
 from densejax.segmentation.prediction.trained_run import read_config
 from densejax.segmentation.sources import load_parts
 from densejax.training.config import check_same_config, define_flags, from_flags, save_config

@@ -13,8 +13,8 @@ import tifffile
 from densejax.data.augment import draw_window, training_arrays
 from densejax.data.extra_windows import draw_mixed_window
 from densejax.segmentation import recipes
-from densejax.segmentation.corrections import continued
-from densejax.segmentation.corrections.extra_labels import Subject, digest_of, start_corrections
+from densejax.segmentation.finetune import continued
+from densejax.segmentation.finetune.corrections import Subject, digest_of, start_corrections
 from densejax.segmentation.prepare import sweep_data
 from densejax.segmentation.sources import error_weights_of, load_parts
 from densejax.segmentation.task import WindowTask

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densejax.data.formats import LazyArray
-from densejax.segmentation.corrections import blocks as correction_blocks
-from densejax.segmentation.corrections.blocks import ScoredBlocks, choose_blocks, score_blocks
+from densejax.segmentation.finetune import export as correction_blocks
+from densejax.segmentation.finetune.export import ScoredBlocks, choose_blocks, score_blocks
 
 sides = st.integers(1, 9).flatmap(lambda v: st.tuples(st.just(v), st.integers(1, v)))
 

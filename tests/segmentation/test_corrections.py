@@ -10,9 +10,9 @@ import tifffile
 
 from densejax.data.ome_zarr import create_image, open_level
 from densejax.data.volumes import open_volume
-from densejax.segmentation.corrections import extra_labels as corrections
-from densejax.segmentation.corrections.collect import collect_blocks
-from densejax.segmentation.corrections.export import export_blocks, open_predicted
+from densejax.segmentation.finetune import corrections
+from densejax.segmentation.finetune.corrections import collect_blocks
+from densejax.segmentation.finetune.export import export_blocks, open_predicted
 from experiments import correct
 
 NAMES = ("outside", "cell", "organelle")

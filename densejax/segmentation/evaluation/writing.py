@@ -1,14 +1,14 @@
 """The folder of an evaluation: what was compared, the report as JSON and as a page, the table."""
 
+import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from densejax.segmentation.evaluation.inputs import Inputs
-from densejax.segmentation.evaluation.page import TITLES, page
-from densejax.segmentation.evaluation.pictures import draw_pictures
+from densejax.segmentation.evaluation.pictures import Picture, draw_pictures
 from densejax.segmentation.evaluation.report import (
     Evaluation,
     describe_input,
@@ -16,6 +16,26 @@ from densejax.segmentation.evaluation.report import (
     report_numbers,
 )
 from densejax.training.provenance import provenance
+
+TITLES = {
+    "miou_all": "MIoU(all)",
+    "miou_organelles": "MIoU(org)",
+    "test_score": "Test score",
+    "accuracy": "Accuracy",
+    "adjusted_rand": "Adjusted Rand",
+}
+OBJECT_TITLES = {
+    "rand_error": "Adapted Rand error",
+    "rand_precision": "Rand precision",
+    "rand_recall": "Rand recall",
+    "rand_error_singletons": "Adapted Rand error, singletons",
+    "split_bits": "Variation, splits (bits)",
+    "merge_bits": "Variation, mergers (bits)",
+    "split_bits_everywhere": "Variation everywhere, splits (bits)",
+    "merge_bits_everywhere": "Variation everywhere, mergers (bits)",
+    "true_objects": "True objects",
+    "predicted_objects": "Predicted objects",
+}
 
 
 def remember_inputs(inputs: Inputs, workdir: Path) -> None:
@@ -60,7 +80,7 @@ def write_report(evaluation: Evaluation, inputs: Inputs, workdir: Path) -> dict[
     report["pictures"] = {
         str(picture.path.relative_to(workdir)): picture.caption for picture in pictures
     }
-    _write(workdir / "report.html", page(report, pictures))
+    _write(workdir / "report.html", _page(report, pictures))
     _write(workdir / "report.json", json.dumps(report, indent=1))
     return report
 
@@ -137,6 +157,33 @@ def _cell(value: float | None) -> str:
     if value is None:
         return "none"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _page(report: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
+    """A report as HTML that needs no other file."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {
+        "number": _cell,
+        "percent": lambda value: "none" if value is None else f"{100 * value:.3g} %",
+        "general": lambda value: f"{value:g}",
+        "column": lambda name: {"iou": "IoU", "dice": "Dice"}.get(name, name),
+        "text": _text,
+        "png": lambda picture: base64.b64encode(picture.path.read_bytes()).decode(),
+    }
+    template = environment.from_string(Path(__file__).with_name("page.html").read_text())
+    return template.render(
+        report=report, pictures=pictures, titles=TITLES, object_titles=OBJECT_TITLES
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key} {_text(entry)}" for key, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(entry) for entry in value)
+    return "none" if value is None else str(value)
 
 
 def _described(inputs: Inputs) -> dict[str, Any]:

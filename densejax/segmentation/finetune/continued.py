@@ -13,7 +13,8 @@ members and which corrections it was begun with, and it goes on with those.
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from densejax.data.extra_windows import Patch, cut_patch, extra_arrays
-from densejax.data.volumes import Volume, open_volume
+from densejax.data.extra_windows import cut_patch, extra_arrays
+from densejax.data.volumes import open_volume
 from densejax.ensembles.predict import Sizes
-from densejax.segmentation.corrections.extra_labels import (
-    Corrections,
-    labels_once,
-    read_corrections,
-)
+from densejax.segmentation.finetune.corrections import Corrections, labels_once, read_corrections
 from densejax.segmentation.prediction.trained_run import TrainedRun, open_run
 from densejax.segmentation.sources import Parts
 from densejax.training.checkpoint import restore_tree
@@ -113,11 +110,13 @@ def read_continued(
     record: dict[str, Any] = {}
     if config.init_from:
         run = Path(config.init_from)
-        earlier = open_earlier(run)
+        with _naming(run):
+            earlier = open_run(run)
         names = before.get("init_from", {}).get("members") or earlier.members
-        check_same_network(config, earlier, parts.class_names)
+        _check_same_network(config, earlier, parts.class_names)
         template = jax.eval_shape(init_params, jax.random.key(0))
-        ancestors = tuple(_restore(run, name, template) for name in names)
+        with _naming(run):
+            ancestors = tuple(restore_tree(run / "seeds" / n / "best", template) for n in names)
         record["init_from"] = {"run": str(run.absolute()), "members": list(names)}
         print(f"starts from  {len(names)} members of {run}, best first: {', '.join(names)}")
     if config.extra_labels:
@@ -126,51 +125,15 @@ def read_continued(
         corrections = read_corrections(
             folder, collections=before.get("extra_labels", {}).get("collections")
         )
-        check_corrections(folder, corrections, parts)
-        data = correction_data(
-            corrections, class_weights(parts, weights), window=window, output=output
-        )
+        _check_corrections(folder, corrections, parts)
+        table = class_weights(parts, weights)
+        data = _correction_data(corrections, table, window=window, output=output)
         record["extra_labels"] = {
             "folder": str(folder.absolute()),
             "collections": list(corrections.collections),
         }
-        print_corrections(folder, corrections, data, config.extra_share)
+        _print_corrections(folder, corrections, data, config.extra_share)
     return Continued(ancestors, data, record)
-
-
-def open_earlier(run: Path) -> TrainedRun:
-    """The run that ``--init_from`` names.
-
-    Raises:
-      FileNotFoundError: the folder holds no run.
-      ValueError: no member has ended well.
-    """
-    try:
-        return open_run(run)
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"--init_from={run}: {error}") from error
-
-
-def check_same_network(config: Any, earlier: TrainedRun, class_names: Sequence[str]) -> None:
-    """Refuse an earlier run of another network or of other classes.
-
-    Raises:
-      ValueError: what differs is named with both values.
-    """
-    before = architecture_of(config, earlier.folder)
-    differing = [
-        f"{name} was {before.get(name, 'absent')} and is {getattr(config, name)}"
-        for name in ARCHITECTURE
-        if before.get(name) != getattr(config, name)
-    ]
-    if earlier.class_names != tuple(class_names):
-        differing.append(
-            f"classes were {', '.join(earlier.class_names)} and are {', '.join(class_names)}"
-        )
-    if differing:
-        raise ValueError(
-            f"--init_from={earlier.folder} trained another network: {'; '.join(differing)}"
-        )
 
 
 def architecture_of(config: Any, run: Path) -> dict[str, Any]:
@@ -194,19 +157,35 @@ def architecture_of(config: Any, run: Path) -> dict[str, Any]:
     }
 
 
-def _restore(run: Path, name: str, template: Params) -> Params:
+@contextmanager
+def _naming(run: Path) -> Iterator[None]:
+    """Put the flag before what is wrong with the earlier run."""
     try:
-        return restore_tree(run / "seeds" / name / "best", template)
-    except (ValueError, FileNotFoundError) as error:
+        yield
+    except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"--init_from={run}: {error}") from error
 
 
-def check_corrections(folder: Path, corrections: Corrections, parts: Parts) -> None:
-    """Refuse corrections with other classes, or none; warn of voxels of another size.
+def _check_same_network(config: Any, earlier: TrainedRun, class_names: Sequence[str]) -> None:
+    """Refuse an earlier run of another network or of other classes."""
+    before = architecture_of(config, earlier.folder)
+    differing = [
+        f"{name} was {before.get(name, 'absent')} and is {getattr(config, name)}"
+        for name in ARCHITECTURE
+        if before.get(name) != getattr(config, name)
+    ]
+    if earlier.class_names != tuple(class_names):
+        differing.append(
+            f"classes were {', '.join(earlier.class_names)} and are {', '.join(class_names)}"
+        )
+    if differing:
+        raise ValueError(
+            f"--init_from={earlier.folder} trained another network: {'; '.join(differing)}"
+        )
 
-    Raises:
-      ValueError: the class names are not the run's, or no block was taken back.
-    """
+
+def _check_corrections(folder: Path, corrections: Corrections, parts: Parts) -> None:
+    """Refuse corrections with other classes, or none; warn of voxels of another size."""
     subject = corrections.subject
     if subject.class_names != tuple(parts.class_names):
         raise ValueError(
@@ -236,25 +215,10 @@ def class_weights(parts: Parts, weights: np.ndarray) -> np.ndarray:
     return totals / np.maximum(counts, 1)
 
 
-def correction_data(
+def _correction_data(
     corrections: Corrections, table: np.ndarray, *, window: Sizes, output: Sizes
 ) -> dict[str, np.ndarray]:
-    """The arrays of all corrected blocks; of the volume only what their windows need is read.
-
-    Args:
-      corrections: with at least one block.
-      table: [c] float, error weight of each class.
-      window: (z, y, x) of the network's input.
-      output: (z, y, x) of its output.
-
-    Returns:
-      As ``data.extra_windows.extra_arrays``.
-
-    Raises:
-      FileNotFoundError: the volume is not where it was.
-      ValueError: the volume has another shape or holds NaN or infinity, a block is damaged, or no
-        voxel is corrected.
-    """
+    """The arrays of all corrected blocks, a voxel of class c weighing ``table[c]``."""
     subject = corrections.subject
     volume = open_volume(subject.volume, voxel_nm=subject.voxel_nm, dataset=subject.dataset)
     if volume.array.shape != subject.shape:
@@ -263,30 +227,23 @@ def correction_data(
             "that was corrected"
         )
     patches = [
-        _patch(volume, labels, block, window, output)
+        cut_patch(
+            volume.array,
+            labels,
+            block.offset,
+            input_window=window,
+            output_window=output,
+            mean=block.mean,
+            deviation=block.deviation,
+            name=volume.path,
+        )
         for block, labels in zip(corrections.blocks, labels_once(corrections.blocks), strict=True)
         if (labels >= 0).any()
     ]
     return extra_arrays(patches, class_weights=table)
 
 
-def _patch(volume: Volume, labels: np.ndarray, block: Any, window: Sizes, output: Sizes) -> Patch:
-    def standardise(grey: np.ndarray) -> np.ndarray:
-        if not np.isfinite(grey).all():
-            raise ValueError(f"{volume.path}: NaN or infinity near the block at {block.offset}")
-        return (grey.astype(np.float32) - np.float32(block.mean)) / np.float32(block.deviation)
-
-    return cut_patch(
-        volume.array,
-        labels,
-        block.offset,
-        input_window=window,
-        output_window=output,
-        standardise=standardise,
-    )
-
-
-def print_corrections(
+def _print_corrections(
     folder: Path, corrections: Corrections, data: Mapping[str, np.ndarray], share: float
 ) -> None:
     """How many blocks and voxels join the training, and how large they are on the device."""

@@ -6,8 +6,9 @@ trains longer, so that what corrections are worth is not taken for what steps ar
 is taken on a held-out world that no arm may correct.
 """
 
+import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from densejax.data.extra_windows import Patch, cut_patch, extra_arrays
 from densejax.ensembles.predict import Prediction, Sizes, predict_volume
 from densejax.ensembles.rank import rank_members
 from densejax.instances import Population
-from densejax.segmentation.corrections.blocks import ScoredBlocks, choose_blocks, score_blocks
-from densejax.segmentation.corrections.continued import Continued
+from densejax.plots.curves import round_curves
+from densejax.segmentation.finetune.continued import Continued
+from densejax.segmentation.finetune.export import ScoredBlocks, box_at, choose_blocks, score_blocks
 from densejax.segmentation.task import WindowTask
 from densejax.training.checkpoint import restore_tree
 from densejax.training.folders import members_of
@@ -33,6 +35,12 @@ from densejax.typing import Batch, Params
 
 Corner = tuple[int, int, int]
 ARMS = ("disagreement", "entropy", "random", "none")
+SCORES = {
+    "held_out": "MIoU, held-out world",
+    "organelles": "MIoU(org), held-out world",
+    "unseen": "MIoU, corrected world, as predicted",
+    "repaired": "MIoU, corrected world, with the corrections",
+}
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ class Loop:
             workdir=self.workdir / folder,
             schedule=self.further if start else self.first,
             base_seed=self.seed,
-            reporter=Quiet(score=task.score),
+            reporter=_Quiet(score=task.score),
             begin=Continued(tuple(start)).begin,
         ).run()
         failed = [o.folder for o in outcomes if o.status == "FAILED"]
@@ -158,22 +166,22 @@ class Loop:
     def patch(self, corner: Corner) -> Patch:
         """What the annotator gives back of a block: the truth."""
         grey = self.unseen.images
-        mean, deviation = grey.mean(dtype=np.float64), grey.std(dtype=np.float64)
         return cut_patch(
             grey,
-            self.unseen.labels[_box(corner, self.block)],
+            self.unseen.labels[box_at(corner, self.block)],
             corner,
             input_window=self.window,
             output_window=self.output,
-            standardise=lambda part: (part - np.float32(mean)) / np.float32(deviation),
+            mean=grey.mean(dtype=np.float64),
+            deviation=grey.std(dtype=np.float64),
+            name=self.unseen.name,
         )
 
 
-class Quiet(Reporter):
+class _Quiet(Reporter):
     """Says nothing but warnings: a study has many short sweeps."""
 
     def say(self, line: str) -> None:
-        """Nothing, unless it warns."""
         if line.startswith("warning"):
             super().say(line)
 
@@ -204,10 +212,11 @@ def run_repeat(
         tell(rows[-1])
         for number in range(1, rounds + 1):
             chosen = _choose(loop, arm, unseen, corners, number)
-            wrong = [np.mean(_differs(loop, unseen, corner)) for corner in chosen]
             corners += chosen
-            for corner in chosen:
-                corrected[_box(corner, loop.block)] = True
+            boxes = [box_at(corner, loop.block) for corner in chosen]
+            wrong = [np.mean(unseen.labels[box] != loop.unseen.labels[box]) for box in boxes]
+            for box in boxes:
+                corrected[box] = True
             members = loop.train(
                 f"{arm}/round_{number}",
                 start=members,
@@ -242,15 +251,6 @@ def _choose(
     )
     z, y, x = scored.corners[chosen].T.tolist()
     return list(zip(z, y, x, strict=True))
-
-
-def _box(corner: Corner, shape: Sizes) -> tuple[slice, ...]:
-    return tuple(slice(c, c + n) for c, n in zip(corner, shape, strict=True))
-
-
-def _differs(loop: Loop, unseen: Prediction, corner: Corner) -> np.ndarray:
-    box = _box(corner, loop.block)
-    return unseen.labels[box] != loop.unseen.labels[box]
 
 
 def _row(
@@ -314,3 +314,112 @@ def paired_difference(
         "repeats": n,
         "p": float(extreme.mean()),
     }
+
+
+def print_row(row: Row) -> None:
+    """One line an ensemble."""
+    wrong = f", {100 * row.wrong:.1f} % had been wrong" if np.isfinite(row.wrong) else ""
+    print(
+        f"repeat {row.repeat}, {row.arm}, round {row.round}: held-out MIoU {row.held_out:.4f} "
+        f"(org {row.organelles:.4f}), corrected world {row.unseen:.4f} -> {row.repaired:.4f}, "
+        f"{row.voxels:,} voxels corrected{wrong}",
+        flush=True,
+    )
+
+
+def report(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Write the summary of a study.
+
+    Args:
+      rows: of all repeats.
+      folder: for the files; what an earlier summary left there is replaced.
+
+    Returns:
+      The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "rows.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    findings = folder / "findings.md"
+    findings.write_text(_findings(rows))
+    print(findings.read_text())
+    curves = [_curves(rows, n, folder / f"{n}.png") for n in ("held_out", "repaired")]
+    return [table, findings, *curves]
+
+
+def _arms(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.arm for row in rows))
+
+
+def _means(rows: Sequence[Row], arm: str, score: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error over repeats of one arm's score after each round, [t] each."""
+    rounds = range(max(row.round for row in rows) + 1)
+    values = [
+        [getattr(r, score) for r in rows if r.arm == arm and r.round == number] for number in rounds
+    ]
+    errors = [np.std(v, ddof=1) / np.sqrt(len(v)) if len(v) > 1 else np.nan for v in values]
+    return np.array([np.mean(v) for v in values]), np.array(errors)
+
+
+def _findings(rows: Sequence[Row]) -> str:
+    arms, last = _arms(rows), max(row.round for row in rows)
+    repeats = len({row.repeat for row in rows})
+    lines = [f"# The correction loop, {repeats} repeats, {last} rounds", ""]
+    for score, title in SCORES.items():
+        lines += [f"{title}, mean over repeats (standard error of the mean):", ""]
+        found = {arm: zip(*_means(rows, arm, score), strict=True) for arm in arms}
+        cells = {arm: [f"{m:.4f} ({e:.4f})" for m, e in pairs] for arm, pairs in found.items()}
+        lines += [*_table(cells, range(last + 1)), ""]
+    lines += ["Share of the corrected voxels that had been wrong, per cent:", ""]
+    shares = {arm: 100 * _means(rows, arm, "wrong")[0][1:] for arm in arms if arm != "none"}
+    cells = {arm: [f"{share:.1f}" for share in found] for arm, found in shares.items()}
+    lines += _table(cells, range(1, last + 1))
+    lines += ["", f"Paired over repeats, after round {last}:", ""]
+    for other in ("random", "none"):
+        for arm in arms:
+            if arm != other and other in arms and arm != "none":
+                lines += [_contrast(rows, arm, other, score) for score in ("held_out", "repaired")]
+    return "\n".join(lines) + "\n"
+
+
+def _table(cells: Mapping[str, Sequence[str]], rounds: Sequence[int]) -> list[str]:
+    rows = {"arm": [f"round {number}" for number in rounds], **cells}
+    lines = [f"| {arm} | " + " | ".join(texts) + " |" for arm, texts in rows.items()]
+    return [lines[0], "|---" * (len(rounds) + 1) + "|", *lines[1:]]
+
+
+def _contrast(rows: Sequence[Row], arm: str, other: str, score: str) -> str:
+    found = paired_difference(rows, arm, other, score=score)
+    verdict = "told apart" if found["p"] < 0.05 else "not told apart"
+    chance = f"p = {found['p']:.3f}" if found["p"] >= 0.001 else "p < 0.001"
+    return (
+        f"- {arm} - {other}, {SCORES[score]}: {found['mean']:+.4f} (error {found['error']:.4f}), "
+        f"above in {found['wins']} of {found['repeats']}, {chance}: {verdict}"
+    )
+
+
+def _curves(rows: Sequence[Row], score: str, path: Path) -> Path:
+    """Mean over repeats with its standard error, over the voxels corrected so far."""
+    # The arm that corrects nothing is drawn beside the others, at the same rounds.
+    steps = np.max([_means(rows, arm, "voxels")[0] for arm in _arms(rows)], axis=0)
+    steps = steps if steps.any() else np.arange(len(steps))
+    found = {arm: _means(rows, arm, score) for arm in _arms(rows)}
+    names = {"none": "no corrections, trained as long"}
+    round_curves(
+        steps,
+        {names.get(arm, arm): means for arm, (means, _) in found.items()},
+        path=path,
+        intervals={
+            names.get(arm, arm): (means - errors, means + errors)
+            for arm, (means, errors) in found.items()
+            if np.isfinite(errors).all()
+        }
+        or None,
+        label=SCORES[score],
+        x_label="corrected voxels",
+        band_label="standard error of the mean",
+    )
+    return path

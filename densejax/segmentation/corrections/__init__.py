@@ -1,1 +1,0 @@
-"""The correction loop: blocks given to annotators, taken back, trained on."""
