@@ -1,4 +1,4 @@
-"""Populations against SciPy, brute force, and samples whose shape is known."""
+"""Statistics against SciPy, brute force, by hand, and on samples whose shape is known."""
 
 import itertools
 import warnings
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from densejax.ensembles import distributions as d
+from densejax import stats as d
 
 
 def normal(seed, n, mean=0.6, deviation=0.05):
@@ -17,8 +17,8 @@ def normal(seed, n, mean=0.6, deviation=0.05):
 def test_summary_by_sorting():
     scores = normal(0, 101)
     ranked = np.sort(scores)
-    found = d.summarise(scores)
-    assert found == d.Summary(101, *ranked[[0, 25, 50, 75, 100]])
+    found = d.five_numbers(scores)
+    assert found == d.FiveNumbers(101, *ranked[[0, 25, 50, 75, 100]])
 
 
 @pytest.mark.parametrize("sizes", [(4, 5), (8, 30), (40, 60)])
@@ -68,11 +68,11 @@ def test_bootstrap_agrees_with_scipy_and_with_its_seed():
     expected = stats.bootstrap(
         (scores,), np.median, method="percentile", n_resamples=10_000, rng=np.random.default_rng(0)
     ).confidence_interval
-    assert found.median == np.median(scores)
+    assert found.value == np.median(scores)
     assert found.low == pytest.approx(expected.low, abs=2e-3)
     assert found.high == pytest.approx(expected.high, abs=2e-3)
     wider = d.bootstrap_median(scores, seed=3, confidence=0.99)
-    assert wider.low <= found.low <= found.median <= found.high <= wider.high
+    assert wider.low <= found.low <= found.value <= found.high <= wider.high
 
 
 def test_bootstrap_covers_the_true_median():
@@ -142,10 +142,86 @@ def test_errors_name_the_array():
     with pytest.raises(ValueError, match="b has shape"):
         d.mann_whitney([1.0], [])
     with pytest.raises(ValueError, match=r"scores\[1\] is nan"):
-        d.summarise([1.0, float("nan")])
+        d.five_numbers([1.0, float("nan")])
     with pytest.raises(ValueError, match="confidence"):
         d.bootstrap_median([1.0], confidence=1.0)
     with pytest.raises(ValueError, match="at least 2"):
         d.bimodality([1.0])
     with pytest.raises(ValueError, match="floor"):
         d.bimodality([1.0, 2.0], floor=0.0)
+
+
+# ---- seeds, pairs, claims, tables ----
+
+
+def test_correlations_are_scipys():
+    draw = np.random.default_rng(0)
+    x = draw.integers(0, 5, 40).astype(float)  # with ties
+    y = x + draw.normal(size=40)
+    seeds = np.arange(40) % 10
+    found = d.spearman_by_seed(x, y, seeds)
+    assert found.value == pytest.approx(stats.spearmanr(x, y).statistic, rel=1e-12)
+    assert found.low < found.value < found.high
+    # The interval against a bootstrap written out: whole seeds, ranks taken anew.
+    again, draws = np.random.default_rng(0).integers(0, 10, (5000, 10)), []
+    for some in again[:1000]:
+        rows = np.concatenate([np.flatnonzero(seeds == seed) for seed in some])
+        draws.append(stats.spearmanr(x[rows], y[rows]).statistic)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    assert found.low == pytest.approx(low, abs=0.02)
+    assert found.high == pytest.approx(high, abs=0.02)
+    y[3] = np.nan
+    keep = np.arange(40) != 3
+    expected = stats.spearmanr(x[keep], y[keep]).statistic
+    assert d.spearman_by_seed(x, y, seeds).value == pytest.approx(expected, rel=1e-12)
+    assert np.isnan(d.spearman_by_seed(np.ones(5), np.arange(5), np.arange(5)).value)
+
+
+def test_intervals_resample_whole_seeds():
+    """Ten copies of each of 8 numbers know no more of the mean than the 8 do."""
+    values = np.random.default_rng(1).normal(size=8)
+    alone = d.mean_by_seed(values, np.arange(8))
+    copied = d.mean_by_seed(np.repeat(values, 10), np.repeat(np.arange(8), 10))
+    assert copied.value == pytest.approx(values.mean())
+    assert copied.high - copied.low == pytest.approx(alone.high - alone.low, rel=1e-9)
+    # Percentiles of the mean of resamples are close to the normal ones.
+    wide = d.mean_by_seed(np.random.default_rng(2).normal(size=400), np.arange(400))
+    assert wide.high - wide.low == pytest.approx(2 * 1.96 / 20, rel=0.1)
+    one = d.mean_by_seed([1.0, 2.0], [3, 3])
+    assert one.value == 1.5 and np.isnan(one.low)
+    with pytest.raises(ValueError, match=r"expected \[n\] each"):
+        d.by_seed(lambda c, w: np.zeros(len(w)), (np.zeros(3),), np.zeros(4))
+
+
+def test_verdicts():
+    inside, above, below = (d.Interval(*ends) for ends in ((0, -1, 1), (2, 1, 3), (-2, -3, -1)))
+    for side, expected in (("above", "seen"), ("below", "not seen")):
+        assert d.judge("", above, side=side).verdict == expected
+        assert d.judge("", inside, side=side).verdict == "not told apart"
+    assert d.judge("", below, side="below").verdict == "seen"
+    assert d.judge("", above, side="above", level=4).verdict == "not seen"
+    unknown = d.Interval(1.0, float("nan"), float("nan"))
+    assert d.judge("", unknown, side="above").verdict == "not told apart"
+
+
+def test_interval_of_a_mean_is_students():
+    values = np.array([0.5, 0.7, 0.6, np.nan])
+    found = d.student_mean(values)
+    low, high = stats.t.interval(0.95, 2, loc=0.6, scale=stats.sem(values[:3]))
+    np.testing.assert_allclose([found.value, found.low, found.high], [0.6, low, high])
+    assert np.isnan(d.student_mean([1.0]).low) and d.student_mean([1.0]).value == 1
+
+
+def test_paired_tests_are_scipys_with_holm():
+    rng = np.random.default_rng(1)
+    base = rng.normal(size=6)
+    values = {"a": base + rng.normal(0.5, 0.2, 6), "b": base + rng.normal(0, 1, 6), "c": base}
+    found = d.paired_tests(values, base)
+    for name in "ab":
+        np.testing.assert_allclose(found[name].p, stats.ttest_rel(values[name], base).pvalue)
+    assert found["c"].p == 1
+    assert found["a"].p_holm == pytest.approx(min(1, 3 * found["a"].p))
+    alone = d.paired_tests({"a": values["a"][:1]}, base[:1])
+    assert np.isnan(alone["a"].p) and np.isnan(alone["a"].p_holm)
+    with pytest.raises(ValueError, match="a: "):
+        d.paired_tests({"a": base[:3]}, base)

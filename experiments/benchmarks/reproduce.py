@@ -1,6 +1,6 @@
-"""Are the numbers stored here what today's statistics make of the rows stored beside them?
+"""Are the numbers of ``results`` what today's statistics make of the rows stored beside them?
 
-    python -m experiments.results.reproduce
+    python -m experiments.benchmarks.reproduce
 
 Computes medians, quartiles, intervals, p, areas, break-even points and verdicts again and compares
 them with the files, in the digits of each. What a file says that hangs on rows which are not
@@ -21,17 +21,19 @@ from typing import Any
 import numpy as np
 
 from densejax.active.curves import alc, break_even
-from densejax.ensembles.distributions import (
+from densejax.landscape.minima.reading import MEASURED, MEASURES, Basin, Minimum
+from densejax.landscape.minima.report import by_run, by_share, find
+from densejax.stats import (
     bimodality,
     bootstrap_median,
+    findings_table,
+    five_numbers,
     holm,
     mann_whitney,
-    summarise,
 )
-from densejax.landscape.minima import image_report, minefield, report, rings
-from densejax.landscape.minima.reading import MEASURED, MEASURES, Basin, Minimum
+from experiments import minefield, rings, svhn_minima
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent.parent / "results"
 
 
 class Check:
@@ -71,15 +73,16 @@ def sweep(check: Check, folder: Path) -> dict[str, float]:
     """A segmentation sweep's summary; returns the peak of each seed, in the order of the seeds."""
     stored, top = json.loads((folder / "summary.json").read_text()), table(folder / "top_k.csv")
     peaks = stored["peak_evaluation_miou"].pop("scores")
+    median = bootstrap_median(peaks)
     found = {
-        "peak_evaluation_miou": asdict(summarise(peaks)),
-        "median_interval": bootstrap_median(peaks).__dict__,
+        "peak_evaluation_miou": asdict(five_numbers(peaks)),
+        "median_interval": {"median": median.value, "low": median.low, "high": median.high},
     }
     if "bimodality" in stored:
         found["bimodality"] = asdict(bimodality(peaks))
     for name, numbers in found.items():
-        for key, value in stored[name].items():
-            check(f"{folder.name} {name} {key}", numbers[key], value, rel=1e-6)
+        for key, value in numbers.items():
+            check(f"{folder.name} {name} {key}", value, stored[name][key], rel=1e-6)
     chosen = stored["top_k"] - 1
     for part in ("evaluation", "test"):
         alone, together = column(top, f"{part}_alone"), column(top, f"{part}_top_k")
@@ -96,18 +99,18 @@ def sweep(check: Check, folder: Path) -> dict[str, float]:
 
 def comparison(check: Check, name: str, runs: dict[str, dict[str, float]]) -> None:
     """Tables of ``experiments.compare``, for the runs whose peaks are stored."""
-    for row in table(HERE / f"vnc/{name}_runs.csv"):
+    for row in table(RESULTS / f"vnc/{name}_runs.csv"):
         if row["run"] not in runs:
             continue
         scores = list(runs[row["run"]].values())
-        numbers, interval, two = summarise(scores), bootstrap_median(scores), bimodality(scores)
+        numbers, interval, two = five_numbers(scores), bootstrap_median(scores), bimodality(scores)
         found = {k: v for k, v in asdict(numbers).items() if k != "count"}
         found |= {"median_low": interval.low, "median_high": interval.high, "modes": two.modes}
         found |= {"delta_bic": two.delta_bic, "lower_mean": two.means[0]}
         found |= {"upper_mean": two.means[1], "upper_weight": two.weights[1]}
         for key, value in found.items():
             check(f"{name}_runs {row['run']} {key}", value, float(row[key]), rel=1e-6)
-    for row in table(HERE / f"vnc/{name}_pairs.csv"):
+    for row in table(RESULTS / f"vnc/{name}_pairs.csv"):
         if row["a"] in runs and row["b"] in runs:
             test = mann_whitney(*(list(runs[row[side]].values()) for side in "ab"))
             for key, value in asdict(test).items():
@@ -131,30 +134,28 @@ def basins(path: Path) -> list[Basin]:
 
 def lines_of(check: Check, folder: str, found: list[str]) -> None:
     """Compare lines of Markdown tables with those of ``findings.md``."""
-    text = (HERE / "minima" / folder / "findings.md").read_text().splitlines()
+    text = (RESULTS / "minima" / folder / "findings.md").read_text().splitlines()
     check(folder, found, [line for line in text if line.startswith("|")])
 
 
 def minima(check: Check) -> None:
     """Findings and tables of the minima."""
-    for folder, find in (
-        ("swissroll_unpoisoned_end", report.find),
-        ("fashion_mnist_resnet20", image_report.find),
-        ("cifar10_resnet20", image_report.find),
+    for folder, claims in (
+        ("swissroll_unpoisoned_end", find),
+        ("fashion_mnist_resnet20", svhn_minima.claims),
+        ("cifar10_resnet20", svhn_minima.claims),
     ):
-        rows = basins(HERE / "minima" / folder / "minima.csv")
-        lines_of(check, folder, [*report.findings_table(find(rows)), *report.by_share(rows)])
+        rows = basins(RESULTS / "minima" / folder / "minima.csv")
+        lines_of(check, folder, [*findings_table(claims(rows)), *by_share(rows)])
     names = {"wide": "wide gap 0.2", "pinched": "pinched gap 0.001"}
-    groups = {names[n]: basins(HERE / f"minima/rings/minima_{n}.csv") for n in names}
-    path = Path("/tmp/rings.md")
-    rings._write(path, groups, rings._find(groups), [], 0.1, 3000)
-    lines_of(check, "rings", [x for x in path.read_text().splitlines() if x.startswith("|")])
+    groups = {names[n]: basins(RESULTS / f"minima/rings/minima_{n}.csv") for n in names}
+    lines_of(check, "rings", [*findings_table(rings.claims(groups)), *by_run(groups)])
     for folder in ("minefield", "minefield_without_l2"):
-        rows = basins(HERE / "minima" / folder / "minima.csv")
-        text = (HERE / "minima" / folder / "findings.md").read_text()
+        rows = basins(RESULTS / "minima" / folder / "minima.csv")
+        text = (RESULTS / "minima" / folder / "findings.md").read_text()
         good = [float(n) for n in re.findall(r"\| ([0-9.]+) \(train ([0-9.]+)\) \|", text)[0]]
-        path_ = {"test_accuracy": np.array(good[:1]), "train_accuracy": np.array(good[1:])}
-        lines_of(check, folder, report.findings_table(minefield._find(path_, rows)))
+        path = {"test_accuracy": np.array(good[:1]), "train_accuracy": np.array(good[1:])}
+        lines_of(check, folder, findings_table(minefield.claims(path, rows)))
 
 
 def queries(check: Check, folder: Path) -> None:
@@ -234,17 +235,17 @@ def main() -> int:
     """Check everything; the exit status."""
     check = Check()
     warnings.simplefilter("ignore", UserWarning)
-    runs = {name: sweep(check, HERE / "vnc" / name) for name in ("hybrid", "hybrid_linear")}
-    runs["unet_linear"] = sweep(check, HERE / "vnc/unet_linear")
+    runs = {name: sweep(check, RESULTS / "vnc" / name) for name in ("hybrid", "hybrid_linear")}
+    runs["unet_linear"] = sweep(check, RESULTS / "vnc/unet_linear")
     for name in ("race", "synthetic"):
-        sweep(check, HERE / name)
+        sweep(check, RESULTS / name)
     comparison(check, "networks", runs)
     comparison(check, "logits", {"hybrid": runs["hybrid"]})
     minima(check)
     for name in ("mnist", "fashion_mnist"):
-        queries(check, HERE / "queries" / name)
+        queries(check, RESULTS / "queries" / name)
     for name in ("a1", "b1", "a1_linear", "b1_linear"):
-        rounds(check, HERE / "active" / name)
+        rounds(check, RESULTS / "active" / name)
     print(f"{check.agree} numbers and lines agree, {check.differ} differ\n{NOT_STORED}")
     return check.differ > 0
 
