@@ -225,3 +225,71 @@ def test_paired_tests_are_scipys_with_holm():
     assert np.isnan(alone["a"].p) and np.isnan(alone["a"].p_holm)
     with pytest.raises(ValueError, match="a: "):
         d.paired_tests({"a": base[:3]}, base)
+
+
+def test_pairs_are_judged_by_seed():
+    rng = np.random.default_rng(2)
+    base = dict(enumerate(rng.normal(0, 0.1, 8)))
+    high = {seed: value + 1 + rng.normal(0, 0.1) for seed, value in base.items() if seed != 3}
+    found = d.judge_pairs(
+        [
+            ("high above base", "table 1", high, base),
+            ("base above high", "", base, high),
+            ("base above base", "table 1", base, base),
+            ("nobody above base", "table 1", None, base),
+            ("others above base", "table 1", {99: 1.0}, base),
+        ]
+    )
+    assert [one.verdict for one in found] == ["seen", "below", "not told apart"]
+    gaps = [high[seed] - base[seed] for seed in high]
+    p = stats.ttest_1samp(gaps, 0).pvalue
+    assert found[0].test.p == pytest.approx(p) and found[2].test.p == 1
+    assert found[0].test.p_holm == pytest.approx(3 * p)
+    assert found[0].found.startswith(f"{np.mean(gaps):.4f} (")
+    one = d.judge_pairs([("one seed", "", {0: 2.0}, {0: 1.0})])
+    assert one[0].verdict == "not told apart" and d.judge_pairs([]) == []
+
+
+def test_infinite_draws_have_nearest_ends():
+    scores = np.array([1.0, 2.0, np.inf])
+    found = d.bootstrap(lambda rows: scores[rows].max(axis=1), 3, resamples=1001, ends="nearest")
+    drawn = np.random.default_rng(0).integers(0, 3, (1001, 3))
+    ordered = np.sort(scores[drawn].max(axis=1))
+    assert found == d.Interval(np.inf, ordered[25], ordered[975])
+    none = d.bootstrap(lambda rows: np.full(len(rows), np.nan), 3)
+    assert np.isnan(none.low) and np.isnan(none.high)
+
+
+def test_mean_is_the_bootstrap_of_scipy():
+    scores = normal(13, 30)
+    expected = stats.bootstrap(
+        (scores,), np.mean, method="percentile", n_resamples=5000, rng=np.random.default_rng(0)
+    ).confidence_interval
+    found = d.bootstrap_mean(scores)
+    assert found.value == scores.mean()
+    np.testing.assert_allclose([found.low, found.high], expected, atol=2e-3)
+
+
+def test_text_of_intervals_and_tables(tmp_path):
+    nan = float("nan")
+    assert f"{d.Interval(0.5, 0.25, nan):.1f}" == "0.5 (0.2 to nan)"
+    assert d.Interval(0.5, 0.25, 0.75).text(digits=2) == "0.50 (0.25 to 0.75)"
+    assert d.Interval(0.5, nan, nan).text() == "0.500" and d.NO_INTERVAL.text() == "none"
+    exact = d.judge_all("all fit", d.Interval(1.0, 1.0, 1.0))
+    assert d.findings_table([exact]) == [
+        "| claim | published | verdict | found (95 %) |",
+        "|---|---|---|---|",
+        "| all fit | all | seen | 1.000 (1.000 to 1.000) |",
+    ]
+    tested = d.Finding("a", "", "above", "1", d.PairedTest(d.NO_INTERVAL, 0.012, 0.024))
+    assert d.findings_table([tested, exact])[2:] == [
+        "| a | no | above | 1 | 0.012 | 0.024 |",
+        "| all fit | all | seen | 1.000 (1.000 to 1.000) |  |  |",
+    ]
+    path = d.write_csv(
+        tmp_path / "t.csv",
+        ["a", "b", "c"],
+        [(1, 1 / 3, "x,y"), (True, np.float32(2), None)],
+        form=".3f",
+    )
+    assert path.read_bytes() == b'a,b,c\r\n1,0.333,"x,y"\r\nTrue,2.000,\r\n'

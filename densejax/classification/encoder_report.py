@@ -16,7 +16,7 @@ from densejax.data.vision import LabelledImages
 from densejax.plots.curves import learning_curves
 from densejax.stats import write_csv
 from densejax.training.checkpoint import restore_tree
-from densejax.training.folders import Outcome, read_metrics
+from densejax.training.folders import Outcome, read_curves
 from densejax.typing import Array, Batch
 
 
@@ -122,20 +122,10 @@ def summarise_encoders(
         (o.member.name, o.status, o.step, o.best_score, o.best_step, score)
         for o, score in zip(outcomes, scores, strict=True)
     ]
-    files = [write_csv(folder / "scores.csv", head, rows), *_curves(folder, outcomes, title)]
-    return Summary(tuple(outcomes), np.array(scores), tuple(encoders), tuple(files))
-
-
-def _curves(folder: Path, outcomes: Sequence[Outcome], title: str) -> list[Path]:
-    """Curves of all members: the loss, and the neighbours' accuracy where it was taken."""
-    tables = [read_metrics(outcome.folder / "metrics.jsonl") for outcome in outcomes]
-    steps = sorted({row["step"] for rows in tables for row in rows})
-    files = []
+    files = [write_csv(folder / "scores.csv", head, rows)]
     for name, label in (("loss", "contrastive loss"), ("knn", "nearest neighbours: accuracy")):
-        found = [{row["step"]: row.get(name) for row in rows} for rows in tables]
-        values = [[one.get(step) for step in steps] for one in found]
-        array = np.array(values, float)
-        if np.isfinite(array).any():
+        steps, values = read_curves(outcomes, name)
+        if np.isfinite(values).any():
             path = folder / f"{name}.png"
-            files.append(learning_curves(steps, array, path, label=label, title=title))
-    return files
+            files.append(learning_curves(steps, values, path, label=label, title=title))
+    return Summary(tuple(outcomes), np.array(scores), tuple(encoders), tuple(files))

@@ -29,7 +29,7 @@ from densejax.segmentation.sources import Parts
 from densejax.segmentation.task import WindowTask
 from densejax.stats import LEVEL, bimodality, bootstrap_median, five_numbers, write_csv
 from densejax.training.checkpoint import restore_tree
-from densejax.training.folders import Outcome, read_metrics
+from densejax.training.folders import Outcome, read_curves
 from densejax.typing import Batch, Key, Params
 
 AUGMENTED_WINDOWS = 16
@@ -401,7 +401,7 @@ def _draw(folder: Path, summary: Summary) -> list[Path]:
     assert summary.evaluation is not None and summary.test is not None
     test, names = summary.test, summary.test.volume.class_names
     chosen = summary.size - 1
-    steps, scores = _curves(summary.ranked)
+    steps, scores = read_curves(summary.ranked, "miou")
     sizes = np.arange(1, len(summary.ranked) + 1)
     peaks = np.array([outcome.best_score for outcome in summary.ranked])
     paths = [
@@ -465,21 +465,6 @@ def draw_planes(judged: Judged, chosen: int, path: Path, *, forest: Forest | Non
         entropy=prediction.entropy * np.log(len(volume.class_names)),
         class_names=volume.class_names,
     )
-
-
-def _curves(outcomes: Sequence[Outcome]) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluation MIoU of every member: steps [t] and scores [k, t], nan where not evaluated."""
-    tables = [
-        {
-            row["step"]: row["miou"]
-            for row in read_metrics(o.folder / "metrics.jsonl")
-            if "miou" in row
-        }
-        for o in outcomes
-    ]
-    steps = sorted(set().union(*tables))
-    scores = [[table.get(step, np.nan) for step in steps] for table in tables]
-    return np.array(steps), np.array(scores, float)
 
 
 def _print(summary: Summary) -> None:

@@ -24,6 +24,7 @@ from densejax.active.curves import alc, break_even
 from densejax.landscape.minima.reading import MEASURED, MEASURES, Basin, Minimum
 from densejax.landscape.minima.report import by_run, by_share, find
 from densejax.stats import (
+    LEVEL,
     bimodality,
     bootstrap_median,
     findings_table,
@@ -73,11 +74,10 @@ def sweep(check: Check, folder: Path) -> dict[str, float]:
     """A segmentation sweep's summary; returns the peak of each seed, in the order of the seeds."""
     stored, top = json.loads((folder / "summary.json").read_text()), table(folder / "top_k.csv")
     peaks = stored["peak_evaluation_miou"].pop("scores")
+    found: dict[str, dict[str, Any]] = {"peak_evaluation_miou": asdict(five_numbers(peaks))}
     median = bootstrap_median(peaks)
-    found = {
-        "peak_evaluation_miou": asdict(five_numbers(peaks)),
-        "median_interval": {"median": median.value, "low": median.low, "high": median.high},
-    }
+    ends = {"low": median.low, "high": median.high, "confidence": LEVEL}
+    found["median_interval"] = {"median": median.value, **ends}
     if "bimodality" in stored:
         found["bimodality"] = asdict(bimodality(peaks))
     for name, numbers in found.items():
