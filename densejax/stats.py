@@ -27,6 +27,8 @@ FEWEST_FOR_BIMODALITY = 8
 
 # Columns [n] each, weights [r, n] -> [r].
 Statistic = Callable[[Sequence[np.ndarray], np.ndarray], np.ndarray]
+# A claim, its source, and scores by seed of what is claimed to lie above and of the other.
+Pair = tuple[str, str, Mapping[int, float] | None, Mapping[int, float] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -532,9 +534,7 @@ def judge_all(claim: str, part: Interval, *, published: str = "all") -> Finding:
     return Finding(claim, published, "seen" if part.value == 1 else "not seen", part.text())
 
 
-def judge_pairs(
-    pairs: Iterable[tuple[str, str, Mapping[int, float] | None, Mapping[int, float] | None]],
-) -> list[Finding]:
+def judge_pairs(pairs: Iterable[Pair]) -> list[Finding]:
     """Judge claims that one population lies above another, paired by seed.
 
     Args:

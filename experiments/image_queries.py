@@ -33,7 +33,7 @@ from densejax.active.query_study import Setting, Study
 from densejax.classification.task import ImageTask
 from densejax.data.vision import load_fashion_mnist, load_mnist
 from densejax.models.mlp import CHEN_WIDTHS, MLP
-from densejax.stats import Finding, judge_pairs
+from densejax.stats import Finding, Pair, judge_pairs
 from densejax.training.config import option, parse_seeds, start_folder
 from densejax.training.entry import main
 
@@ -159,25 +159,25 @@ def claims(rows: Sequence[report.Row]) -> list[Finding]:
     widths = sorted({row.width for row in rows}, reverse=True)
     random, margin, softmax, entropy, best = STRATEGIES
     tables, source = "tables 2.1, 2.2 (Cityscapes)", "T = 0.1 recommended after Fashion-MNIST"
-    groups = []
+    groups: list[list[Pair]] = []
     for width in widths:
         of = {query: areas.get((query, width)) for query in STRATEGIES}
-        above = [
+        above: list[Pair] = [
             (f"width {width}: {query.name} above random", tables, of[query], of[random])
             for query in (margin, softmax, entropy, best)
         ]
-        ordered = [
+        ordered: list[Pair] = [
             (f"width {width}: {a.name} above {b.name}", "table 2.2 (Cityscapes)", of[a], of[b])
             for a, b in pairwise((entropy, softmax, best, margin))
         ]
         groups.append(above + ordered)
     wide = {query: areas[query, width] for query, width in areas if width == widths[0]}
-    temperatures = [
+    temperatures: list[Pair] = [
         (f"ODIN T = 0.1 above T = {q.temperature:g}", source, wide.get(best), wide[q])
         for q in wide
         if q.kind in ("odin", "max_softmax") and not q.move and q != best
     ]
-    moves = [
+    moves: list[Pair] = [
         (
             f"ODIN T = {q.temperature:g}: without a move above {q.move:g}",
             tables if q.temperature == 1000 else "",
@@ -187,17 +187,17 @@ def claims(rows: Sequence[report.Row]) -> list[Finding]:
         for q in wide
         if q.kind == "odin" and q.move
     ]
-    strides = [
+    strides: list[Pair] = [
         (f"{q.name} above {q.kind}", "", wide[q], wide.get(Query(q.kind)))
         for q in wide
         if q.stride > 1
     ]
-    oracles = [
+    oracles: list[Pair] = [
         (f"{q.name} above {other.name}", "", wide.get(q), wide.get(other))
         for q in (Query("entropy", inverse=True), Query("expert"), Query("most_incorrect"))
         for other in (random, entropy)
     ]
-    every = [*groups, temperatures, moves, strides, oracles]
+    every: list[list[Pair]] = [*groups, temperatures, moves, strides, oracles]
     return [finding for pairs in every for finding in judge_pairs(pairs)]
 
 

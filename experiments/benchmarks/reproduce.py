@@ -86,9 +86,9 @@ def sweep(check: Check, folder: Path) -> dict[str, float]:
     chosen = stored["top_k"] - 1
     for part in ("evaluation", "test"):
         alone, together = column(top, f"{part}_alone"), column(top, f"{part}_top_k")
-        numbers = (alone[0], np.median(alone), together[chosen], together[-1])
+        singles = (alone[0], np.median(alone), together[chosen], together[-1])
         for name, value in zip(
-            ("best_single", "median_single", "top_k", "all"), numbers, strict=True
+            ("best_single", "median_single", "top_k", "all"), singles, strict=True
         ):
             check(f"{folder.name} {part} {name}", value, stored[part][name], rel=1e-5)
     ranked = [row["member"] for row in top]
@@ -122,7 +122,7 @@ def basins(path: Path) -> list[Basin]:
     found = []
     for row in table(path):
         measures = {name: float(row[name]) for name in MEASURES}
-        settings = {k: float(row[k]) for k in ("poison", "start") if k in row}
+        settings: dict[str, float] = {k: float(row[k]) for k in ("poison", "start") if k in row}
         minimum = Minimum(row["name"], int(row["seed"]), settings, {}, measures)
         n: dict[str, float] = {name: float(row[name]) for name in MEASURED}
         radii = SimpleNamespace(radius=np.array([n["radius"]]), censored=np.array([n["censored"]]))
@@ -184,9 +184,9 @@ def queries(check: Check, folder: Path) -> None:
             kind = "moved" if "without a move" in claim else " ".join(claim.split()[:2])
             kind = "oracles" if kind.split()[-1] == "above" and "stride" not in kind else kind
             groups.setdefault(kind, []).append(cells)
-    for cells in groups.values():
+    for lines in groups.values():
         for (claim, source, verdict, gap, _, p), one in zip(
-            cells, holm([float(c[4]) for c in cells]), strict=True
+            lines, holm([float(c[4]) for c in lines]), strict=True
         ):
             check(f"{folder.name} {claim}", float(one), float(p), rel=0.06)
             words = ("above", "below") if source == "no" else ("seen", "not seen")

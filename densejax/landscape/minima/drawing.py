@@ -151,9 +151,9 @@ def draw_surfaces(
     options: dict[str, Any] = {"log": True, "limits": limits, "label": "training loss"}
     files = [folder / "surfaces.png"]
     contours(grid.x, grid.y, values, title=title, path=files[0], **options)
-    for name, loss in values.items():
+    for name, losses in values.items():
         files.append(folder / f"surface_{name.replace(' ', '_')}.png")
-        surface_3d(grid.x, grid.y, loss, title=f"{title}: {name}", path=files[-1], **options)
+        surface_3d(grid.x, grid.y, losses, title=f"{title}: {name}", path=files[-1], **options)
     return files
 
 

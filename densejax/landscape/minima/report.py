@@ -136,9 +136,15 @@ def summarise_pictures(
     plane_key, basin_key = jax.random.split(key)
     files = []
     if points:
-        size = {"points": points, "span": surface_span}
         files += draw_surfaces(
-            plane_key, loss, minima, folder=folder, title=title, cutoff=cutoff, **size
+            plane_key,
+            loss,
+            minima,
+            folder=folder,
+            points=points,
+            span=surface_span,
+            title=title,
+            cutoff=cutoff,
         )
     search = {"directions": directions, "cutoff": cutoff, **options}
     basins = _measured(basin_key, loss, minima, folder / "radii", search)
