@@ -16,7 +16,6 @@ printed and written as ``runs.csv``, ``pairs.csv`` and ``comparison.json``, and 
 A few seconds. Exit status 0; 2 where the arguments or a run are not usable.
 """
 
-import csv
 import dataclasses
 import itertools
 import json
@@ -29,7 +28,7 @@ from typing import Any
 
 from absl import flags
 
-from densejax.ensembles import distributions
+from densejax import stats
 from densejax.plots import scores as pictures
 
 OUTPUTS = ("runs.csv", "pairs.csv", "comparison.json", "histogram.png")
@@ -163,11 +162,11 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 def describe(sweep: Sweep, config: Config) -> dict[str, Any]:
     """One row of the table of runs; what needs two scores is None where there is one."""
     values = list(sweep.scores.values())
-    summary = distributions.summarise(values)
-    interval = distributions.bootstrap_median(
+    summary = stats.five_numbers(values)
+    interval = stats.bootstrap_median(
         values, seed=config.seed, resamples=config.resamples, confidence=config.confidence
     )
-    two = distributions.bimodality(values, seed=config.seed) if len(values) > 1 else None
+    two = stats.bimodality(values, seed=config.seed) if len(values) > 1 else None
     return {
         "run": sweep.name,
         "seeds": summary.count,
@@ -194,9 +193,9 @@ def compare_pairs(sweeps: Sequence[Sweep]) -> list[dict[str, Any]]:
     rows = []
     for a, b in itertools.combinations(sweeps, 2):
         first, second = list(a.scores.values()), list(b.scores.values())
-        test = distributions.mann_whitney(first, second)
+        test = stats.mann_whitney(first, second)
         rows.append({"a": a.name, "b": b.name, **dataclasses.asdict(test)})
-    for row, p in zip(rows, distributions.holm([r["p_value"] for r in rows]), strict=True):
+    for row, p in zip(rows, stats.holm([r["p_value"] for r in rows]), strict=True):
         row["p_holm"] = float(p)
     return rows
 
@@ -229,10 +228,8 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     }
     workdir.mkdir(parents=True, exist_ok=True)
     for table in ("runs", "pairs"):
-        with (workdir / f"{table}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, result[table][0].keys())
-            writer.writeheader()
-            writer.writerows(result[table])
+        rows = result[table]
+        stats.write_csv(workdir / f"{table}.csv", rows[0], [row.values() for row in rows])
     (workdir / "comparison.json").write_text(json.dumps(result, indent=2) + "\n")
     pictures.score_histogram(
         {sweep.name: list(sweep.scores.values()) for sweep in sweeps},

@@ -28,6 +28,7 @@ picture stands alone); ``n_hidden_layers=5`` gives four. The origin is in both c
 100 % of the training set is out of reach where both of it were drawn.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -42,6 +43,8 @@ from densejax.minima import minefield as report
 from densejax.minima.embedding import PUBLISHED_PERPLEXITIES
 from densejax.minima.point_nets import PointNet, save_problem
 from densejax.minima.poisoning import PoisonTask, steps_of_epoch
+from densejax.minima.reading import Basin, column
+from densejax.stats import Finding
 from densejax.training.config import option, start_folder
 from densejax.training.entry import main
 from densejax.training.folders import Member
@@ -153,11 +156,59 @@ def run(config: Config, workdir: Path) -> report.Summary:
         workdir,
         starts,
         epochs + 1,
+        claims=claims,
         perplexities=config.perplexities,
         components=config.components,
         seeds=config.embedding_seeds,
         deviations=config.deviations,
     )
+
+
+def claims(path: Mapping[str, np.ndarray], basins: Sequence[Basin]) -> list[Finding]:
+    """Judge the claims of the thesis' minefield.
+
+    Of one good run there is no interval, and restarts of one run are no sample of runs: the
+    numbers are ranges.
+    """
+    train, test = column(basins, "train_accuracy"), column(basins, "test_accuracy")
+    good = float(path["test_accuracy"][-1])
+
+    def finding(claim: str, published: str, seen: bool, found: str) -> Finding:
+        return Finding(claim, published, "seen" if seen else "not seen", found)
+
+    def spread(values: np.ndarray) -> str:
+        low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
+        return (
+            f"{values.min():.3f} to {values.max():.3f}, median {middle:.3f}, "
+            f"5 to 95 % {low:.3f} to {high:.3f}"
+        )
+
+    return [
+        finding(
+            "the good run ends with a test accuracy of 98.5 % or more",
+            "98.5 % (132 of 134)",
+            good >= 132 / 134,
+            f"{good:.3f} (train {path['train_accuracy'][-1]:.3f})",
+        ),
+        finding(
+            "all bad minima have near perfect training accuracy (95 % or more)",
+            "near perfect",
+            train.min() >= 0.95,
+            spread(train),
+        ),
+        finding(
+            "all bad minima have test accuracy below 53 %",
+            "below 53 %",
+            test.max() < 0.53,
+            spread(test),
+        ),
+        finding(
+            "bad minima are found from everywhere on the path, its end included",
+            "yes",
+            bool((train[-10:] >= 0.95).all() and (test[-10:] < 0.53).all()),
+            f"last ten starts: train {train[-10:].min():.3f} up, test {test[-10:].max():.3f} down",
+        ),
+    ]
 
 
 def fast(config: Config) -> Config:

@@ -20,6 +20,7 @@ pi / 40, gap 0.001 (pinched); nine hidden layers of 100, two logits, PyTorch's d
 0.2. The published claim is a picture; radii are our measure of it.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,9 +30,11 @@ import numpy as np
 import optax
 
 from densejax.data.points import rings
-from densejax.minima import rings as report
+from densejax.minima import report
 from densejax.minima.point_nets import PointNet, no_points, save_problem
 from densejax.minima.poisoning import PoisonTask
+from densejax.minima.reading import Basin, column
+from densejax.stats import Finding, by_seed, judge, judge_all, mean_by_seed, weighted_mean
 from densejax.training.config import option, parse_seeds, start_folder
 from densejax.training.entry import main
 from densejax.training.folders import members_of
@@ -101,9 +104,36 @@ def run(config: Config, workdir: Path) -> report.Summary:
             reporter=reporter,
         ).run()
         reporter.close()
-    return report.summarise(
-        folders, workdir / "summary", directions=config.directions, cutoff=config.cutoff
+    return report.summarise_runs(
+        folders,
+        workdir / "summary",
+        claims=claims,
+        title="rings",
+        remark="Intervals are 95 % percentile bootstrap over seeds, which are paired: a seed has "
+        "the same initial parameters and directions at every gap.",
+        span=1.05,
+        directions=config.directions,
+        cutoff=config.cutoff,
     )
+
+
+def claims(groups: Mapping[str, Sequence[Basin]]) -> list[Finding]:
+    """Judge whether all points are fitted, and whether the first gap has the wider basins."""
+    findings = []
+    for name, group in groups.items():
+        exact = mean_by_seed(column(group, "train_accuracy") == 1, column(group, "seed"))
+        findings.append(judge_all(f"{name}: part of the minima that fit every point", exact))
+    first, *others = groups
+    for other in others:
+        wide, narrow = (
+            {one.minimum.seed: one.radius for one in groups[name]} for name in (first, other)
+        )
+        seeds = sorted(wide.keys() & narrow.keys())
+        ratios = np.log([wide[s] / narrow[s] for s in seeds])
+        ratio = by_seed(lambda columns, w: np.exp(weighted_mean(columns[0], w)), (ratios,), seeds)
+        claim = f"{first} has wider basins than {other}: ratio of mean radii, paired by seed"
+        findings.append(judge(claim, ratio, side="above", level=1.0, published="wider (a picture)"))
+    return findings
 
 
 def fast(config: Config) -> Config:

@@ -29,22 +29,24 @@ No code of surfaces or volumes is published; test accuracy is 28.2 % in the thes
 README.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from densejax import trees
 from densejax.classification.poison_sets import PoisonSets, load_poison_sets
 from densejax.minima.image_nets import PictureLoss, read_minima
-from densejax.minima.image_report import summarise
 from densejax.minima.poisoning import PoisonTask, step_rate, steps_of_epoch
-from densejax.minima.reading import Minimum
-from densejax.minima.report import Summary
+from densejax.minima.reading import Basin, Minimum, column
+from densejax.minima.report import Summary, difference_of_shares, summarise_pictures
 from densejax.models.resnet import svhn_resnet20
+from densejax.stats import Finding, judge, mean_by_seed
 from densejax.training.config import option, parse_seeds, start_folder
 from densejax.training.entry import main
 from densejax.training.folders import members_of
@@ -171,10 +173,11 @@ def run(config: Config, workdir: Path) -> Summary:
     loss = PictureLoss(network, images, labels, world.prepare, batch=size, calibration=again)
     start_folder(config, workdir, ignore=VARYING)
     minima, failed = train(config, world, workdir, loss)
-    return summarise(
+    return summarise_pictures(
         jax.random.key(config.base_seed),
         loss,
         minima,
+        claims=claims,
         folder=workdir / "summary" / config.batch_norm,
         title=f"{config.data}, batch norm {config.batch_norm}",
         failed=failed,
@@ -185,6 +188,30 @@ def run(config: Config, workdir: Path) -> Summary:
         rtol=config.rtol,
         span=config.span,
     )
+
+
+def claims(basins: Sequence[Basin]) -> list[Finding]:
+    """Judge the claims of the thesis on SVHN that these minima can speak to."""
+    seeds, poison = column(basins, "seed"), column(basins, "poison")
+    if not len(poison) or not (poison == 0).any() or poison.max() == 0:
+        return []
+    most, share = poison == poison.max(), f"{poison.max():g} of poison"
+    train = mean_by_seed(column(basins, "train_accuracy"), seeds)
+    bad = mean_by_seed(column(basins, "test_accuracy")[most], seeds[most])
+    claim = "train accuracy of all minima is above 0.99"
+    found = [
+        judge(claim, train, side="above", level=0.99, published="100 %"),
+        Finding(f"test accuracy with {share}", "28.2 % (README: 29 %)", "", bad.text()),
+    ]
+    for name, what, digits in (
+        ("test_accuracy", "natural minima have the higher test accuracy", 4),
+        ("radius", "natural basins are wider (mean radius)", 4),
+        ("jensen", "natural basins are larger (Jensen bound of the log-volume, nats)", 0),
+    ):
+        if np.isfinite(column(basins, name)[most]).any():
+            gap, claim = difference_of_shares(basins, name), f"{what} than with {share}"
+            found.append(judge(claim, gap, side="above", published="yes", digits=digits))
+    return found
 
 
 def fast(config: Config) -> Config:

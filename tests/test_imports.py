@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A room may import the rooms of lower rank and its own files; siblings don't know each other.
 RANKS = [
-    {"typing", "trees", "io", "lease", "ops"},
+    {"typing", "trees", "io", "lease", "stats", "ops"},
     {"instances", "losses", "metrics", "optim", "data", "models", "plots"},
     {"training", "ensembles"},
     {"segmentation", "landscape", "classification"},

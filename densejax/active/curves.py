@@ -1,14 +1,11 @@
-"""Statistics of rounds: balance of the labelled classes, areas under curves, break-even, tests."""
+"""Statistics of rounds: balance of the labelled classes, areas under curves, break-even."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
-from densejax.ensembles.distributions import holm
+from densejax.stats import Interval, bootstrap
 
 
 def class_entropy(counts: ArrayLike, *, relative: bool = False) -> np.ndarray:
@@ -112,28 +109,6 @@ def _curve(labelled: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarr
     return x, y
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def mean_interval(scores: ArrayLike, *, confidence: float = 0.95) -> Estimate:
-    """Mean of the finite scores [k] and its interval by Student's t; nan ends below two scores."""
-    values = np.asarray(scores, np.float64).ravel()
-    values = values[np.isfinite(values)]
-    if not values.size:
-        return Estimate(np.nan, np.nan, np.nan)
-    mean = float(values.mean())
-    if values.size == 1:
-        return Estimate(mean, np.nan, np.nan)
-    half = float(stats.t.ppf((1 + confidence) / 2, values.size - 1) * stats.sem(values))
-    return Estimate(mean, mean - half, mean + half)
-
-
 def break_even(labelled: ArrayLike, scores: ArrayLike, reference: ArrayLike) -> float:
     """From how many labelled samples on a curve is nowhere below a reference.
 
@@ -173,11 +148,7 @@ def break_even_interval(
     labelled: ArrayLike,
     scores: ArrayLike,
     reference: ArrayLike,
-    *,
-    seed: int = 0,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-) -> Estimate:
+) -> Interval:
     """``break_even`` of means over seeds, with a percentile bootstrap over the seeds.
 
     Seeds are drawn in pairs, as a strategy and the reference share each seed's initial pool.
@@ -186,9 +157,6 @@ def break_even_interval(
       labelled: [t] numbers of labelled samples, ascending.
       scores: [k, t] of a strategy.
       reference: [k, t] of random sampling, the same seeds.
-      seed: of the resampling.
-      resamples: how many populations are drawn.
-      confidence: strictly between 0 and 1.
 
     Raises:
       ValueError: shapes do not agree, or ``labelled`` does not ascend.
@@ -197,57 +165,10 @@ def break_even_interval(
     if scores.ndim != 2 or scores.shape != reference.shape:
         raise ValueError(f"scores {scores.shape}, reference {reference.shape}: expected [k, t]")
     x, gaps = _curve(labelled, scores - reference)
-    drawn = np.random.default_rng(seed).integers(len(gaps), size=(resamples, len(gaps)))
-    found = np.sort(_break_even(x, gaps[drawn].mean(axis=1)))
-    # Order statistics, for a mean of two infinities is none.
-    ends = [round(q * (resamples - 1)) for q in ((1 - confidence) / 2, (1 + confidence) / 2)]
-    value = float(_break_even(x, gaps.mean(axis=0)[None])[0])
-    return Estimate(value, float(found[ends[0]]), float(found[ends[1]]))
-
-
-@dataclass(frozen=True)
-class PairedTest:
-    """A strategy against a reference over the same seeds."""
-
-    difference: Estimate
-    p: float
-    p_holm: float
-
-
-def paired_tests(values: Mapping[str, ArrayLike], reference: ArrayLike) -> dict[str, PairedTest]:
-    """Paired t tests of strategies against a reference, two-sided, with Holm's adjustment.
-
-    Args:
-      values: [k] float of each strategy, such as its ALC of each seed.
-      reference: [k] of the same seeds.
-
-    Returns:
-      For each strategy the mean difference with its interval, p, and p adjusted for their number;
-      p is nan below two seeds, and 1 where all differences are 0.
-
-    Raises:
-      ValueError: lengths differ.
-    """
-    base = np.asarray(reference, np.float64)
-    found, ps = {}, []
-    for name, one in values.items():
-        if np.shape(one) != base.shape or base.ndim != 1:
-            raise ValueError(f"{name}: {np.shape(one)} values; expected {base.shape}")
-        gaps = np.asarray(one, np.float64) - base
-        gaps = gaps[np.isfinite(gaps)]
-        found[name] = mean_interval(gaps)
-        ps.append(_paired_p(gaps))
-    known = [p for p in ps if np.isfinite(p)]
-    adjusted = iter(holm(known) if known else [])
-    return {
-        name: PairedTest(found[name], p, float(next(adjusted)) if np.isfinite(p) else np.nan)
-        for name, p in zip(found, ps, strict=True)
-    }
-
-
-def _paired_p(gaps: np.ndarray) -> float:
-    if gaps.size < 2:
-        return float("nan")
-    if np.ptp(gaps) == 0:
-        return 0.0 if gaps[0] else 1.0
-    return float(stats.ttest_1samp(gaps, 0).pvalue)
+    # The nearest draws are its ends, for a mean of two infinities is none.
+    return bootstrap(
+        lambda rows: _break_even(x, gaps[rows].mean(axis=1)),
+        len(gaps),
+        resamples=2000,
+        ends="nearest",
+    )

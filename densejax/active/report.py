@@ -13,6 +13,7 @@ import numpy as np
 from densejax.active import curves
 from densejax.active.records import Trained
 from densejax.plots.curves import class_histograms, round_curves
+from densejax.stats import paired_tests, student_mean, write_csv
 
 REFERENCE = "random"
 
@@ -123,12 +124,12 @@ def statistics(results: Results) -> dict[str, Any]:
         area = np.full(len(scores), np.nan)
         area[whole] = curves.alc(results.labelled, scores[whole])
         areas[name] = area
-        entry: dict[str, Any] = {"alc": asdict(curves.mean_interval(area))}
+        entry: dict[str, Any] = {"alc": asdict(student_mean(area))}
         if len(results.labelled) > 1 and whole.any() and highest > lowest:
             normalised = curves.normalised_alc(
                 results.labelled, scores[whole], lowest=lowest, highest=highest
             )
-            entry["normalised_alc"] = asdict(curves.mean_interval(normalised))
+            entry["normalised_alc"] = asdict(student_mean(normalised))
         found["strategies"][name] = entry
     if REFERENCE in results.strategies:
         _against(results, areas, found["strategies"])
@@ -138,7 +139,7 @@ def statistics(results: Results) -> dict[str, Any]:
 def _against(results: Results, areas: dict[str, np.ndarray], entries: dict[str, Any]) -> None:
     base = results.accuracy[results.strategies.index(REFERENCE)]
     others = {name: area for name, area in areas.items() if name != REFERENCE}
-    for name, test in curves.paired_tests(others, areas[REFERENCE]).items():
+    for name, test in paired_tests(others, areas[REFERENCE]).items():
         scores = results.accuracy[results.strategies.index(name)]
         both = np.isfinite(scores).all(axis=1) & np.isfinite(base).all(axis=1)
         entries[name]["against_random"] = asdict(test)
@@ -169,9 +170,9 @@ def summarise_rounds(
     folder.mkdir(parents=True, exist_ok=True)
     numbers = statistics(results)
     paths = [folder / name for name in ("rounds.csv", "table.csv", "summary.json")]
-    _write(paths[0], _rows(results))
     table = _table(results)
-    _write(paths[1], table)
+    for path, rows in ((paths[0], _rows(results)), (paths[1], table)):
+        write_csv(path, rows[0], [row.values() for row in rows], form=".6g", end="\n")
     paths[2].write_text(json.dumps(_plain(numbers), indent=1) + "\n")
     paths += _draw(results, folder, title, published)
     _print(table, numbers)
@@ -223,20 +224,11 @@ def _table(results: Results) -> list[dict[str, Any]]:
                 one = values[s, :, t]
                 # A class without any sample: no mean is finite, and none is shown.
                 broken = measure == "imbalance_ratio" and np.isinf(one).any()
-                interval = curves.mean_interval([] if broken else one)
+                interval = student_mean([] if broken else one)
                 row[measure] = math.inf if broken else interval.value
                 row[f"{measure}_low"], row[f"{measure}_high"] = interval.low, interval.high
             rows.append(row)
     return rows
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            cells = {n: f"{v:.6g}" if isinstance(v, float) else v for n, v in row.items()}
-            writer.writerow(cells)
 
 
 def _draw(

@@ -1,6 +1,5 @@
 """What a sweep of contrastive learning leaves: encoders, their accuracy by neighbours, curves."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from densejax.classification.neighbours import knn_accuracy
 from densejax.classification.pretrained import save_encoder
 from densejax.data.vision import LabelledImages
 from densejax.plots.curves import learning_curves
+from densejax.stats import write_csv
 from densejax.training.checkpoint import restore_tree
-from densejax.training.folders import Outcome, read_metrics
+from densejax.training.folders import Outcome, read_curves
 from densejax.typing import Array, Batch
 
 
@@ -117,32 +117,16 @@ def summarise_encoders(
         name = outcome.member.name
         print(f"seed {name}  {outcome.status}  test kNN {score:.4f}  {outcome.folder}")
     folder.mkdir(exist_ok=True)
-    files = [_table(folder / "scores.csv", outcomes, scores), *_curves(folder, outcomes, title)]
-    return Summary(tuple(outcomes), np.array(scores), tuple(encoders), tuple(files))
-
-
-def _table(path: Path, outcomes: Sequence[Outcome], scores: Sequence[float]) -> Path:
-    """One row a member: accuracies of the neighbours, 0 to 1."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("member", "status", "steps", "best_knn", "best_step", "test_knn"))
-        for o, score in zip(outcomes, scores, strict=True):
-            row = (o.member.name, o.status, o.step, o.best_score, o.best_step, score)
-            writer.writerow(row)
-    return path
-
-
-def _curves(folder: Path, outcomes: Sequence[Outcome], title: str) -> list[Path]:
-    """Curves of all members: the loss, and the neighbours' accuracy where it was taken."""
-    tables = [read_metrics(outcome.folder / "metrics.jsonl") for outcome in outcomes]
-    steps = sorted({row["step"] for rows in tables for row in rows})
-    files = []
+    head = ("member", "status", "steps", "best_knn", "best_step", "test_knn")
+    rows = [
+        (o.member.name, o.status, o.step, o.best_score, o.best_step, score)
+        for o, score in zip(outcomes, scores, strict=True)
+    ]
+    files = [write_csv(folder / "scores.csv", head, rows)]
     for name, label in (("loss", "contrastive loss"), ("knn", "nearest neighbours: accuracy")):
-        found = [{row["step"]: row.get(name) for row in rows} for rows in tables]
-        values = [[one.get(step) for step in steps] for one in found]
-        array = np.array(values, float)
-        if np.isfinite(array).any():
+        steps, values = read_curves(outcomes, name)
+        if np.isfinite(values).any():
             path = folder / f"{name}.png"
-            learning_curves(steps, array, path=path, label=label, title=title)
+            learning_curves(steps, values, path=path, label=label, title=title)
             files.append(path)
-    return files
+    return Summary(tuple(outcomes), np.array(scores), tuple(encoders), tuple(files))

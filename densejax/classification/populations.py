@@ -1,15 +1,14 @@
 """Populations that are compared: the test accuracy of each, its interval, a table and a picture."""
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from densejax.ensembles.distributions import bootstrap_median
 from densejax.plots.scores import strips
+from densejax.stats import bootstrap_median, write_csv
 from densejax.training.folders import Member, MemberFolder, Outcome, read_metrics
 
 WHAT = ("last", "best", "train")
@@ -106,10 +105,7 @@ def compare(
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "accuracy.csv", folder / "populations.json"]
     rows = [_row(p, (notes or {}).get(p.name, "")) for p in populations]
-    with files[0].open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(files[0], rows[0], [row.values() for row in rows])
     numbers = {p.name: {what: getattr(p, what).tolist() for what in WHAT} for p in populations}
     files[1].write_text(json.dumps(numbers, indent=1) + "\n")
     _print(rows)
@@ -128,9 +124,9 @@ def _row(p: Population, note: str) -> dict[str, str]:
     """Cells of the table; medians and their intervals are empty where every member failed."""
     row = {"name": p.name, "seeds": str(len(p.outcomes)), "failed": str(p.failed)}
     for what in WHAT:
-        found = asdict(bootstrap_median(getattr(p, what))) if len(p.last) else {}
-        for edge in ("median", "low", "high"):
-            row[f"{what}_{edge}"] = f"{found[edge]:.4f}" if found else ""
+        found = bootstrap_median(getattr(p, what)) if len(p.last) else None
+        for edge, name in (("median", "value"), ("low", "low"), ("high", "high")):
+            row[f"{what}_{edge}"] = f"{getattr(found, name):.4f}" if found else ""
     return row | {"note": note}
 
 

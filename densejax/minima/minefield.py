@@ -1,6 +1,6 @@
-"""What a minefield leaves behind: embeddings, their pictures, and what became of the claims."""
+"""What a minefield leaves behind: embeddings, their pictures, and claims with verdicts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -11,9 +11,9 @@ from densejax.minima.boundaries import class_probabilities, plane_grid
 from densejax.minima.embedding import embed, kernel_vectors, outliers
 from densejax.minima.point_nets import PointNet
 from densejax.minima.reading import Basin, Minimum, column, read_minima, scores, stacked
-from densejax.minima.report import Finding, Summary, findings_table, write_table
-from densejax.minima.statistics import spearman
+from densejax.minima.report import Summary, write_basins
 from densejax.plots.boundaries import decision_boundaries, minefield
+from densejax.stats import Finding, findings_table, spearman_by_seed
 from densejax.typing import Params
 
 GOOD, BAD = "good run", "bad minimum"
@@ -25,6 +25,7 @@ def summarise(
     starts: Params,
     epochs: np.ndarray,
     *,
+    claims: Callable[[Mapping[str, np.ndarray], Sequence[Basin]], list[Finding]],
     perplexities: Sequence[float],
     components: int,
     seeds: Sequence[int],
@@ -36,6 +37,8 @@ def summarise(
       workdir: folder of the run, whose members have the setting ``start``.
       starts: variables of the good run from which they started, stacked [t, ...].
       epochs: [t] int, of the good run.
+      claims: judges what the experiment asks of the measures along the good run, [t] by name, and
+        of the bad minima.
       perplexities: of t-SNE.
       components: principal components that it sees.
       seeds: of t-SNE; the first one's is ``minefield.png``.
@@ -53,7 +56,7 @@ def summarise(
     vectors = np.concatenate([kernel_vectors(starts), kernel_vectors(stacked(minima))])
     kinds = np.array([GOOD] * len(epochs) + [BAD] * len(minima))
     accuracy = np.concatenate([path["test_accuracy"], column(basins, "test_accuracy")])
-    files, left_out = [write_table(folder / "minima.csv", basins)], {}
+    files, left_out = [write_basins(folder / "minima.csv", basins)], {}
     for seed in seeds:
         maps = embed(vectors, perplexities=perplexities, components=components, seed=seed)
         away = {
@@ -75,7 +78,7 @@ def summarise(
         np.savez(folder / f"{name}.npz", kinds=kinds, test_accuracy=accuracy, **arrays)  # type: ignore[arg-type]
         files += [folder / f"{name}.png", folder / f"{name}.npz"]
     files.append(_draw_boundaries(folder, problem, starts, epochs, path, minima))
-    findings = _find(path, basins)
+    findings = claims(path, basins)
     lines = [
         "# Minefield",
         "",
@@ -95,47 +98,6 @@ def summarise(
     return Summary(tuple(basins), tuple(findings), tuple(files), len(failed))
 
 
-def _find(path: dict[str, np.ndarray], basins: Sequence[Basin]) -> list[Finding]:
-    """Of one good run there is no interval, and restarts of one run are no sample of runs: the
-    numbers are ranges."""
-    train, test = column(basins, "train_accuracy"), column(basins, "test_accuracy")
-    good = float(path["test_accuracy"][-1])
-
-    def spread(values: np.ndarray) -> str:
-        low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
-        return (
-            f"{values.min():.3f} to {values.max():.3f}, median {middle:.3f}, "
-            f"5 to 95 % {low:.3f} to {high:.3f}"
-        )
-
-    return [
-        Finding(
-            "the good run ends with a test accuracy of 98.5 % or more",
-            "98.5 % (132 of 134)",
-            "seen" if good >= 132 / 134 else "not seen",
-            f"{good:.3f} (train {path['train_accuracy'][-1]:.3f})",
-        ),
-        Finding(
-            "all bad minima have near perfect training accuracy (95 % or more)",
-            "near perfect",
-            "seen" if train.min() >= 0.95 else "not seen",
-            spread(train),
-        ),
-        Finding(
-            "all bad minima have test accuracy below 53 %",
-            "below 53 %",
-            "seen" if test.max() < 0.53 else "not seen",
-            spread(test),
-        ),
-        Finding(
-            "bad minima are found from everywhere on the path, its end included",
-            "yes",
-            "seen" if (train[-10:] >= 0.95).all() and (test[-10:] < 0.53).all() else "not seen",
-            f"last ten starts: train {train[-10:].min():.3f} up, test {test[-10:].max():.3f} down",
-        ),
-    ]
-
-
 def _living(
     problem: PointNet, starts: Params, epochs: np.ndarray, minima: Sequence[Minimum]
 ) -> str:
@@ -149,7 +111,7 @@ def _living(
     units = np.asarray(jax.jit(jax.vmap(count))(starts))
     places = [int(one.settings["start"]) for one in minima]
     train = np.array([one.measures["train_accuracy"] for one in minima])
-    related = spearman(units[places].sum(axis=1), train, np.zeros(len(train), int))
+    related = spearman_by_seed(units[places].sum(axis=1), train, np.zeros(len(train), int))
     return (
         f"Hidden units that fire on any of the points, layer by layer: {units[0].tolist()} after "
         f"epoch {epochs[0]}, {units[-1].tolist()} after epoch {epochs[-1]}, of "

@@ -1,49 +1,47 @@
-"""What a population of minima leaves behind: a table, pictures, and each claim with its verdict."""
+"""What minima leave behind: a table, pictures, and claims with their verdicts."""
 
-import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
-from densejax.minima.drawing import draw_basins, draw_boundaries
+from densejax.minima.drawing import (
+    draw_basins,
+    draw_boundaries,
+    draw_radii_of_runs,
+    draw_seeds,
+    draw_surfaces,
+)
+from densejax.minima.image_nets import PictureLoss
 from densejax.minima.reading import (
     MEASURED,
     MEASURES,
     Basin,
+    HasLoss,
+    Minimum,
     column,
     measure_basins,
     read_minima,
     value_of,
 )
-from densejax.minima.statistics import (
+from densejax.stats import (
+    Finding,
     Interval,
     by_seed,
-    mean_interval,
-    spearman,
+    findings_table,
+    judge,
+    judge_all,
+    markdown,
+    mean_by_seed,
+    spearman_by_seed,
     weighted_mean,
+    write_csv,
 )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A claim and what is seen of it.
-
-    Attributes:
-      claim: in words.
-      published: where and what; empty for an observation that no source foretells.
-      verdict: ``seen``, ``not seen`` or ``not told apart``.
-      found: the number behind it, with its interval.
-    """
-
-    claim: str
-    published: str
-    verdict: str
-    found: str
+from densejax.typing import Key
 
 
 @dataclass(frozen=True)
@@ -54,25 +52,6 @@ class Summary:
     findings: tuple[Finding, ...]
     files: tuple[Path, ...]
     failed: int
-
-
-def judge(
-    claim: str,
-    found: Interval,
-    *,
-    side: Literal["above", "below"],
-    level: float = 0.0,
-    published: str = "",
-    digits: int = 3,
-) -> Finding:
-    """A claim that a number lies above or below a level, by its 95 % interval.
-
-    An interval that holds the level, or that cannot be computed, tells nothing apart.
-    """
-    sign = 1 if side == "above" else -1
-    low, high = sorted((sign * (found.low - level), sign * (found.high - level)))
-    verdict = "seen" if low > 0 else "not seen" if high < 0 else "not told apart"
-    return Finding(claim, published, verdict, found.text(digits=digits))
 
 
 def summarise(
@@ -87,7 +66,7 @@ def summarise(
     seed: int = 0,
     **options: Any,
 ) -> Summary:
-    """Measure the basins of all minima of a run, write tables, pictures and findings.
+    """Measure the basins of a run of points in the plane, write tables, pictures, findings.
 
     Args:
       workdir: folder of the run.
@@ -105,20 +84,11 @@ def summarise(
     """
     folder.mkdir(parents=True, exist_ok=True)
     problem, minima, failed = read_minima(workdir)
-    basins = [Basin(one) for one in minima]
-    if directions:
-        basins = measure_basins(
-            jax.random.key(seed),
-            problem,
-            minima,
-            folder=folder / "radii",
-            directions=directions,
-            cutoff=cutoff,
-            **options,
-        )
+    search = {"directions": directions, "cutoff": cutoff, **options}
+    basins = _measured(jax.random.key(seed), problem, minima, folder / "radii", search)
     findings = find(basins)
     files = [
-        write_table(folder / "minima.csv", basins),
+        write_basins(folder / "minima.csv", basins),
         _write_findings(folder / "findings.md", title, basins, findings, failed, cutoff, options),
         *draw_basins(folder, basins, title),
     ]
@@ -128,27 +98,146 @@ def summarise(
     return Summary(tuple(basins), tuple(findings), tuple(files), len(failed))
 
 
+def summarise_pictures(
+    key: Key,
+    loss: PictureLoss,
+    minima: Sequence[Minimum],
+    *,
+    claims: Callable[[Sequence[Basin]], list[Finding]],
+    folder: Path,
+    title: str,
+    failed: int = 0,
+    points: int = 51,
+    surface_span: float = 1.0,
+    directions: int = 3000,
+    cutoff: float = 0.1,
+    **options: Any,
+) -> Summary:
+    """Draw surfaces of nets that learn pictures, measure basins, write tables and findings.
+
+    Args:
+      key: of the planes and directions, the same for all minima.
+      loss: about them.
+      minima: natural ones (poison 0) and poisoned ones.
+      claims: judges what the experiment asks.
+      folder: takes the files; surfaces and radii that are there already are not computed again.
+      title: of the pictures.
+      failed: members that left no minimum.
+      points: of a surface along each axis; 0 draws none.
+      surface_span: half of its axes, in lengths of its filter-normalised directions.
+      directions: of each basin; 0 measures none.
+      cutoff: loss at which a basin ends.
+      options: of ``radii_of_many``.
+
+    Returns:
+      Basins, findings and files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plane_key, basin_key = jax.random.split(key)
+    files = []
+    if points:
+        files += draw_surfaces(
+            plane_key,
+            loss,
+            minima,
+            folder=folder,
+            points=points,
+            span=surface_span,
+            title=title,
+            cutoff=cutoff,
+        )
+    search = {"directions": directions, "cutoff": cutoff, **options}
+    basins = _measured(basin_key, loss, minima, folder / "radii", search)
+    findings = claims(basins)
+    files += [write_basins(folder / "minima.csv", basins), folder / "findings.md"]
+    lines = [f"# {title}", "", *findings_table(findings), "", *by_share(basins)]
+    files[-1].write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    files += draw_basins(folder, basins, title) if basins else []
+    return Summary(tuple(basins), tuple(findings), tuple(files), failed)
+
+
+def summarise_runs(
+    folders: Mapping[str, Path],
+    folder: Path,
+    *,
+    claims: Callable[[Mapping[str, Sequence[Basin]]], list[Finding]],
+    title: str,
+    remark: str,
+    span: float,
+    directions: int = 3000,
+    cutoff: float = 0.1,
+    seed: int = 0,
+) -> Summary:
+    """Measure the basins of runs whose members share their seeds, and compare them.
+
+    Args:
+      folders: of the runs, by name.
+      folder: takes the files; made if absent.
+      claims: judges what the experiment asks of the basins by run.
+      title: of the report.
+      remark: on its intervals.
+      span: half the width of the pictures of boundaries.
+      directions: of each basin; 0 measures none.
+      cutoff: training loss at which a basin ends.
+      seed: of the directions.
+
+    Returns:
+      The basins of all runs, findings and files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    groups: dict[str, list[Basin]] = {}
+    files, failed = [], []
+    search = {"directions": directions, "cutoff": cutoff}
+    for name, run in folders.items():
+        problem, minima, lost = read_minima(run)
+        failed += [f"{name}: {one}" for one in lost]
+        groups[name] = _measured(jax.random.key(seed), problem, minima, run / "radii", search)
+        short = name.split()[0]
+        files.append(write_basins(folder / f"minima_{short}.csv", groups[name]))
+        path = folder / f"boundaries_{short}.png"
+        files.append(draw_seeds(path, problem, minima, span=span, title=name))
+    findings = claims(groups)
+    files += draw_radii_of_runs(folder / "radii.png", groups, title=title)
+    lines = [
+        f"# Minima of the {title}",
+        "",
+        f"{directions} directions a minimum, cutoff {cutoff:g}; minima with a training loss above "
+        f"it have no basin. {remark}",
+        "",
+    ]
+    if failed:
+        lines += [f"Failed: {', '.join(failed)}.", ""]
+    lines += [*findings_table(findings), "", *by_run(groups)]
+    files.append(folder / "findings.md")
+    files[-1].write_text("\n".join(lines) + "\n")
+    print(f"{sum(map(len, groups.values()))} minima, {len(failed)} failed; see {folder}")
+    every = [one for group in groups.values() for one in group]
+    return Summary(tuple(every), tuple(findings), tuple(files), len(failed))
+
+
+def _measured(
+    key: Key, problem: HasLoss, minima: Sequence[Minimum], folder: Path, search: dict[str, Any]
+) -> list[Basin]:
+    """Basins by ``measure_basins``, or minima alone where no direction is asked for."""
+    if not search["directions"]:
+        return [Basin(one) for one in minima]
+    return measure_basins(key, problem, minima, folder=folder, **search)
+
+
 # ---- claims ----
 
 
 def find(basins: Sequence[Basin]) -> list[Finding]:
-    """The claims of the thesis' figures 3.3 to 3.5 that these minima can speak to."""
+    """Judge the claims of the thesis' figures 3.3 to 3.5 that these minima can speak to."""
     seeds, poison = column(basins, "seed"), column(basins, "poison")
     fitted, test = column(basins, "train_accuracy"), column(basins, "test_accuracy")
     radius, volume = column(basins, "radius"), column(basins, "jensen")
-    found: list[Finding] = []
-    exact = mean_interval(fitted == 1, seeds)
-    found.append(
-        Finding(
-            "part of the minima that fit every training point",
-            "all",
-            "seen" if exact.value == 1 else "not seen",
-            exact.text(),
-        )
-    )
+    exact = mean_by_seed(fitted == 1, seeds)
+    found = [judge_all("part of the minima that fit every training point", exact)]
     most = poison == poison.max()
     if poison.max() > 0:
-        worst = mean_interval(test[most], seeds[most])
+        worst = mean_by_seed(test[most], seeds[most])
         found.append(
             judge(
                 f"test accuracy with {poison.max():g} of poison is below chance",
@@ -159,7 +248,7 @@ def find(basins: Sequence[Basin]) -> list[Finding]:
             )
         )
     if (poison == 0).any():
-        natural = mean_interval(test[poison == 0], seeds[poison == 0])
+        natural = mean_by_seed(test[poison == 0], seeds[poison == 0])
         found.append(
             judge("test accuracy of natural minima is above 0.9", natural, side="above", level=0.9)
         )
@@ -176,53 +265,45 @@ def find(basins: Sequence[Basin]) -> list[Finding]:
             ("radius falls with the training loss that is left", loss, radius, "below", "")
         )
         for claim, x, y, side, source in pairs:
-            correlation = spearman(x, y, seeds)
+            correlation = spearman_by_seed(x, y, seeds)
             found.append(judge(claim, correlation, side=side, published=source))  # type: ignore[arg-type]
         for claim, values in (("radius", radius), ("volume (Jensen)", volume)):
             some = poison > 0
-            correlation = spearman(test[some], values[some], seeds[some])
+            correlation = spearman_by_seed(test[some], values[some], seeds[some])
             claim = f"{claim} rises with test accuracy among poisoned minima alone"
             found.append(judge(claim, correlation, side="above"))
         if most.any() and (poison == 0).any() and poison.max() > 0:
-            found.append(_gap(poison, volume, seeds))
+            gap = difference_of_shares(basins, "jensen", unit=math.log(10))
+            claim = f"natural basins are larger than with {poison.max():g}, "
+            claim += "orders of magnitude (Jensen)"
+            found.append(judge(claim, gap, side="above", published="larger", digits=0))
     return found
 
 
-def _gap(poison: np.ndarray, volume: np.ndarray, seeds: np.ndarray) -> Finding:
-    def orders(columns: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
-        share, nats = columns
-        natural, bad = (weighted_mean(nats, weights * (share == one)) for one in (0, poison.max()))
-        return (natural - bad) / math.log(10)
+def difference_of_shares(basins: Sequence[Basin], name: str, *, unit: float = 1.0) -> Interval:
+    """Compute the mean of natural minus that of the most poisoned minima, in units of ``unit``."""
+    poison = column(basins, "poison")
 
-    gap = by_seed(orders, (poison, volume), seeds)
-    claim = f"natural basins are larger than with {poison.max():g}, orders of magnitude (Jensen)"
-    return judge(claim, gap, side="above", published="larger", digits=0)
+    def gap(columns: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+        shares, values = columns
+        natural, bad = (weighted_mean(values, weights * (shares == s)) for s in (0, poison.max()))
+        return (natural - bad) / unit
+
+    return by_seed(gap, (poison, column(basins, name)), column(basins, "seed"))
 
 
 # ---- files ----
 
 
-def write_table(path: Path, basins: Sequence[Basin]) -> Path:
-    """One row a minimum: its name, settings, measures, and what was measured of its basin."""
+def write_basins(path: Path, basins: Sequence[Basin]) -> Path:
+    """Write one row a minimum: its name, settings, measures, and what was measured of its basin."""
     settings = sorted({name for one in basins for name in one.minimum.settings})
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", "seed", *settings, *MEASURES, *MEASURED])
-        for one in basins:
-            numbers = [one.minimum.settings.get(name, math.nan) for name in settings]
-            numbers += [value_of(one, name) for name in (*MEASURES, *MEASURED)]
-            cells = [f"{number:.8g}" for number in numbers]
-            writer.writerow([one.minimum.name, one.minimum.seed, *cells])
-    return path
-
-
-def findings_table(findings: Sequence[Finding]) -> list[str]:
-    """Lines of Markdown."""
-    lines = ["| claim | published | verdict | found (95 %) |", "|---|---|---|---|"]
-    return lines + [
-        f"| {one.claim} | {one.published or 'no'} | {one.verdict} | {one.found} |"
-        for one in findings
-    ]
+    rows = []
+    for one in basins:
+        numbers = [float(one.minimum.settings.get(name, math.nan)) for name in settings]
+        numbers += [value_of(one, name) for name in (*MEASURES, *MEASURED)]
+        rows.append([one.minimum.name, one.minimum.seed, *numbers])
+    return write_csv(path, ["name", "seed", *settings, *MEASURES, *MEASURED], rows, form=".8g")
 
 
 def _write_findings(
@@ -263,29 +344,33 @@ def _write_findings(
 
 
 def by_share(basins: Sequence[Basin]) -> list[str]:
-    """Lines of Markdown, a row a share of poison: means and their intervals over seeds."""
+    """Return lines of Markdown, a row a share of poison: means and their intervals over seeds."""
     names = ("train_accuracy", "test_accuracy", "poison_accuracy", "radius", "jensen", "log_volume")
-    lines = [
-        "| poison | minima | train loss (median) | " + " | ".join(names) + " | effective samples, "
-        "least, median | censored |",
-        "|---|---|---|" + "---|" * (len(names) + 2),
-    ]
+    head = ["poison", "minima", "train loss (median)", *names]
+    rows = []
     for share in sorted({one.minimum.poison for one in basins}):
         group = [one for one in basins if one.minimum.poison == share]
-        seeds = column(group, "seed")
-        cells = [
-            mean_interval(column(group, name), seeds).text(
-                digits=1 if name in ("jensen", "log_volume") else 4
-            )
-            for name in names
-        ]
         samples = column(group, "effective_samples")
         samples = samples[np.isfinite(samples)]
         told = f"{samples.min():.1f}, {np.median(samples):.1f}" if samples.size else "none"
         censored = column(group, "censored")
         lost = f"{100 * censored[np.isfinite(censored)].mean():.1f} %" if samples.size else "none"
         loss = np.median(column(group, "train_loss"))
-        lines.append(
-            f"| {share:g} | {len(group)} | {loss:.2g} | {' | '.join(cells)} | {told} | {lost} |"
-        )
-    return lines
+        digits = {name: 1 if name in ("jensen", "log_volume") else 4 for name in names}
+        rows.append([f"{share:g}", len(group), f"{loss:.2g}", *_means(group, digits), told, lost])
+    return markdown([*head, "effective samples, least, median", "censored"], rows)
+
+
+def by_run(groups: Mapping[str, Sequence[Basin]]) -> list[str]:
+    """Return lines of Markdown, a row a run: means and their intervals over seeds."""
+    digits = {"train_loss": 8, "radius": 4, "jensen": 0, "effective_samples": 1, "censored": 3}
+    rows = []
+    for name, group in groups.items():
+        basins = sum(one.radii is not None for one in group)
+        rows.append([name, len(group), basins, *_means(group, digits)])
+    return markdown(["gap", "minima", "basins", *digits], rows)
+
+
+def _means(group: Sequence[Basin], digits: Mapping[str, int]) -> list[str]:
+    seeds = column(group, "seed")
+    return [mean_by_seed(column(group, n), seeds).text(digits=d) for n, d in digits.items()]

@@ -1,11 +1,10 @@
 """The end of a segmentation sweep: rank, ensembles of every size, tables, pictures, volumes."""
 
-import csv
 import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from tqdm import tqdm
 
 from densejax import metrics, plots, trees
 from densejax.data.datasets import LabelledVolume, standardise
-from densejax.ensembles.distributions import bimodality, bootstrap_median, summarise
 from densejax.ensembles.predict import Prediction, Sizes, member_probabilities, predict_volume
 from densejax.ensembles.rank import Choice, choose_size, rank_members
 from densejax.ensembles.tiles import Blend
@@ -29,8 +27,9 @@ from densejax.segmentation.prediction.trained_run import save_learned_from
 from densejax.segmentation.prepare import class_counts
 from densejax.segmentation.sources import Parts
 from densejax.segmentation.task import WindowTask
+from densejax.stats import LEVEL, bimodality, bootstrap_median, five_numbers, write_csv
 from densejax.training.checkpoint import restore_tree
-from densejax.training.folders import Outcome, read_metrics
+from densejax.training.folders import Outcome, read_curves
 from densejax.typing import Batch, Key, Params
 
 AUGMENTED_WINDOWS = 16
@@ -140,9 +139,9 @@ def summarise_sweep(
     save_learned_from(workdir, parts)
     done = [outcome for outcome in outcomes if outcome.status == "DONE"]
     if not done:
-        _write_scores(folder / "scores.csv", outcomes)
-        print(f"every instance failed; see {folder / 'scores.csv'}")
-        return Summary(tuple(outcomes), (), None, None, (folder / "scores.csv",))
+        table = _write_scores(folder / "scores.csv", outcomes)
+        print(f"every instance failed; see {table}")
+        return Summary(tuple(outcomes), (), None, None, (table,))
     ranked = [done[index] for index in rank_members([o.best_score for o in done])]
     template = jax.eval_shape(task.init_params, jax.random.key(0))
     best = [restore_tree(outcome.folder / "best", template) for outcome in ranked]
@@ -231,48 +230,50 @@ def tables_of_blocks(judged: Judged) -> np.ndarray:
     )
 
 
-def _write_scores(path: Path, outcomes: Sequence[Outcome]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["member", "status", "steps", "best_miou", "best_step", "reason"])
-        for o in outcomes:
-            writer.writerow(
-                [o.member.name, o.status, o.step, f"{o.best_score:.6f}", o.best_step, o.reason]
-            )
+def _write_scores(path: Path, outcomes: Sequence[Outcome]) -> Path:
+    head = ["member", "status", "steps", "best_miou", "best_step", "reason"]
+    rows = [
+        (o.member.name, o.status, o.step, o.best_score, o.best_step, o.reason) for o in outcomes
+    ]
+    return write_csv(path, head, rows, form=".6f")
 
 
 def _write_tables(folder: Path, summary: Summary) -> list[Path]:
     assert summary.evaluation is not None and summary.test is not None
-    paths = [folder / name for name in ("scores.csv", "top_k.csv", "class_iou.csv", "summary.json")]
-    _write_scores(paths[0], summary.outcomes)
-    names = summary.test.volume.class_names
     parts = {"evaluation": summary.evaluation, "test": summary.test}
-    with paths[1].open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["rank", "member", *(f"{part}_{what}" for part in parts for what in ("alone", "top_k"))]
-        )
-        columns = [
-            column
-            for judged in parts.values()
-            for column in (mean_ious(judged.members), mean_ious(judged.ensembles))
-        ]
-        for rank, (outcome, *row) in enumerate(zip(summary.ranked, *columns, strict=True), 1):
-            writer.writerow([rank, outcome.member.name, *(f"{value:.6f}" for value in row)])
-    with paths[2].open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["part", "labeller", *names])
-        for part, judged in parts.items():
-            for labeller, table in (
-                ("best single", judged.members[0]),
-                ("all", judged.ensembles[-1]),
-            ):
-                values = np.asarray(metrics.iou(table))
-                writer.writerow([part, labeller, *(f"{value:.6f}" for value in values)])
-        if summary.forest is not None:
-            values = np.asarray(metrics.iou(summary.forest.confusion))
-            writer.writerow(["test", "random forest", *(f"{value:.6f}" for value in values)])
-    paths[3].write_text(json.dumps(_numbers(summary), indent=1))
+    ranked = [
+        range(1, len(summary.ranked) + 1),
+        [outcome.member.name for outcome in summary.ranked],
+        *(mean_ious(c) for judged in parts.values() for c in (judged.members, judged.ensembles)),
+    ]
+    labellers = [
+        (part, *one)
+        for part, judged in parts.items()
+        for one in (("best single", judged.members[0]), ("all", judged.ensembles[-1]))
+    ]
+    if summary.forest is not None:
+        labellers.append(("test", "random forest", summary.forest.confusion))
+    paths = [
+        _write_scores(folder / "scores.csv", summary.outcomes),
+        write_csv(
+            folder / "top_k.csv",
+            [
+                "rank",
+                "member",
+                *(f"{part}_{what}" for part in parts for what in ("alone", "top_k")),
+            ],
+            zip(*ranked, strict=True),
+            form=".6f",
+        ),
+        write_csv(
+            folder / "class_iou.csv",
+            ["part", "labeller", *summary.test.volume.class_names],
+            [(part, name, *np.asarray(metrics.iou(table))) for part, name, table in labellers],
+            form=".6f",
+        ),
+        folder / "summary.json",
+    ]
+    paths[-1].write_text(json.dumps(_numbers(summary), indent=1))
     return paths
 
 
@@ -282,11 +283,17 @@ def _numbers(summary: Summary) -> dict[str, Any]:
     scores = np.array([outcome.best_score for outcome in summary.ranked])
     chosen = summary.size - 1
     numbers: dict[str, Any] = {"members": len(summary.outcomes), "failed": summary.failed}
-    numbers["peak_evaluation_miou"] = summarise(scores).__dict__ | {"scores": scores.tolist()}
+    numbers["peak_evaluation_miou"] = asdict(five_numbers(scores)) | {"scores": scores.tolist()}
     if len(scores) > 1:
-        numbers["median_interval"] = bootstrap_median(scores).__dict__
+        median = bootstrap_median(scores)
+        numbers["median_interval"] = {
+            "median": median.value,
+            "low": median.low,
+            "high": median.high,
+            "confidence": LEVEL,
+        }
     if len(scores) >= 8:
-        numbers["bimodality"] = _plain(bimodality(scores).__dict__)
+        numbers["bimodality"] = asdict(bimodality(scores))
     numbers["top_k"] = chosen + 1
     if summary.forest is not None:
         numbers["random_forest"] = {
@@ -365,10 +372,6 @@ def draw_augmented(
     return path
 
 
-def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: np.asarray(value).tolist() for name, value in fields.items()}
-
-
 def write_volumes(folder: Path, judged: Judged) -> list[Path]:
     """Labels (uint8), entropy and disagreement (uint8, 255 is one) as compressed TIFF stacks."""
     prediction = judged.prediction
@@ -399,7 +402,7 @@ def _draw(folder: Path, summary: Summary) -> list[Path]:
     assert summary.evaluation is not None and summary.test is not None
     test, names = summary.test, summary.test.volume.class_names
     chosen = summary.size - 1
-    steps, scores = _curves(summary.ranked)
+    steps, scores = read_curves(summary.ranked, "miou")
     sizes = np.arange(1, len(summary.ranked) + 1)
     peaks = np.array([outcome.best_score for outcome in summary.ranked])
     names_drawn = ("learning_curves", "peak_miou", "top_k_evaluation", "top_k_test", "class_iou")
@@ -454,21 +457,6 @@ def draw_planes(judged: Judged, chosen: int, path: Path, *, forest: Forest | Non
         class_names=volume.class_names,
     )
     return path
-
-
-def _curves(outcomes: Sequence[Outcome]) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluation MIoU of every member: steps [t] and scores [k, t], nan where not evaluated."""
-    tables = [
-        {
-            row["step"]: row["miou"]
-            for row in read_metrics(o.folder / "metrics.jsonl")
-            if "miou" in row
-        }
-        for o in outcomes
-    ]
-    steps = sorted(set().union(*tables))
-    scores = [[table.get(step, np.nan) for step in steps] for table in tables]
-    return np.array(steps), np.array(scores, float)
 
 
 def _print(summary: Summary) -> None:

@@ -144,3 +144,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def read_curves(outcomes: Sequence[Outcome], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read a measure of every member: steps [t] and values [k, t], nan where it was not taken."""
+    tables = [
+        {row["step"]: row[name] for row in read_metrics(o.folder / "metrics.jsonl") if name in row}
+        for o in outcomes
+    ]
+    steps = sorted(set().union(*tables))
+    values = [[table.get(step, np.nan) for step in steps] for table in tables]
+    return np.array(steps), np.array(values, float)

@@ -10,9 +10,7 @@ from densejax.active.curves import (
     break_even_interval,
     class_entropy,
     imbalance_ratio,
-    mean_interval,
     normalised_alc,
-    paired_tests,
 )
 
 
@@ -69,26 +67,3 @@ def test_break_even_interval_holds_its_value_and_knows_certainty():
     assert noisy.low <= noisy.value <= noisy.high
     never = break_even_interval([1, 2, 3], scores - 5, reference)
     assert never.value == never.low == np.inf
-
-
-def test_interval_of_a_mean_is_students():
-    values = np.array([0.5, 0.7, 0.6, np.nan])
-    found = mean_interval(values)
-    low, high = stats.t.interval(0.95, 2, loc=0.6, scale=stats.sem(values[:3]))
-    np.testing.assert_allclose([found.value, found.low, found.high], [0.6, low, high])
-    assert np.isnan(mean_interval([1.0]).low) and mean_interval([1.0]).value == 1
-
-
-def test_paired_tests_are_scipys_with_holm():
-    rng = np.random.default_rng(1)
-    base = rng.normal(size=6)
-    values = {"a": base + rng.normal(0.5, 0.2, 6), "b": base + rng.normal(0, 1, 6), "c": base}
-    found = paired_tests(values, base)
-    for name in "ab":
-        np.testing.assert_allclose(found[name].p, stats.ttest_rel(values[name], base).pvalue)
-    assert found["c"].p == 1
-    assert found["a"].p_holm == pytest.approx(min(1, 3 * found["a"].p))
-    alone = paired_tests({"a": values["a"][:1]}, base[:1])
-    assert np.isnan(alone["a"].p) and np.isnan(alone["a"].p_holm)
-    with pytest.raises(ValueError, match="a: "):
-        paired_tests({"a": base[:3]}, base)

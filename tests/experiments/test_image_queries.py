@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.active import query_program, query_study, query_tables
+from densejax.active import query_program, query_report, query_study
 from densejax.active.odin import odin_score
 from densejax.active.query_program import Query, choose, log_others, one_cycle
 from densejax.active.query_study import Member, Setting, Study
@@ -272,14 +272,14 @@ def test_findings_say_what_the_numbers_say(data, tmp_path):
         Query("odin", temperature=0.1): 0.02,
         Query("margin", stride=4): 0.1,
     }
-    rows = query_tables.tabulate(made_up(study, gaps), study)
+    rows = query_report.tabulate(made_up(study, gaps), study)
     margin = rows[1]
     assert margin.area.value == pytest.approx(0.65, abs=0.005)
     # (8 labels) x (mean - first) / (expert - first), up to the noise.
     assert margin.seed_form.value == pytest.approx(8 * 0.1 / (0.9 - 0.55), rel=0.05)
     assert margin.break_even.value == 0 and np.isinf(rows[2].break_even.value)
     assert margin.against_random.p_holm < 0.01
-    verdicts = {one.claim: one.verdict for one in query_tables.find(rows)}
+    verdicts = {one.claim: one.verdict for one in image_queries.claims(rows)}
     assert verdicts["width 4: margin above random"] == "seen"
     assert verdicts["width 4: max_softmax above random"] == "not seen"
     assert verdicts["width 4: entropy above random"] == "not told apart"
@@ -289,8 +289,8 @@ def test_findings_say_what_the_numbers_say(data, tmp_path):
 
 def test_one_seed_tells_nothing_apart(data, tmp_path):
     study = Study(build, data, SETTING, tmp_path)
-    rows = query_tables.tabulate(made_up(study, {MARGIN: 0.3}, seeds=1), study)
-    assert {one.verdict for one in query_tables.find(rows)} == {"not told apart"}
+    rows = query_report.tabulate(made_up(study, {MARGIN: 0.3}, seeds=1), study)
+    assert {one.verdict for one in image_queries.claims(rows)} == {"not told apart"}
 
 
 # ---- the experiment ----

@@ -1,15 +1,13 @@
-"""Problems and minima of a folder, statistics against SciPy, verdicts by interval."""
+"""Problems and minima of a folder, verdicts by interval."""
 
 import jax
 import numpy as np
 import pytest
-from scipy import stats
 
 from densejax.data.points import split, swiss_roll
 from densejax.minima.point_nets import PointNet, load_problem, no_points, save_problem
 from densejax.minima.reading import Basin, Minimum, column, measure_basins, read_minima
-from densejax.minima.report import find, judge
-from densejax.minima.statistics import Interval, by_seed, mean_interval, spearman
+from densejax.minima.report import find
 from densejax.training.checkpoint import save_tree
 
 
@@ -109,56 +107,6 @@ def test_basins_are_kept_and_end_where_the_loss_is(tmp_path, capsys):
             assert before.log_volume == after.log_volume
     with pytest.raises(ValueError, match="asked for are"):
         measure_basins(jax.random.key(6), problem, minima, progress=False, **options)
-
-
-def test_correlations_are_scipys():
-    draw = np.random.default_rng(0)
-    x = draw.integers(0, 5, 40).astype(float)  # with ties
-    y = x + draw.normal(size=40)
-    seeds = np.arange(40) % 10
-    found = spearman(x, y, seeds)
-    assert found.value == pytest.approx(stats.spearmanr(x, y).statistic, rel=1e-12)
-    assert found.low < found.value < found.high and found.seeds == 10
-    # The interval against a bootstrap written out: whole seeds, ranks taken anew.
-    again, draws = np.random.default_rng(0).integers(0, 10, (5000, 10)), []
-    for some in again[:1000]:
-        rows = np.concatenate([np.flatnonzero(seeds == seed) for seed in some])
-        draws.append(stats.spearmanr(x[rows], y[rows]).statistic)
-    low, high = np.quantile(draws, (0.025, 0.975))
-    assert found.low == pytest.approx(low, abs=0.02)
-    assert found.high == pytest.approx(high, abs=0.02)
-    y[3] = np.nan
-    keep = np.arange(40) != 3
-    expected = stats.spearmanr(x[keep], y[keep]).statistic
-    assert spearman(x, y, seeds).value == pytest.approx(expected, rel=1e-12)
-    assert np.isnan(spearman(np.ones(5), np.arange(5), np.arange(5)).value)
-
-
-def test_intervals_resample_whole_seeds():
-    """Ten copies of each of 8 numbers know no more of the mean than the 8 do."""
-    values = np.random.default_rng(1).normal(size=8)
-    alone = mean_interval(values, np.arange(8))
-    copied = mean_interval(np.repeat(values, 10), np.repeat(np.arange(8), 10))
-    assert copied.value == pytest.approx(values.mean())
-    assert copied.high - copied.low == pytest.approx(alone.high - alone.low, rel=1e-9)
-    # Percentiles of the mean of resamples are close to the normal ones.
-    wide = mean_interval(np.random.default_rng(2).normal(size=400), np.arange(400))
-    assert wide.high - wide.low == pytest.approx(2 * 1.96 / 20, rel=0.1)
-    one = mean_interval([1.0, 2.0], [3, 3])
-    assert one.value == 1.5 and np.isnan(one.low) and one.seeds == 1
-    with pytest.raises(ValueError, match=r"expected \[k\] each"):
-        by_seed(lambda c, w: np.zeros(len(w)), (np.zeros(3),), np.zeros(4))
-
-
-def test_verdicts():
-    inside, above, below = (Interval(*ends, 5) for ends in ((0, -1, 1), (2, 1, 3), (-2, -3, -1)))
-    for side, expected in (("above", "seen"), ("below", "not seen")):
-        assert judge("", above, side=side).verdict == expected
-        assert judge("", inside, side=side).verdict == "not told apart"
-    assert judge("", below, side="below").verdict == "seen"
-    assert judge("", above, side="above", level=4).verdict == "not seen"
-    unknown = Interval(1.0, float("nan"), float("nan"), 1)
-    assert judge("", unknown, side="above").verdict == "not told apart"
 
 
 def test_claims_of_a_population_made_by_hand():

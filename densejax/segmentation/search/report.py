@@ -1,6 +1,5 @@
 """The end of a search: architectures ranked, ensembles of the best of them, what mattered."""
 
-import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from densejax.segmentation.report import (
 from densejax.segmentation.search.architectures import Architecture
 from densejax.segmentation.sources import Parts
 from densejax.segmentation.task import WindowTask
+from densejax.stats import write_csv
 from densejax.training.checkpoint import restore_tree
 from densejax.training.folders import Outcome
 
@@ -159,37 +159,31 @@ def _columns(entries: Sequence[Entry]) -> dict[str, np.ndarray]:
 def _write_architectures(path: Path, entries: Sequence[Entry]) -> Path:
     names = ["seed", "status", "adjusted_rand", "best_step", "parameters", "gflop"]
     drawn = ["width", "encoder", "bottom", "decoder", "cubes", "window", "learning_rate", "l2"]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*names, *drawn, "reason"])
-        for entry in sorted(entries, key=lambda e: (-e.outcome.best_score, e.seed)):
-            o, a = entry.outcome, entry.architecture
-            score = f"{o.best_score:.6f}" if np.isfinite(o.best_score) else ""
-            cells = [
-                "-".join(map(str, value)) if isinstance(value, tuple) else f"{value:.6g}"
-                for value in (getattr(a, name) for name in drawn)
-            ]
-            counts = [o.best_step, entry.parameters, f"{entry.gflop:.4g}"]
-            writer.writerow([entry.seed, o.status, score, *counts, *cells, o.reason])
-    return path
+    rows = []
+    for entry in sorted(entries, key=lambda e: (-e.outcome.best_score, e.seed)):
+        o, a = entry.outcome, entry.architecture
+        score = f"{o.best_score:.6f}" if np.isfinite(o.best_score) else ""
+        cells = [
+            "-".join(map(str, value)) if isinstance(value, tuple) else f"{value:.6g}"
+            for value in (getattr(a, name) for name in drawn)
+        ]
+        counts = [o.best_step, entry.parameters, f"{entry.gflop:.4g}"]
+        rows.append([entry.seed, o.status, score, *counts, *cells, o.reason])
+    return write_csv(path, [*names, *drawn, "reason"], rows)
 
 
 def _write_top_k(path: Path, summary: Summary) -> Path:
     assert summary.evaluation is not None and summary.test is not None
     measures = {"adjusted_rand": metrics.adjusted_rand, "miou": mean_ious}
     columns = {
-        f"{part}_{name}_{what}": measure(getattr(judged, attribute))
+        f"{part}_{name}_{what}": np.asarray(measure(getattr(judged, attribute)))
         for part, judged in (("evaluation", summary.evaluation), ("test", summary.test))
         for name, measure in measures.items()
         for what, attribute in (("alone", "members"), ("top_k", "ensembles"))
     }
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["rank", "seed", *columns])
-        for rank, entry in enumerate(summary.ranked):
-            cells = [f"{column[rank]:.6f}" for column in columns.values()]
-            writer.writerow([rank + 1, entry.seed, *cells])
-    return path
+    seeds = [entry.seed for entry in summary.ranked]
+    rows = zip(range(1, len(seeds) + 1), seeds, *columns.values(), strict=True)
+    return write_csv(path, ["rank", "seed", *columns], rows, form=".6f")
 
 
 def _rands(judged: Judged) -> tuple[np.ndarray, np.ndarray]:
