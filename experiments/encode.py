@@ -24,6 +24,7 @@ import numpy as np
 from densejax.classification.pretrained import encode, load_encoder
 from densejax.classification.sources import load_source
 from densejax.data.images import standardise, to_unit
+from densejax.io import replacing
 from densejax.training.config import option, start_folder
 from densejax.training.entry import main
 
@@ -87,9 +88,8 @@ def run(config: Config, workdir: Path) -> Encoded:
         rate = len(images) / (time.perf_counter() - start)
         print(f"{source.name}, {part}: {len(images):,} pictures, {rate:,.0f} a second")
     for name, array in arrays.items():
-        partial = workdir / f"{name}.partial.npy"
-        np.save(partial, array)
-        partial.replace(workdir / f"{name}.npy")
+        with replacing(workdir / f"{name}.npy", alone=True) as partial, partial.open("wb") as file:
+            np.save(file, array)
     return Encoded(arrays)
 
 

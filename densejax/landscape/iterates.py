@@ -1,12 +1,12 @@
 """Parameters along one training run: what restarts begin from and what a path is drawn through."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from densejax.io import read_npz, write_npz
 from densejax.training.task import Task
 from densejax.typing import Batch, Key, Params, Tree
 
@@ -73,16 +73,10 @@ def kept_iterates(
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
     expected = {jax.tree_util.keystr(name): (steps // every, *leaf.shape) for name, leaf in leaves}
     if path.exists():
-        with np.load(path) as stored:
-            found = {name: stored[name] for name in stored.files}
+        found = read_npz(path)
         if (shapes_found := {name: array.shape for name, array in found.items()}) != expected:
             raise ValueError(f"{path} holds {shapes_found}; expected {expected}")
         return jax.tree.unflatten(structure, [found[name] for name in expected])
     kept = iterates(key, task, data, steps=steps, every=every, settings=settings)
-    arrays = dict(zip(expected, jax.tree.leaves(kept), strict=True))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    partial.replace(path)
+    write_npz(path, dict(zip(expected, jax.tree.leaves(kept), strict=True)))
     return kept

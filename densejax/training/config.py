@@ -8,7 +8,6 @@ trust it and to go on: ``config.json``, and a line for every start in ``provenan
 import dataclasses
 import json
 import math
-import os
 import re
 import textwrap
 import tomllib
@@ -20,6 +19,7 @@ from typing import Any, Literal, TypeVar, Union
 
 from absl import flags
 
+from densejax.io import check_same, read_json, write_text
 from densejax.training.provenance import provenance
 
 # Flags defined here belong to the experiment that asks for them, so that its --help shows them.
@@ -307,10 +307,7 @@ def save_config(config: Any, path: Path) -> None:
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     if path.exists() and path.read_text() != text:
         raise FileExistsError(f"{path} holds another configuration; it is not written over")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
+    write_text(path, text)
 
 
 def check_same_config(config: Any, folder: Path, *, ignore: Sequence[str] = ("seeds",)) -> None:
@@ -333,23 +330,11 @@ def check_same_config(config: Any, folder: Path, *, ignore: Sequence[str] = ("se
     if not path.exists():
         return
     try:
-        record = json.loads(path.read_text())
-        before = _flat(getattr(config, "upgrade", dict)(record))
-    except (json.JSONDecodeError, AttributeError) as error:
+        before = getattr(config, "upgrade", dict)(read_json(path))
+    except (AttributeError, TypeError) as error:
         raise ValueError(f"{path}: expected a configuration in JSON, found {error}") from error
-    now = _flat(json.loads(json.dumps(dataclasses.asdict(config))))
-    before = _flat_defaults(config) | before
-    differing = [
-        f"{name} was {before.get(name, 'absent')} and is {now.get(name, 'absent')}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-        and not any(f"{name}.".startswith(f"{ignored}.") for ignored in ignore)
-    ]
-    if differing:
-        raise ValueError(
-            f"{path} comes from another configuration: {'; '.join(differing)}. "
-            "Name another workdir, or give the values that it was begun with."
-        )
+    now, defaults = dataclasses.asdict(config), _defaults(config)
+    check_same(path, before, now, what="configuration", ignore=ignore, defaults=defaults)
 
 
 def start_folder(config: Any, folder: Path, *, ignore: Sequence[str] = ("seeds",)) -> None:
@@ -375,26 +360,15 @@ def start_folder(config: Any, folder: Path, *, ignore: Sequence[str] = ("seeds",
         file.write(json.dumps(provenance() | {"varying": varying}, default=_as_dict) + "\n")
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted name -> JSON text, in which not-a-number equals itself."""
-    found: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = json.dumps(value)
-    return found
-
-
-def _flat_defaults(config: Any) -> dict[str, str]:
-    """Dotted name -> JSON text of each field's default, of those that have one."""
+def _defaults(config: Any) -> dict[str, Any]:
+    """Each field's default, of those that have one, as JSON holds it."""
     defaults = {}
     for field in dataclasses.fields(config):
         if field.default is not dataclasses.MISSING:
             defaults[field.name] = field.default
         elif field.default_factory is not dataclasses.MISSING:
             defaults[field.name] = field.default_factory()
-    return _flat(json.loads(json.dumps(defaults, default=_as_dict)))
+    return json.loads(json.dumps(defaults, default=_as_dict))
 
 
 def _as_dict(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """The main program of every experiment: flags, devices, compilation cache, exit codes."""
 
-import errno
 import os
 import shutil
 import sys
@@ -13,6 +12,7 @@ import jax
 from absl import app, flags, logging
 
 from densejax.instances import use_all_cores
+from densejax.io import full_disk
 from densejax.training import config as configuration
 
 # Flags defined here belong to the experiment that asks for them, so that its --help shows them.
@@ -78,7 +78,8 @@ def main(
         except CLEAR_ERRORS as error:
             if os.environ.get("DENSEJAX_TRACEBACK"):
                 raise
-            print(f"error: {error}{_full_disk(error)}", file=sys.stderr)
+            advice = full_disk(error, flags.FLAGS.workdir) if flags.FLAGS.workdir else ""
+            print(f"error: {error}{advice}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("\ninterrupted; the same command again continues", file=sys.stderr)
@@ -94,19 +95,6 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     except flags.Error as error:
         print(f"--help lists all flags\nerror: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def _full_disk(error: Exception) -> str:
-    """What the system leaves out when a write to an open file fails: which disk, and what to do."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    workdir = flags.FLAGS.workdir
-    if not full or not workdir or not Path(workdir).exists():
-        return ""
-    free = shutil.disk_usage(workdir).free
-    return (
-        f" ({free / 1e6:.1f} MB free on the disk of {workdir}). "
-        "What is done is kept; the same command goes on when there is room"
-    )
 
 
 def _run(config: Any, run: Callable[[Any, Path], Any], fast: Callable[[Any], Any]) -> int:

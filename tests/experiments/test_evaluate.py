@@ -211,7 +211,7 @@ def test_the_same_command_again_shows_the_report_and_another_input_is_refused(fo
     with pytest.raises(ValueError, match="comes from another configuration: background was 0"):
         evaluate.run(configured(folders, background=1), workdir)
     tifffile.imwrite(folders / "truth.tif", np.zeros((12, 80, 72), np.int16))
-    with pytest.raises(ValueError, match=r"labels has changed since this evaluation began"):
+    with pytest.raises(ValueError, match=r"another evaluation: labels\..* was .* and is "):
         evaluate.run(configured(folders), workdir)
 
 

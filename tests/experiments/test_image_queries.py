@@ -202,17 +202,17 @@ def test_a_member_is_the_same_alone_and_after_a_kill(finished, data, tmp_path):
     _, together = finished
     folder = tmp_path / "other"
     study = Study(build, data, SETTING, folder, say=lambda line: None)
-    write, calls = query_study._write, []
+    write, calls = query_study.write_npz, []
 
-    def dying(path, **arrays):
+    def dying(path, arrays):
         calls.append(path)
         if len(calls) > 4:
             raise KeyboardInterrupt
-        write(path, **arrays)
+        write(path, arrays)
 
     pairs = [(MARGIN, 4, 1), (RANDOM, 4, 1)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(query_study, "_write", dying)
+        patch.setattr(query_study, "write_npz", dying)
         with pytest.raises(KeyboardInterrupt):
             study.run(pairs)
     again = Study(build, data, SETTING, folder, say=lambda line: None).run(pairs)

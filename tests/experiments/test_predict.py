@@ -309,10 +309,7 @@ def test_what_cannot_fit_is_refused(world, tmp_path, monkeypatch):
 
 
 def test_a_disk_that_is_too_small_is_named(world, tmp_path, monkeypatch):
-    class Usage:
-        free = 1000
-
-    monkeypatch.setattr("densejax.ensembles.prediction.shutil.disk_usage", lambda path: Usage)
+    monkeypatch.setattr("densejax.ensembles.prediction.free_bytes", lambda path: 1000)
     with pytest.raises(OSError, match=r"takes up to 0\.\d MB, .* and 0\.0 MB are free on its disk"):
         predict.run(config_of(world, overlap="third"), tmp_path)
 

@@ -19,6 +19,7 @@ import numpy as np
 import tifffile
 
 from densejax.ensembles.predict import Sizes
+from densejax.io import publishing
 from densejax.segmentation.corrections import extra_labels as corrections
 from densejax.segmentation.corrections.files import NOT_LOOKED_AT, read_integers, read_labels
 from densejax.typing import UNLABELLED
@@ -238,7 +239,7 @@ def _keep_all(
 ) -> Path:
     about = json.loads((source / "blocks.json").read_text())
     kept = corrections.next_folder(workdir, "collected")
-    with corrections.published(kept) as partial:
+    with publishing(kept, alone=True) as partial:
         listed = {
             "from": str(source.absolute()),
             "taken_back": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -11,7 +11,6 @@ members and which corrections it was begun with, and it goes on with those.
 """
 
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ import numpy as np
 from densejax.data.extra_windows import Patch, cut_patch, extra_arrays
 from densejax.data.volumes import Volume, open_volume
 from densejax.ensembles.predict import Sizes
+from densejax.io import write_json
 from densejax.segmentation.corrections.extra_labels import (
     Corrections,
     labels_once,
@@ -72,9 +72,7 @@ class Continued:
         """Write ``continued.json`` at the first start."""
         path = workdir / RECORD
         if self.record and not path.exists():
-            partial = path.with_name(f".{RECORD}.{os.getpid()}")
-            partial.write_text(json.dumps(self.record, indent=1) + "\n")
-            partial.replace(path)
+            write_json(path, self.record)
 
 
 def read_continued(

@@ -14,6 +14,7 @@ from densejax.data.formats import LazyArray
 from densejax.data.formats_chunked import is_remote
 from densejax.data.volumes import Volume, open_volume
 from densejax.ensembles.predict import Sizes
+from densejax.io import publishing
 from densejax.plots.style import class_colours
 from densejax.segmentation.corrections import extra_labels as corrections
 from densejax.segmentation.corrections.blocks import ScoredBlocks, choose_blocks, score_blocks
@@ -182,7 +183,7 @@ def export_blocks(
     corners = [tuple(int(c) for c in blocks.corners[index]) for index in chosen]
     doubts = [float("nan") if by == "random" else float(scores[index]) for index in chosen]
     folder = corrections.next_folder(workdir, "export")
-    with corrections.published(folder) as partial:
+    with publishing(folder, alone=True) as partial:
         rows = [
             _write_block(partial, f"block_{rank:04d}", predicted, subject, corner, shape)
             | {"rank": rank, "by": by, "score": None if by == "random" else doubt}

@@ -14,10 +14,7 @@ gave for it before: so a voxel that the annotator set back is no longer correcte
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ import numpy as np
 import tifffile
 
 from densejax.ensembles.predict import Sizes
+from densejax.io import check_same, write_json
 from densejax.segmentation.corrections.files import NOT_LOOKED_AT
 from densejax.typing import UNLABELLED
 
@@ -125,14 +123,8 @@ def check_subject(workdir: Path, subject: Subject) -> None:
       ValueError: a field differs; all such are named with both values.
     """
     path = workdir / "corrections.json"
-    if not path.exists():
-        return
-    before, now = read_subject(path).as_json(), subject.as_json()
-    differing = [f"{n} was {before[n]} and is {now[n]}" for n in now if before[n] != now[n]]
-    if differing:
-        raise ValueError(
-            f"{path} is of other corrections: {'; '.join(differing)}. Name another workdir."
-        )
+    if path.exists():
+        check_same(path, read_subject(path).as_json(), subject.as_json(), what="correction")
 
 
 def start_corrections(workdir: Path, subject: Subject) -> None:
@@ -144,10 +136,7 @@ def start_corrections(workdir: Path, subject: Subject) -> None:
     check_subject(workdir, subject)
     path = workdir / "corrections.json"
     if not path.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(subject.as_json(), indent=1) + "\n")
-        partial.replace(path)
+        write_json(path, subject.as_json())
 
 
 def next_folder(workdir: Path, kind: str) -> Path:
@@ -160,16 +149,6 @@ def next_folder(workdir: Path, kind: str) -> Path:
         if not folder.exists():
             return folder
         number += 1
-
-
-@contextmanager
-def published(folder: Path) -> Iterator[Path]:
-    """A folder to write in that takes its place when all is written; a leftover is cleared away."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    partial.rename(folder)
 
 
 def taken_boxes(workdir: Path) -> list[tuple[Sizes, Sizes]]:
