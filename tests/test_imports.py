@@ -15,6 +15,7 @@ RANKS = [
     {"typing", "trees", "ops", "io", "lease", "stats"},
     {"instances", "losses", "metrics", "optim", "data", "models", "plots"},
     {"training", "ensembles"},
+    {"cli"},
     {"segmentation", "landscape", "classification"},
     {"active"},
     {"experiments"},

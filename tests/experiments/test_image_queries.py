@@ -14,6 +14,7 @@ from densejax.active.odin import odin_score
 from densejax.active.query_program import Query, choose, log_others, one_cycle
 from densejax.active.query_study import Member, Setting, Study
 from densejax.classification.task import ImageTask
+from densejax.cli import few_steps
 from densejax.models.mlp import MLP
 from experiments import image_queries
 
@@ -313,9 +314,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_experiment_from_end_to_end(folder, tmp_path):
-    config = image_queries.fast(
-        image_queries.Config(data="mnist", data_folder=str(folder), part="oracles")
-    )
+    config = few_steps(image_queries.Config(data="mnist", data_folder=str(folder), part="oracles"))
     summary = image_queries.run(config, tmp_path)
     assert summary.failed == 0 and len(summary.rows) == 5
     names = {path.name for path in (tmp_path / "summary").iterdir()}

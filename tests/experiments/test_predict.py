@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
+from densejax.cli import save_config
 from densejax.data.ome_zarr import open_level
 from densejax.data.synthetic import CLASS_NAMES, platelet_world
 from densejax.data.volumes import open_volume
@@ -21,7 +22,6 @@ from densejax.ensembles.tiles import corner, grid_of, slices
 from densejax.segmentation import recipes
 from densejax.segmentation.prediction.trained_run import LEARNED_FROM, open_run
 from densejax.training.checkpoint import save_tree
-from densejax.training.config import save_config
 from experiments import predict, segment
 
 ROOT = Path(__file__).resolve().parents[2]
