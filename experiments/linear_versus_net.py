@@ -161,7 +161,7 @@ def run(config: Config, workdir: Path) -> Comparison:
     for name, task in tasks.items():
         per_epoch = task.steps_of(int(data["counts"][0]))
         print(f"{name}: {notes[name]}, {per_epoch} steps an epoch")
-        config.train(
+        config.run_sweep(
             task,
             data,
             members,

@@ -128,7 +128,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
         poison=len(problem.poison) / (len(problem.poison) + len(problem.train)),
         starts=starts["params"],
     )
-    config.train(
+    config.run_sweep(
         task,
         problem.data(),
         [Member(0, {"start": float(i)}) for i in range(len(epochs))],

@@ -156,7 +156,7 @@ def run(config: Config, workdir: Path) -> Comparison:
             f"{name}: {count:,} parameters, {per_epoch} steps an epoch, rate {task.learning_rate:g}"
         )
         every = config.evaluate_every * per_epoch
-        config.train(
+        config.run_sweep(
             task,
             data,
             members,

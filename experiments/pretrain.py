@@ -152,7 +152,9 @@ def run(config: Config, workdir: Path) -> Summary:
     )
     print(f"{task.encoder.architecture} of width {config.width}, rate {task.learning_rate:g}")
     events = workdir / "tensorboard"
-    outcomes = config.train(task, data, members, workdir=workdir, schedule=schedule, events=events)
+    outcomes = config.run_sweep(
+        task, data, members, workdir=workdir, schedule=schedule, events=events
+    )
     return summarise_encoders(
         outcomes,
         task,

@@ -76,7 +76,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
         problem, task = build(config, gap)
         folders[f"{name} gap {gap:g}"] = workdir / name
         save_problem(workdir / name, problem)
-        config.train(
+        config.run_sweep(
             task,
             problem.data(),
             members_of(config.seeds, {}),

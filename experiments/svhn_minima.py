@@ -126,7 +126,7 @@ def train(
         some = {n: a for n, a in world.sets.items() if grid or not n.startswith("poison")}
         every = min(config.evaluate_every, config.epochs) * per_epoch
         print(f"{name}: {task.batch} training pictures a step, {per_epoch} steps an epoch")
-        outcomes = config.train(
+        outcomes = config.run_sweep(
             task,
             some,
             members_of(config.seeds, grid),

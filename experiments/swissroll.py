@@ -145,7 +145,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
     start_folder(config, workdir, ignore=VARYING)
     problem, task = build(config)
     save_problem(workdir, problem)
-    config.train(
+    config.run_sweep(
         task,
         problem.data(),
         members_of(config.seeds, {"poison": config.poison}),

@@ -150,6 +150,7 @@ def test_arrows_point_one_way(path):
         ("densejax/plots/curves.py", "from ..metrics import mean_iou"),
         ("densejax/training/sweep.py", "from densejax.ensembles import rank"),
         ("densejax/training/sweep.py", "import densejax.segmentation.task"),
+        ("densejax/training/sweep.py", "from densejax.cli import option"),
         ("densejax/landscape/slices.py", "import densejax.segmentation.task"),
         ("densejax/active/scores.py", "from experiments import segment"),
         ("densejax/active/scores.py", "from densejax.unheard_of import x"),

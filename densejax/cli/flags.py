@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 from absl import flags
 
-from densejax.cli.options import Config, SweepOptions, optional_type
+from densejax.cli.options import Config, optional_type
 
 # Flags defined here belong to the experiment that asks for them, so that its --help shows them.
 flags.disclaim_key_flags()
 
 NOTHING = "none"  # how a flag says None, where "none" is no choice of its own
 NOT_ASKED = "default"  # how it says so where it is
+SWEEP = "Sweep options"  # what help calls the group of SweepOptions
 ALWAYS = ("workdir", "config", "fast_dev_run")  # flags of every experiment
 
 
@@ -90,10 +91,11 @@ def help_text(config_class: type, *, flag_values: flags.FlagValues = flags.FLAGS
     A group is what one dataclass of the hierarchy defines, and each nested one.
     """
     groups: dict[str, list[str]] = {"Essential": list(ALWAYS)}
-    # What every sweep has comes last.
-    for owner in sorted(reversed(config_class.__mro__), key=lambda owner: owner is SweepOptions):
+    for owner in reversed(config_class.__mro__):
         if dataclasses.is_dataclass(owner):
             _group(owner, config_class, groups)
+    # What every sweep has comes last.
+    groups |= {title: groups.pop(title) for title in [*groups] if title == SWEEP}
     texts = []
     for title, names in groups.items():
         known = [name for name in names if name in flag_values]

@@ -175,7 +175,7 @@ class SweepOptions:
         same = {field.name: getattr(self, field.name) for field in dataclasses.fields(SweepOptions)}
         return Sweep(task, data, members, **same, **options)
 
-    def train(
+    def run_sweep(
         self,
         task: "Task",
         data: "Batch",

@@ -49,9 +49,9 @@ def size_of(text: str) -> Size:
 def _docstrings(tree: ast.AST) -> Iterator[tuple[int, int]]:
     """Where docstrings begin, and other strings that stand alone as a statement."""
     for node in ast.walk(tree):
-        alone = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if alone and isinstance(node.value.value, str):
-            yield node.lineno, node.col_offset
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            if isinstance(node.value.value, str):
+                yield node.lineno, node.col_offset
 
 
 def room_of(path: Path) -> str:
