@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from densejax.io import write_json
 from densejax.typing import Tree
 
 AXIS = "instances"
@@ -164,9 +165,7 @@ class Population:
         if self._cache is None:
             return
         known = json.loads(self._cache.read_text()) if self._cache.exists() else {}
-        partial = self._cache.with_suffix(f".partial{os.getpid()}")
-        partial.write_text(json.dumps(known | {name: strategy}, indent=1))
-        partial.replace(self._cache)
+        write_json(self._cache, known | {name: strategy})
 
 
 class Mapped:

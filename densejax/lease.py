@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from densejax.io import write_json, write_text
+
 HEARTBEAT_S = 10.0
 # A host that has not been heard of for so long is taken for dead. Network disks show times of
 # change up to a minute late.
@@ -62,17 +64,6 @@ def this_process(*, host: str = "", job: str = "") -> Holder:
     """Return the holder that the running process is, under its machine's name or another."""
     pid = os.getpid()
     return Holder(host or platform.node(), pid, _place(), process_start(pid), job)
-
-
-def write_once(path: Path, value: Any) -> Any:
-    """Write JSON to a file that several processes may be the first to write.
-
-    Returns:
-      What the file holds: ``value``, or what another process wrote before.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _create(path, json.dumps(value, indent=1) + "\n")
-    return json.loads(path.read_text())
 
 
 class Leases:
@@ -178,12 +169,7 @@ class Leases:
 
     def finish(self, name: str, record: Any) -> None:
         """Mark a block done, after its voxels are on disk, with what is to be known of it."""
-        partial = self.folder / f".{name}.{platform.node()}.{os.getpid()}"
-        with partial.open("w") as file:
-            json.dump(record, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.folder / f"{name}.done")
+        write_json(self.folder / f"{name}.done", record, indent=None, durable=True)
         self._done.add(name)
         self.release(name)
 
@@ -290,22 +276,10 @@ def _read(lease: Path) -> Holder:
 
 def _create(path: Path, text: str) -> bool:
     """Make a file that is not there, with its text; whether it was not there."""
-    partial = path.with_name(
-        f".{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}"
-    )
-    partial.write_text(text)
     try:
-        os.link(partial, path)  # fails where the name is taken, as a rename does not
+        write_text(path, text, overwrite=False)
     except FileExistsError:
         return False
-    except OSError:  # a disk without links
-        try:
-            with path.open("x") as file:
-                file.write(text)
-        except FileExistsError:
-            return False
-    finally:
-        partial.unlink(missing_ok=True)
     return True
 
 

@@ -8,11 +8,9 @@ resamples whole seeds: a resample is a weight of each row, how often its seed wa
 statistic is a function of columns [n] and weights [r, n] and all resamples are one computation.
 """
 
-import csv
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -581,26 +579,3 @@ def findings_table(findings: Sequence[Finding], *, found: str = "found (95 %)") 
         p = [f"{one.test.p:.2g}", f"{one.test.p_holm:.2g}"] if one.test else [""] * 2 * tested
         rows.append([one.claim, one.published or "no", one.verdict, one.found, *p])
     return markdown(head, rows)
-
-
-def write_csv(
-    path: Path,
-    head: Iterable[str],
-    rows: Iterable[Iterable[object]],
-    *,
-    form: str = "",
-    end: str = "\r\n",
-) -> Path:
-    """Write a CSV file; a number that is not whole in the given form, such as ``.6g``.
-
-    Returns:
-      The path.
-    """
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator=end)
-        writer.writerow(head)
-        for row in rows:
-            writer.writerow(
-                f"{cell:{form}}" if isinstance(cell, float | np.floating) else cell for cell in row
-            )
-    return path

@@ -42,9 +42,8 @@ from densejax.classification.networks import perceptron, with_head
 from densejax.classification.pretrained import Encoder, load_encoder
 from densejax.classification.sources import Source, held_out_rows, load_source
 from densejax.classification.task import ImageTask
+from densejax.cli import check_same_config, main, option, seeds_option, start_folder
 from densejax.data.images import augment
-from densejax.training.config import check_same_config, option, parse_seeds, start_folder
-from densejax.training.entry import main
 
 # Settings that change no number of a round: a run may go on with others.
 VARYING = ("slots", "side", "rounds", "published", "data_folder", "verify")
@@ -59,19 +58,27 @@ class Config:
     )
     values: Literal["thesis", "code"] = option("code", "whose values, where the two differ")
     strategies: tuple[str, ...] = option(("base", "mase", "margin", "random"), "names, see below")
-    seeds: tuple[int, ...] = option((0, 1, 2), "seeds, such as 0:5", parse=parse_seeds)
+    seeds: tuple[int, ...] = seeds_option(0, 1, 2, help="seeds, such as 0:5")
     data: (
         Literal["cifar10", "svhn", "mnist", "fashion_mnist", "imagenet", "tiny", "features"] | None
     ) = option(None, "what to learn")
     data_folder: str = option("data", "folder of its files")
     verify: bool = option(False, "compare the files with their official checksums first")
-    limit: int = option(0, "training samples drawn from the set; 0 is all")
-    test_limit: int = option(0, "test samples drawn from the set; 0 is all")
+    limit: int = option(
+        0, "training samples drawn from the set; 0 is all", fast=lambda config: config.limit or 240
+    )
+    test_limit: int = option(
+        0, "test samples drawn from the set; 0 is all", fast=lambda config: config.test_limit or 60
+    )
     size: int = option(224, "of ImageNet's pictures", unit="pixels")
     imbalance: float | None = option(None, "last class / first class, exponentially; 0 leaves all")
-    validation: float | None = option(None, "part of the training set that is held out")
+    validation: float | None = option(None, "part of the training set that is held out", fast=0.2)
     model: Literal["resnet18", "resnet50", "mlp", "head"] | None = option(None, "network")
-    width: int | None = option(None, "channels of the first stage (64), or hidden values (512)")
+    width: int | None = option(
+        None,
+        "channels of the first stage (64), or hidden values (512)",
+        fast=lambda config: narrow(config),
+    )
     pretrained: str = option("", "folder of an encoder; it decides network, width and moments")
     mode: Literal["end_to_end", "linear"] | None = option(None, "train all, or the head alone")
     frozen_norm: bool | None = option(
@@ -79,13 +86,13 @@ class Config:
     )
     dropout: float = option(0.0, "chance that a value in front of the head is dropped in training")
     augmentation: Literal["none", "cifar", "imagenet"] | None = option(None, "of training pictures")
-    rounds: int | None = option(None, "trainings; more of them extend a run")
-    initial: int | None = option(None, "samples labelled at the start")
-    budget: int | None = option(None, "samples queried a round")
+    rounds: int | None = option(None, "trainings; more of them extend a run", fast=2)
+    initial: int | None = option(None, "samples labelled at the start", fast=20)
+    budget: int | None = option(None, "samples queried a round", fast=12)
     start: Literal["random", "balanced", "released"] = option(
         "random", "initial samples; released: random, but balanced for balanced_random"
     )
-    epochs: int | None = option(None, "of a training")
+    epochs: int | None = option(None, "of a training", fast=1)
     patience: int | None = option(None, "epochs without a better evaluation; 0: never stop")
     optimiser: Literal["sgd", "adam"] = option("sgd", "SGD with momentum 0.9, or Adam")
     learning_rate: float | None = option(None, "initial rate")
@@ -103,14 +110,25 @@ class Config:
     passes: int = option(10, "bald, mean_entropy, vote_entropy, batch_bald: of the dropout")
     odin_temperature: float = option(0.1, "odin: of the softmax")
     odin_step: float = option(0.0014, "odin: of pictures in [0, 1], or features, to certainty")
-    vaal_steps: int | None = option(None, "vaal: of a training; none is the classifier's, whole")
-    vaal_width: int = option(128, "vaal: channels of the autoencoder's first level")
+    vaal_steps: int | None = option(
+        None, "vaal: of a training; none is the classifier's, whole", fast=2
+    )
+    vaal_width: int = option(
+        128,
+        "vaal: channels of the autoencoder's first level",
+        fast=lambda config: min(config.vaal_width, 8),
+    )
     oracle: Literal["known", "file"] = option("known", "the set's labels, or a person with a file")
     evaluate_every: int = option(1, "interval of evaluations", unit="epochs")
     checkpoint_every: int = option(20, "interval of checkpoints", unit="epochs")
     keep: bool = option(True, "keep each round's best parameters")
     published: str = option("", "CSV of a paper's curves, strategy,1000,2000,..., to draw beside")
-    slots: int = option(0, "networks in training at once; 0 is as many as fit")
+    # As many slots in both rounds of a few steps, so that both are one program.
+    slots: int = option(
+        0,
+        "networks in training at once; 0 is as many as fit",
+        fast=lambda config: len(config.seeds[:2]),
+    )
     side: Literal["map", "vmap", "auto"] = option(
         "map", "networks of one device one after another, side by side, or the faster of the two"
     )
@@ -123,6 +141,11 @@ class Config:
 def filled(config: Config) -> Config:
     """The configuration with what its setting says where nothing was said."""
     return Config(**settings.fill(vars(config)))
+
+
+def narrow(config: Config) -> int | None:
+    """The width of a run of few steps; an encoder brings its own."""
+    return None if config.pretrained else min(filled(config).width or 4, 4)
 
 
 def load(config: Config) -> Source:
@@ -246,31 +269,9 @@ def summarise(
     return results
 
 
-def fast(config: Config) -> Config:
-    """The same set-up: two seeds, two rounds, an epoch on few samples, a narrow network."""
-    whole = filled(config)
-    limits: dict[str, Any] = {"limit": config.limit or 240, "test_limit": config.test_limit or 60}
-    small: dict[str, Any] = {
-        "rounds": 2,
-        "initial": 20,
-        "budget": 12,
-        "epochs": 1,
-        "validation": 0.2,
-    }
-    small["width"] = None if config.pretrained else min(whole.width or 4, 4)
-    # As many slots in both rounds, so that both are one program.
-    small |= {
-        "slots": len(config.seeds[:2]),
-        "vaal_steps": 2,
-        "vaal_width": min(config.vaal_width, 8),
-    }
-    return replace(config, seeds=config.seeds[:2], **(limits | small))
-
-
 if __name__ == "__main__":
     main(
         Config,
         run,
-        fast=fast,
         description=f"{__doc__}\nStrategies: {', '.join(IN_ROUNDS)}.",
     )

@@ -19,13 +19,12 @@ these, the published product of spheres has not. About a minute for 100 minima o
 and 200 points on two idle cores.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from densejax.cli import main, option, start_folder
 from densejax.minima import report
-from densejax.training.config import option, start_folder
-from densejax.training.entry import main
 
 VARYING = ("panels", "chunk")
 
@@ -35,7 +34,7 @@ class Config:
     """Everything that decides a result."""
 
     run: str = option("", "folder of the run whose minima are measured")
-    directions: int = option(3000, "of each minimum")
+    directions: int = option(3000, "of each minimum", fast=20)
     cutoff: float = option(0.1, "training loss at which a basin ends; minima above it have none")
     span: float | None = option(None, "largest distance; none is the filters' own norms, 1")
     first_step: float = option(1e-5, "smallest distance that is looked at")
@@ -82,10 +81,5 @@ def run(config: Config, workdir: Path) -> report.Summary:
     )
 
 
-def fast(config: Config) -> Config:
-    """The same set-up, a few directions."""
-    return replace(config, directions=20)
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

@@ -26,9 +26,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from densejax import stats
+from densejax.cli import main, option
+from densejax.io import write_csv
 from densejax.plots import scores as pictures
 
 OUTPUTS = ("runs.csv", "pairs.csv", "comparison.json", "histogram.png")
@@ -39,22 +39,19 @@ FAST_RESAMPLES = 200
 class Config:
     """What to compare. Each field is a flag, but for ``runs``, which are the arguments."""
 
-    runs: tuple[str, ...] = ()
-    score: str = dataclasses.field(default="miou", metadata={"help": "name in metrics.jsonl"})
-    peak: str = dataclasses.field(default="max", metadata={"help": "best of a seed: max or min"})
-    until: int = dataclasses.field(
-        default=0,
-        metadata={"help": "count rows up to this step alone: runs of other lengths at one; 0: all"},
+    runs: tuple[str, ...] = option((), "folders of runs", positional=True)
+    score: str = option("miou", "name in metrics.jsonl")
+    peak: str = option("max", "best of a seed: max or min")
+    until: int = option(0, "count rows up to this step alone: runs of other lengths at one; 0: all")
+    confidence: float = option(0.95, "of intervals, in 0..1")
+    resamples: int = option(
+        10_000,
+        "bootstrap populations",
+        fast=lambda config: min(config.resamples, FAST_RESAMPLES),
     )
-    confidence: float = dataclasses.field(default=0.95, metadata={"help": "of intervals, in 0..1"})
-    resamples: int = dataclasses.field(default=10_000, metadata={"help": "bootstrap populations"})
-    seed: int = dataclasses.field(default=0, metadata={"help": "of the bootstrap and the fits"})
-    unfinished: bool = dataclasses.field(
-        default=False, metadata={"help": "also count seeds that are still training"}
-    )
-    overwrite: bool = dataclasses.field(
-        default=False, metadata={"help": "replace an older comparison in the workdir"}
-    )
+    seed: int = option(0, "of the bootstrap and the fits")
+    unfinished: bool = option(False, "also count seeds that are still training")
+    overwrite: bool = option(False, "replace an older comparison in the workdir")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +198,22 @@ def compare_pairs(sweeps: Sequence[Sweep]) -> list[dict[str, Any]]:
 
 
 def run(config: Config, workdir: Path) -> dict[str, Any]:
+    """Compare the runs; print and write the tables and the picture; return the tables.
+
+    Raises:
+      FileExistsError, FileNotFoundError, ValueError: as ``compare_runs``.
+    """
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        result = compare_runs(config, workdir)
+    print(as_text(result))
+    for note in dict.fromkeys(str(n.message) for n in notes):
+        print(f"note: {note}", file=sys.stderr)
+    print(f"\nwritten to {workdir}/: {', '.join(OUTPUTS)}")
+    return result
+
+
+def compare_runs(config: Config, workdir: Path) -> dict[str, Any]:
     """Compare the runs, write the tables and the picture, and return the tables.
 
     Raises:
@@ -229,7 +242,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     workdir.mkdir(parents=True, exist_ok=True)
     for table in ("runs", "pairs"):
         rows = result[table]
-        stats.write_csv(workdir / f"{table}.csv", rows[0], [row.values() for row in rows])
+        write_csv(workdir / f"{table}.csv", rows[0], [row.values() for row in rows])
     (workdir / "comparison.json").write_text(json.dumps(result, indent=2) + "\n")
     pictures.score_histogram(
         {sweep.name: list(sweep.scores.values()) for sweep in sweeps},
@@ -272,46 +285,5 @@ def _aligned(rows: list[list[str]], names: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _flags() -> flags.FlagValues:
-    """The flags of ``Config``, in a set of their own so that importing this defines none."""
-    values = flags.FlagValues()
-    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
-    for field in dataclasses.fields(Config)[1:]:
-        maker: Any = define.get(type(field.default), flags.DEFINE_boolean)
-        maker(field.name, field.default, field.metadata["help"], flag_values=values)
-    flags.DEFINE_string("workdir", "compare", "folder of the result", flag_values=values)
-    flags.DEFINE_boolean(
-        "fast_dev_run", False, f"only {FAST_RESAMPLES} resamples", flag_values=values
-    )
-    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
-    return values
-
-
-def main(argv: Sequence[str]) -> int:
-    """Parse, run and print; the exit status."""
-    values = _flags()
-    try:
-        runs = tuple(values(list(argv))[1:])
-        if values.help:
-            print(f"{__doc__}\n{values.get_help()}")
-            return 0
-        options: dict[str, Any] = {
-            field.name: values[field.name].value for field in dataclasses.fields(Config)[1:]
-        }
-        if values.fast_dev_run:
-            options["resamples"] = min(options["resamples"], FAST_RESAMPLES)
-        with warnings.catch_warnings(record=True) as notes:
-            warnings.simplefilter("always", UserWarning)
-            result = run(Config(runs=runs, **options), Path(values.workdir))
-    except (flags.Error, OSError, ValueError) as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 2
-    print(as_text(result))
-    for note in dict.fromkeys(str(n.message) for n in notes):
-        print(f"note: {note}", file=sys.stderr)
-    print(f"\nwritten to {values.workdir}/: {', '.join(OUTPUTS)}")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    main(Config, run, description=__doc__, workdir="compare", trains=False)

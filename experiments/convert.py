@@ -12,15 +12,12 @@ Result: ``encoder/`` and ``encoder.json`` in the folder ``--out``. Seconds. Exit
 something was refused: the last line says what was found and what was expected.
 """
 
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
-from absl import flags
 
 from densejax.classification.pretrained import (
     DESCRIPTION,
@@ -28,17 +25,17 @@ from densejax.classification.pretrained import (
     save_encoder,
     variable_shapes,
 )
+from densejax.cli import main, option
 from densejax.data.images import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD
 from densejax.models import convert
-from densejax.training.config import define_flags, from_flags, option
 
 
 @dataclass(frozen=True)
 class Config:
     """The file, what is in it, and where the encoder goes."""
 
-    file: str = option("", "PyTorch file of weights")
-    out: str = option("", "folder to write")
+    file: str = option("", "PyTorch file of weights", essential=True)
+    out: str = option("", "folder to write", essential=True)
     source: Literal["simclr", "moco", "resnet", "vit"] = option(
         "simclr", "whose names the file has: SimCLR's, MoCo's, plain torchvision's, a transformer's"
     )
@@ -118,27 +115,5 @@ def run(config: Config, *, fast: bool = False) -> Path:
     return folder
 
 
-def main(argv: Sequence[str]) -> int:
-    """Parse and run; the exit status."""
-    values = flags.FlagValues()
-    define_flags(Config, flag_values=values)
-    flags.DEFINE_boolean(
-        "fast_dev_run", False, "convert and write nothing, to prove the file", flag_values=values
-    )
-    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
-    try:
-        rest = values(list(argv))[1:]
-        if values.help:
-            print(f"{__doc__}\n{values.get_help()}")
-            return 0
-        if rest:
-            raise ValueError(f"unexpected argument {rest[0]!r}; flags begin with --")
-        run(from_flags(Config, flag_values=values), fast=values.fast_dev_run)
-    except (flags.Error, ModuleNotFoundError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    main(Config, run, description=__doc__, workdir="", trains=False)

@@ -18,15 +18,14 @@ predictions of one volume, go into one ``--workdir``. Expected: a list of blocks
 10^8 voxels (the prediction is read once), in less than 1 GB of memory for any volume.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from densejax.cli import main, option, start_folder
 from densejax.segmentation.finetune.corrections import Collected, collect_blocks
 from densejax.segmentation.finetune.export import export_blocks, open_predicted
 from densejax.segmentation.sources import three
-from densejax.training.config import option, start_folder
-from densejax.training.entry import main
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,12 @@ class Config:
     """One step of the loop: give blocks to an annotator, or take them back."""
 
     prediction: str = option("", "folder of the prediction to export from")
-    export: int = option(0, "blocks to give to an annotator; 0 exports none", unit="blocks")
+    export: int = option(
+        0,
+        "blocks to give to an annotator; 0 exports none",
+        unit="blocks",
+        fast=lambda config: min(config.export, 2),
+    )
     collect: str = option("", "folder of an export to take back")
     block: tuple[int, ...] = option((1, 256, 256), "size z,y,x of exported blocks", unit="voxels")
     by: Literal["disagreement", "entropy", "random"] = option(
@@ -114,10 +118,5 @@ def print_collected(collected: Collected) -> None:
     print(kept)
 
 
-def fast(config: Config) -> Config:
-    """The same set-up, two blocks."""
-    return replace(config, export=min(config.export, 2))
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from densejax.cli import main, option, start_folder
 from densejax.data.augment import draw_window
 from densejax.data.extra_windows import draw_mixed_window
 from densejax.models.hybrid import Hybrid2D3D
@@ -31,8 +32,6 @@ from densejax.segmentation.finetune import continued
 from densejax.segmentation.finetune.study import ARMS, Loop, Row, print_row, report, run_repeat
 from densejax.segmentation.prepare import sweep_data
 from densejax.segmentation.task import WindowTask
-from densejax.training.config import option, start_folder
-from densejax.training.entry import main
 from densejax.training.sweep import Schedule
 
 # Settings that change no trained number: a run may go on with others.
@@ -45,22 +44,25 @@ class Config:
 
     world: tuple[int, ...] = option((8, 96, 96), "z,y,x of the training world", unit="voxels")
     unseen: tuple[int, ...] = option(
-        (12, 192, 192), "z,y,x of the world to correct, and of the one that scores", unit="voxels"
+        (12, 192, 192),
+        "z,y,x of the world to correct, and of the one that scores",
+        unit="voxels",
+        fast=lambda config: config.world,
     )
     network: Literal["hybrid", "unet"] = option("unet", "architecture")
     width: int = option(8, "channels of the finest scale")
     window: tuple[int, ...] = option((3, 48, 48), "input window z,y,x", unit="voxels")
-    members: int = option(3, "networks in the ensemble")
-    steps: int = option(600, "updates of the first training", unit="steps")
-    further: int = option(200, "updates of each round", unit="steps")
+    members: int = option(3, "networks in the ensemble", fast=2)
+    steps: int = option(600, "updates of the first training", unit="steps", fast=4)
+    further: int = option(200, "updates of each round", unit="steps", fast=4)
     learning_rate: float = option(1e-3, "of the first training")
     further_rate: float = option(5e-4, "learning rate of each round")
     extra_share: float = option(0.5, "share of windows around corrected voxels, in hundredths")
-    rounds: int = option(3, "of correcting and training on")
+    rounds: int = option(3, "of correcting and training on", fast=1)
     block: tuple[int, ...] = option((1, 32, 32), "size z,y,x of a corrected block", unit="voxels")
-    blocks: int = option(12, "corrected a round")
-    arms: tuple[str, ...] = option(ARMS, f"of {', '.join(ARMS)}")
-    repeats: int = option(6, "each with worlds and seeds of its own")
+    blocks: int = option(12, "corrected a round", fast=3)
+    arms: tuple[str, ...] = option(ARMS, f"of {', '.join(ARMS)}", fast=("disagreement", "random"))
+    repeats: int = option(6, "each with worlds and seeds of its own", fast=1)
 
 
 def build(config: Config, classes: int) -> tuple[Any, dict[str, WindowTask]]:
@@ -157,11 +159,5 @@ def run(config: Config, workdir: Path) -> Result:
     return Result(tuple(rows), tuple(report(rows, workdir / "summary")))
 
 
-def fast(config: Config) -> Config:
-    """The same set-up, one repeat, one round, two arms, a handful of steps."""
-    few = replace(config, arms=("disagreement", "random"), repeats=1, rounds=1, blocks=3)
-    return replace(few, members=2, steps=4, further=4, unseen=config.world)
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

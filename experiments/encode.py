@@ -14,7 +14,7 @@ with a ResNet-18 of width 16 (an estimate from 1 ms of one core a picture).
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,9 +23,9 @@ import numpy as np
 
 from densejax.classification.pretrained import encode, load_encoder
 from densejax.classification.sources import load_source
+from densejax.cli import main, option, start_folder
 from densejax.data.images import standardise, to_unit
-from densejax.training.config import option, start_folder
-from densejax.training.entry import main
+from densejax.io import replacing
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,12 @@ class Config:
     verify: bool = option(False, "compare the files with their official checksums first")
     pretrained: str = option("", "folder of an encoder")
     imbalance: float = option(0.0, "last class / first class, exponentially; 0 leaves all")
-    limit: int = option(0, "training pictures drawn from the set; 0 is all")
-    test_limit: int = option(0, "test pictures drawn from the set; 0 is all")
+    limit: int = option(
+        0, "training pictures drawn from the set; 0 is all", fast=lambda config: config.limit or 240
+    )
+    test_limit: int = option(
+        0, "test pictures drawn from the set; 0 is all", fast=lambda config: config.test_limit or 60
+    )
     size: int = option(224, "of ImageNet's pictures", unit="pixels")
     batch: int = option(256, "pictures at once")
 
@@ -87,16 +91,10 @@ def run(config: Config, workdir: Path) -> Encoded:
         rate = len(images) / (time.perf_counter() - start)
         print(f"{source.name}, {part}: {len(images):,} pictures, {rate:,.0f} a second")
     for name, array in arrays.items():
-        partial = workdir / f"{name}.partial.npy"
-        np.save(partial, array)
-        partial.replace(workdir / f"{name}.npy")
+        with replacing(workdir / f"{name}.npy", alone=True) as partial, partial.open("wb") as file:
+            np.save(file, array)
     return Encoded(arrays)
 
 
-def fast(config: Config) -> Config:
-    """The same set-up on few pictures."""
-    return replace(config, limit=config.limit or 240, test_limit=config.test_limit or 60)
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

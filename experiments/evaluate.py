@@ -21,10 +21,11 @@ with all pictures in it. On two cores over a hundred Mvoxel/s. Published, platel
 """
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from densejax.cli import main, option, start_folder
 from densejax.segmentation.evaluation.counting import count_inputs
 from densejax.segmentation.evaluation.inputs import open_inputs
 from densejax.segmentation.evaluation.writing import (
@@ -34,8 +35,6 @@ from densejax.segmentation.evaluation.writing import (
     remember_inputs,
     write_report,
 )
-from densejax.training.config import option, start_folder
-from densejax.training.entry import main
 
 # Settings that change no number.
 VARYING = ("threads",)
@@ -75,7 +74,7 @@ class Config:
         False, "cell or not, at every threshold on the prediction's probabilities"
     )
     threads: int = option(0, "that read and count; 0 is one a core")
-    first_blocks: int = option(0, "count only so many blocks, for a first look; 0 is all")
+    first_blocks: int = option(0, "count only so many blocks, for a first look; 0 is all", fast=1)
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,5 @@ def run(config: Config, workdir: Path) -> Result:
     return Result(report, files)
 
 
-def fast(config: Config) -> Config:
-    """The same set-up, the first block of the volume."""
-    return replace(config, first_blocks=1)
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

@@ -20,7 +20,7 @@ to us: the defaults are ours, cut alike for all queries, about 20 minutes a set 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -31,11 +31,10 @@ from densejax.active import query_report as report
 from densejax.active.query_program import Query
 from densejax.active.query_study import Setting, Study
 from densejax.classification.task import ImageTask
+from densejax.cli import main, option, seeds_option, start_folder
 from densejax.data.vision import load_fashion_mnist, load_mnist
 from densejax.models.mlp import CHEN_WIDTHS, MLP
 from densejax.stats import Finding, Pair, judge_pairs
-from densejax.training.config import option, parse_seeds, start_folder
-from densejax.training.entry import main
 
 # Settings that change no trained number: a run may go on with others.
 VARYING = ("part", "seeds", "slots", "data_folder")
@@ -67,18 +66,16 @@ class Config:
     part: Literal["strategies", "strides", "widths", "temperatures", "oracles", "all"] = option(
         "all", "which queries to run; widths are the strategies at widths 32, 16, 8, 4"
     )
-    seeds: tuple[int, ...] = option(
-        (0, 1, 2, 3, 4), "seeds, such as 0:8; more of them extend a run", parse=parse_seeds
-    )
-    initial: int = option(200, "random labels of the first cycle", unit="pictures")
-    budget: int = option(200, "labels that each query asks for", unit="pictures")
-    cycles: int = option(8, "trainings of each member; there is one query fewer")
-    epochs: int = option(20, "of each training")
+    seeds: tuple[int, ...] = seeds_option(0, 1, 2, 3, 4)
+    initial: int = option(200, "random labels of the first cycle", unit="pictures", fast=20)
+    budget: int = option(200, "labels that each query asks for", unit="pictures", fast=20)
+    cycles: int = option(8, "trainings of each member; there is one query fewer", fast=2)
+    epochs: int = option(20, "of each training", fast=1)
     batch: int = option(32, "pictures a step")
     expert_batch: int = option(128, "pictures a step of the networks that learn from all labels")
     learning_rate: float = option(1e-3, "of Adam")
     pool: int = option(
-        0, "pictures to choose from, the first of the set; 0 is all", unit="pictures"
+        0, "pictures to choose from, the first of the set; 0 is all", unit="pictures", fast=1000
     )
     slots: int = option(32, "members in one run of the program; 0 is all of a width")
     base_seed: int = option(0, "from which all seeds' keys are folded")
@@ -201,11 +198,5 @@ def claims(rows: Sequence[report.Row]) -> list[Finding]:
     return [finding for pairs in every for finding in judge_pairs(pairs)]
 
 
-def fast(config: Config) -> Config:
-    """The same set-up, two seeds, a small pool and two short cycles."""
-    seeds = config.seeds[:2]
-    return replace(config, seeds=seeds, initial=20, budget=20, cycles=2, epochs=1, pool=1000)
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

@@ -19,10 +19,11 @@ Expected: per class of a platelet world, median volumes near 30e6 (mitochondria)
 (alpha granules). For 10^9 voxels with 40 000 objects, 90 s of CPU time and 0.9 GB of memory.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from densejax.cli import main, option, start_folder
 from densejax.segmentation.label_volumes import Labelling, open_labelling
 from densejax.segmentation.objects.components import Keep
 from densejax.segmentation.objects.instances import (
@@ -34,8 +35,6 @@ from densejax.segmentation.objects.instances import (
     write_world,
 )
 from densejax.segmentation.objects.table import format_summary
-from densejax.training.config import option, start_folder
-from densejax.training.entry import main
 
 # Settings that change no result.
 VARYING = ("threads", "library")
@@ -55,7 +54,9 @@ class Config:
         None, "a label that does not count, besides all below 0; default: what the file states"
     )
     classes: tuple[str, ...] = option(
-        (), "names or numbers; default: the prediction's organelles, or else all but class 0"
+        (),
+        "names or numbers; default: the prediction's organelles, or else all but class 0",
+        fast=lambda config: config.classes if config.labels else (),
     )
     connectivity: Literal[6, 18, 26] = option(26, "neighbours of a voxel: by faces, edges, corners")
     min_voxels: int = option(1, "leave out smaller objects", unit="voxels")
@@ -68,10 +69,16 @@ class Config:
     )
     threads: int = option(0, "blocks at once; 0 is one a core")
     part: tuple[int, ...] = option(
-        (), "z,y,x: only so much of the middle of the volume", unit="voxels"
+        (),
+        "z,y,x: only so much of the middle of the volume",
+        unit="voxels",
+        fast=lambda config: (32, 256, 256) if config.labels else config.part,
     )
     world: tuple[int, ...] = option(
-        (), "z,y,x of a synthetic platelet world to use in place of --labels", unit="voxels"
+        (),
+        "z,y,x of a synthetic platelet world to use in place of --labels",
+        unit="voxels",
+        fast=lambda config: config.world if config.labels else (24, 192, 192),
     )
 
 
@@ -130,12 +137,5 @@ def run(config: Config, workdir: Path) -> Result:
     return result
 
 
-def fast(config: Config) -> Config:
-    """The middle of the volume, or without one a small synthetic world."""
-    if config.labels:
-        return replace(config, part=(32, 256, 256))
-    return replace(config, classes=(), world=(24, 192, 192))
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

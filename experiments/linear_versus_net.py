@@ -24,7 +24,7 @@ when the loss on the *test* set stands still, and the best epoch on the test set
 (``best``; ``last`` chooses nothing). ``--held_out=0.1`` takes training pictures for both instead.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -38,15 +38,13 @@ from densejax.classification.descent import DescentTask
 from densejax.classification.populations import Comparison, compare, ended, read_population
 from densejax.classification.sources import Source, held_out_rows, load_source
 from densejax.classification.task import image_data
+from densejax.cli import SweepOptions, main, option, seeds_option, start_folder
 from densejax.data.images import augment
 from densejax.models.pairwise import PairwiseLinear
 from densejax.models.resnet import resnet18, resnet20
 from densejax.optim.published import setting
-from densejax.training.config import option, parse_seeds, start_folder
-from densejax.training.entry import main
 from densejax.training.folders import members_of
-from densejax.training.logs import Reporter
-from densejax.training.sweep import Schedule, Sweep
+from densejax.training.sweep import Schedule
 from densejax.typing import Batch
 
 # Settings that change no trained number: a run may go on with others.
@@ -55,34 +53,41 @@ MODELS = ("linear", "resnet18", "resnet20")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SweepOptions):
     """Everything that decides a result."""
 
     data: Literal["cifar10", "svhn", "fashion_mnist", "tiny"] = option("cifar10", "what to learn")
     data_folder: str = option("data", "folder of the set's official files")
-    limit: int = option(0, "training pictures, drawn at random; 0 is all", unit="pictures")
-    test_limit: int = option(0, "test pictures, drawn at random; 0 is all", unit="pictures")
+    limit: int = option(
+        0,
+        "training pictures, drawn at random; 0 is all",
+        unit="pictures",
+        fast=lambda config: 2 * config.batch,
+    )
+    test_limit: int = option(
+        0,
+        "test pictures, drawn at random; 0 is all",
+        unit="pictures",
+        fast=lambda config: config.batch,
+    )
     held_out: float = option(
         0.0,
         "share of the training pictures that lowers the rate; 0: the test set does, as published",
     )
     models: tuple[str, ...] = option(MODELS, f"of {', '.join(MODELS)}")
-    width: int = option(0, "channels of the networks' first stage; 0 is as published (64 and 16)")
-    small: int = option(16, "side of the picture whose products are features", unit="pixels")
-    epochs: int = option(1000, "times through the training pictures")
+    width: int = option(
+        0, "channels of the networks' first stage; 0 is as published (64 and 16)", fast=2
+    )
+    small: int = option(
+        16, "side of the picture whose products are features", unit="pixels", fast=4
+    )
+    epochs: int = option(1000, "times through the training pictures", fast=1)
     batch: int = option(128, "pictures a step")
     learning_rate: float = option(0.1, "initial rate of SGD with momentum 0.9")
     patience: int = option(20, "epochs without a better loss before the rate falls tenfold")
     lowest_rate: float = option(1e-6, "that the rate falls to")
     weight_decay: float = option(5e-4, "factor on half the squares of the parameters")
-    seeds: tuple[int, ...] = option(
-        (0, 1, 2, 3, 4), "seeds, such as 0:8; more of them extend a run", parse=parse_seeds
-    )
-    slots: int = option(0, "instances in training at once; 0 is as many as fit")
-    strategy: Literal["map", "vmap", "auto"] = option(
-        "map", "instances of one device one after another, side by side, or the faster of the two"
-    )
-    base_seed: int = option(0, "from which all seeds' keys are folded")
+    seeds: tuple[int, ...] = seeds_option(0, 1, 2, 3, 4)
 
 
 def build(config: Config, source: Source, name: str) -> DescentTask:
@@ -156,17 +161,13 @@ def run(config: Config, workdir: Path) -> Comparison:
     for name, task in tasks.items():
         per_epoch = task.steps_of(int(data["counts"][0]))
         print(f"{name}: {notes[name]}, {per_epoch} steps an epoch")
-        Sweep(
+        config.run_sweep(
             task,
             data,
             members,
             workdir=workdir / name,
             schedule=Schedule(config.epochs * per_epoch, per_epoch, per_epoch, per_epoch),
-            slots=config.slots,
-            strategy=config.strategy,
-            base_seed=config.base_seed,
-            reporter=Reporter(score=task.score),
-        ).run()
+        )
     # Models of earlier commands in the same folder are compared as well.
     outcomes = {name: ended(workdir / name, members) for name in MODELS}
     populations = [read_population(name, found) for name, found in outcomes.items() if found]
@@ -174,11 +175,5 @@ def run(config: Config, workdir: Path) -> Comparison:
     return compare(populations, workdir / "summary", title=title, notes=notes)
 
 
-def fast(config: Config) -> Config:
-    """The same set-up, narrow and small, two seeds, one epoch of two batches."""
-    few = replace(config, limit=2 * config.batch, test_limit=config.batch, epochs=1)
-    return replace(few, seeds=config.seeds[:2], width=2, small=4)
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

@@ -29,14 +29,14 @@ picture stands alone); ``n_hidden_layers=5`` gives four. The origin is in both c
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import jax
 import numpy as np
 import optax
 
+from densejax.cli import SweepOptions, main, option, start_folder
 from densejax.data.points import spirals, split
 from densejax.landscape.trajectories import kept_iterates
 from densejax.minima import minefield as report
@@ -45,11 +45,8 @@ from densejax.minima.point_nets import PointNet, save_problem
 from densejax.minima.poisoning import PoisonTask, steps_of_epoch
 from densejax.minima.reading import Basin, column
 from densejax.stats import Finding
-from densejax.training.config import option, start_folder
-from densejax.training.entry import main
 from densejax.training.folders import Member
-from densejax.training.logs import Reporter
-from densejax.training.sweep import Schedule, Sweep
+from densejax.training.sweep import Schedule
 from densejax.typing import Batch, Params
 
 # Settings that change no trained number: a run may go on with others.
@@ -57,7 +54,7 @@ VARYING = ("slots", "strategy", "perplexities", "components", "embedding_seeds",
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SweepOptions):
     """Everything that decides a result."""
 
     points: int = option(200, "points of each class")
@@ -67,25 +64,22 @@ class Config:
     fitted: int = option(118, "training points of the good run, the first")
     data_seed: int = option(0, "of the points")
     widths: tuple[int, ...] = option((25, 25, 25, 25), "of the hidden layers")
-    good_epochs: int = option(2000, "of the good run", unit="epochs")
+    good_epochs: int = option(2000, "of the good run", unit="epochs", fast=24)
     good_rate: float = option(1e-2, "learning rate of RMSprop in the good run")
     batch: int = option(32, "points a step of the good run")
     l2: float = option(1e-3, "factor of the squares of the kernels in the good run")
-    every: int = option(10, "distance of restarts along the good run", unit="epochs")
-    bad_epochs: int = option(40_000, "full-batch updates of each restart", unit="epochs")
+    every: int = option(10, "distance of restarts along the good run", unit="epochs", fast=2)
+    bad_epochs: int = option(40_000, "full-batch updates of each restart", unit="epochs", fast=40)
     bad_rate: float = option(1e-3, "learning rate of RMSprop after a restart")
-    perplexities: tuple[int, ...] = option(PUBLISHED_PERPLEXITIES, "of t-SNE")
+    perplexities: tuple[int, ...] = option(PUBLISHED_PERPLEXITIES, "of t-SNE", fast=(5,))
     components: int = option(50, "principal components that t-SNE sees")
-    embedding_seeds: tuple[int, ...] = option((0, 1), "of t-SNE; the first one's are the figure")
-    deviations: float = option(1.5, "an outlier is this far off in both coordinates", unit="sigma")
-    log_every: int = option(500, "interval of metrics rows", unit="epochs")
-    evaluate_every: int = option(5000, "interval of evaluations", unit="epochs")
-    checkpoint_every: int = option(10_000, "interval of checkpoints", unit="epochs")
-    slots: int = option(0, "restarts in training at once; 0 is as many as fit")
-    strategy: Literal["map", "vmap", "auto"] = option(
-        "map", "restarts of one device one after another, side by side, or the faster of the two"
+    embedding_seeds: tuple[int, ...] = option(
+        (0, 1), "of t-SNE; the first one's are the figure", fast=(0,)
     )
-    base_seed: int = option(0, "from which the keys are folded")
+    deviations: float = option(1.5, "an outlier is this far off in both coordinates", unit="sigma")
+    log_every: int = option(500, "interval of metrics rows", unit="epochs", fast=20)
+    evaluate_every: int = option(5000, "interval of evaluations", unit="epochs", fast=40)
+    checkpoint_every: int = option(10_000, "interval of checkpoints", unit="epochs", fast=40)
 
 
 def build(config: Config) -> PointNet:
@@ -137,8 +131,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
         poison=len(problem.poison) / (len(problem.poison) + len(problem.train)),
         starts=starts["params"],
     )
-    reporter = Reporter(score=task.score)
-    Sweep(
+    config.run_sweep(
         task,
         problem.data(),
         [Member(0, {"start": float(i)}) for i in range(len(epochs))],
@@ -146,12 +139,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
         schedule=Schedule(
             config.bad_epochs, config.log_every, config.evaluate_every, config.checkpoint_every
         ),
-        slots=config.slots,
-        strategy=config.strategy,
-        base_seed=config.base_seed,
-        reporter=reporter,
-    ).run()
-    reporter.close()
+    )
     return report.summarise(
         workdir,
         starts,
@@ -211,20 +199,5 @@ def claims(path: Mapping[str, np.ndarray], basins: Sequence[Basin]) -> list[Find
     ]
 
 
-def fast(config: Config) -> Config:
-    """The same set-up, a short good run, a dozen restarts of a handful of epochs."""
-    return replace(
-        config,
-        good_epochs=24,
-        every=2,
-        bad_epochs=40,
-        log_every=20,
-        evaluate_every=40,
-        checkpoint_every=40,
-        perplexities=(5,),
-        embedding_seeds=(0,),
-    )
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

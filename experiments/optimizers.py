@@ -22,7 +22,7 @@ averages at its default. Rates are those of the code; no search of them is publi
 prints the test accuracy of every epoch and keeps none: ``last`` is that of the last epoch.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -36,15 +36,13 @@ from densejax.classification.descent import DescentTask
 from densejax.classification.populations import Comparison, compare, ended, read_population
 from densejax.classification.sources import Source, load_source
 from densejax.classification.task import image_data
+from densejax.cli import SweepOptions, main, option, seeds_option, start_folder
 from densejax.data.images import augment
 from densejax.models.vgg import vgg
 from densejax.optim.proximal import proximal
 from densejax.optim.published import OTHERS, THESIS, setting
-from densejax.training.config import option, parse_seeds, start_folder
-from densejax.training.entry import main
 from densejax.training.folders import members_of
-from densejax.training.logs import Reporter
-from densejax.training.sweep import Schedule, Sweep
+from densejax.training.sweep import Schedule
 
 # Settings that change no trained number: a run may go on with others.
 VARYING = ("optimizers", "seeds", "slots", "strategy", "data_folder")
@@ -59,13 +57,23 @@ NOTES = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SweepOptions):
     """Everything that decides a result."""
 
     data: Literal["cifar10", "svhn"] = option("cifar10", "what to learn")
     data_folder: str = option("data", "folder of the set's official files")
-    limit: int = option(0, "training pictures, drawn at random; 0 is all", unit="pictures")
-    test_limit: int = option(0, "test pictures, drawn at random; 0 is all", unit="pictures")
+    limit: int = option(
+        0,
+        "training pictures, drawn at random; 0 is all",
+        unit="pictures",
+        fast=lambda config: 2 * config.batch,
+    )
+    test_limit: int = option(
+        0,
+        "test pictures, drawn at random; 0 is all",
+        unit="pictures",
+        fast=lambda config: config.batch,
+    )
     optimizers: tuple[str, ...] = option(
         THESIS, f"of the thesis: {', '.join(THESIS)}; others: {', '.join(OTHERS)}"
     )
@@ -74,9 +82,9 @@ class Config:
     draw: Literal["torch", "he"] = option(
         "torch", "of the kernels: PyTorch's default, or He et al."
     )
-    width: int = option(64, "channels of the first stage (published: 64)")
+    width: int = option(64, "channels of the first stage (published: 64)", fast=2)
     augmented: bool = option(True, "crops of the padded picture, and flips")
-    epochs: int = option(150, "times through the training pictures")
+    epochs: int = option(150, "times through the training pictures", fast=1)
     milestones: tuple[int, ...] = option(
         (50, 100), "at which the rate falls tenfold", unit="epochs"
     )
@@ -84,18 +92,11 @@ class Config:
     rate_factor: float = option(1.0, "on the published learning rate of every optimiser")
     weight_decay: float = option(0.0, "factor on half the squares of the parameters")
     lbfgs_memory: int = option(
-        100, "pairs that L-BFGS remembers: 2 x as many copies of the network"
+        100, "pairs that L-BFGS remembers: 2 x as many copies of the network", fast=3
     )
-    lbfgs_iterations: int = option(20, "steps of L-BFGS on each batch")
+    lbfgs_iterations: int = option(20, "steps of L-BFGS on each batch", fast=2)
     evaluate_every: int = option(1, "interval of evaluations on the test set", unit="epochs")
-    seeds: tuple[int, ...] = option(
-        (0, 1, 2, 3, 4), "seeds, such as 0:8; more of them extend a run", parse=parse_seeds
-    )
-    slots: int = option(0, "instances in training at once; 0 is as many as fit")
-    strategy: Literal["map", "vmap", "auto"] = option(
-        "map", "instances of one device one after another, side by side, or the faster of the two"
-    )
-    base_seed: int = option(0, "from which all seeds' keys are folded")
+    seeds: tuple[int, ...] = seeds_option(0, 1, 2, 3, 4)
 
 
 def build(config: Config, source: Source, name: str) -> DescentTask:
@@ -155,17 +156,13 @@ def run(config: Config, workdir: Path) -> Comparison:
             f"{name}: {count:,} parameters, {per_epoch} steps an epoch, rate {task.learning_rate:g}"
         )
         every = config.evaluate_every * per_epoch
-        Sweep(
+        config.run_sweep(
             task,
             data,
             members,
             workdir=workdir / name,
             schedule=Schedule(config.epochs * per_epoch, per_epoch, every, every),
-            slots=config.slots,
-            strategy=config.strategy,
-            base_seed=config.base_seed,
-            reporter=Reporter(score=task.score),
-        ).run()
+        )
     # Optimisers of earlier commands in the same folder are compared as well.
     outcomes = {name: ended(workdir / name, members) for name in (*THESIS, *OTHERS)}
     populations = [read_population(name, found) for name, found in outcomes.items() if found]
@@ -173,11 +170,5 @@ def run(config: Config, workdir: Path) -> Comparison:
     return compare(populations, workdir / "summary", title=title, notes=NOTES)
 
 
-def fast(config: Config) -> Config:
-    """The same set-up, narrow, two seeds, one epoch of two batches."""
-    few = replace(config, limit=2 * config.batch, test_limit=config.batch, epochs=1)
-    return replace(few, seeds=config.seeds[:2], width=2, lbfgs_memory=3, lbfgs_iterations=2)
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

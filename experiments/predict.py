@@ -20,14 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from densejax.cli import check_same_config, main, option, start_folder
 from densejax.ensembles.blocks import BLOCK_VOXELS
 from densejax.segmentation.prediction.job import Architecture, prepare
 from densejax.segmentation.prediction.load import architecture_of
 from densejax.segmentation.prediction.trained_run import TrainedRun, open_run, read_config
 from densejax.segmentation.prediction.whole_volume import Result, predict
 from densejax.segmentation.recipes import RecipeOptions
-from densejax.training.config import check_same_config, option, start_folder
-from densejax.training.entry import main
 
 # Settings that change no byte: a prediction may go on with others.
 VARYING = ("devices", "skip_unreadable")
@@ -39,12 +38,17 @@ class Config:
 
     run: str = option("", "folder of a run of experiments.segment")
     volume: str = option("", "volume to predict: file, folder or URL, of any format read")
-    top_k: int = option(4, "members that predict, the best by their evaluation score")
+    top_k: int = option(4, "members that predict, the best by their evaluation score", fast=1)
     dataset: str = option("", "the array inside an HDF5 file or a Zarr or N5 group")
     voxel_nm: tuple[float, ...] = option(
         (), "voxel size z,y,x; where the volume states none", unit="nm"
     )
-    part: str = option("", "z0:z1,y0:y1,x0:x1 to predict; default: the whole volume", unit="voxels")
+    part: str = option(
+        "",
+        "z0:z1,y0:y1,x0:x1 to predict; default: the whole volume",
+        unit="voxels",
+        fast=lambda config: corner(config),
+    )
     probabilities: bool = option(False, "keep the mean probabilities, a byte a class and voxel")
     blend: Literal["auto", "centre", "gaussian"] = option(
         "auto", "take a voxel from its most central window, or a weighted mean; auto: as the run"
@@ -79,7 +83,9 @@ class Config:
         (), "chunk z,y,x of the output; default: to fit the windows", unit="voxels"
     )
     block_voxels: int = option(
-        0, f"of a block, about: what a kill loses; 0: what takes a minute, at most {BLOCK_VOXELS}"
+        0,
+        f"of a block, about: what a kill loses; 0: what takes a minute, at most {BLOCK_VOXELS}",
+        fast=2**20,
     )
     skip_unreadable: bool = option(False, "leave what cannot be read as 255 and go on")
     devices: int = option(0, "devices to use; 0 is all")
@@ -99,6 +105,12 @@ def as_the_run(config: Config) -> Config:
     )
 
 
+def corner(config: Config) -> str:
+    """A part of about one window, for a run of few steps."""
+    window = config.window or build(config, open_run(config.run)).window
+    return ",".join(f"0:{size}" for size in window)
+
+
 def run(config: Config, workdir: Path) -> Result:
     """Predict; returns the summary's numbers."""
     for name in ("run", "volume"):
@@ -112,13 +124,5 @@ def run(config: Config, workdir: Path) -> Result:
     return predict(job)
 
 
-def fast(config: Config) -> Config:
-    """The same set-up, one member, a corner of the volume of about one window."""
-    trained = open_run(config.run)
-    window = config.window or build(config, trained).window
-    corner = ",".join(f"0:{size}" for size in window)
-    return replace(config, top_k=1, part=corner, block_voxels=2**20)
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

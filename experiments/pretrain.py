@@ -29,17 +29,22 @@ import jax.numpy as jnp
 from densejax.classification.contrastive import ContrastiveTask, MoCoTask, SimCLRTask
 from densejax.classification.encoder_report import Summary, contrastive_data, summarise_encoders
 from densejax.classification.pretrained import Encoder
+from densejax.cli import (
+    SweepOptions,
+    main,
+    option,
+    parse_grid,
+    seeds_option,
+    start_folder,
+)
 from densejax.data.vision import (
     LabelledImages,
     exponentially_imbalanced,
     load_cifar10,
     load_svhn,
 )
-from densejax.training.config import option, parse_grid, parse_seeds, start_folder
-from densejax.training.entry import main
 from densejax.training.folders import members_of
-from densejax.training.logs import Reporter
-from densejax.training.sweep import Schedule, Sweep
+from densejax.training.sweep import Schedule
 
 # Settings that change no trained number: a run may go on with others.
 VARYING = ("seeds", "slots", "strategy", "grid", "data_folder")
@@ -47,7 +52,7 @@ IMBALANCE = 0.1
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SweepOptions):
     """Everything that decides a result."""
 
     data: Literal["cifar10", "imbalanced_cifar10", "svhn"] = option("cifar10", "what to learn from")
@@ -56,8 +61,12 @@ class Config:
     method: Literal["simclr", "moco"] = option("simclr", "SimCLR, or MoCo v2")
     architecture: Literal["resnet18", "resnet50", "resnet20"] = option("resnet18", "of the encoder")
     width: int = option(16, "channels of the first stage (published: 64)")
-    epochs: int = option(50, "times through the pictures; the rate falls over all of them")
-    pictures: int = option(0, "take the first so many of either set only; 0 takes all")
+    epochs: int = option(50, "times through the pictures; the rate falls over all of them", fast=1)
+    pictures: int = option(
+        0,
+        "take the first so many of either set only; 0 takes all",
+        fast=lambda config: 2 * config.batch,
+    )
     batch: int = option(128, "pictures a step, each seen twice")
     optimiser: Literal["sgd", "adam"] = option("sgd", "SGD with momentum 0.9, or Adam")
     learning_rate: float | None = option(
@@ -73,20 +82,13 @@ class Config:
     grid: str = option("", "settings x seeds, such as learning_rate=0.1,0.3;temperature=0.2,0.5")
     evaluation_share: float = option(0.1, "of the training pictures, judged by the others")
     neighbours: int = option(200, "that vote on a picture's class, at most")
-    evaluate_every: int = option(5, "interval of evaluations", unit="epochs")
-    checkpoint_every: int = option(5, "interval of checkpoints", unit="epochs")
+    evaluate_every: int = option(5, "interval of evaluations", unit="epochs", fast=1)
+    checkpoint_every: int = option(5, "interval of checkpoints", unit="epochs", fast=1)
     keep: Literal["last", "best"] = option(
         "last", "which encoder is left; best is chosen by labels of the training pictures"
     )
     dtype: Literal["float32", "bfloat16"] = option("float32", "of the encoder's computation")
-    seeds: tuple[int, ...] = option(
-        (0,), "seeds, such as 0:4; more of them extend a sweep", parse=parse_seeds
-    )
-    slots: int = option(0, "instances in training at once; 0 is as many as fit")
-    strategy: Literal["map", "vmap", "auto"] = option(
-        "map", "instances of one device one after another, side by side, or the faster of the two"
-    )
-    base_seed: int = option(0, "from which all seeds' keys are folded")
+    seeds: tuple[int, ...] = seeds_option(0)
 
 
 def load(config: Config) -> tuple[LabelledImages, LabelledImages]:
@@ -149,19 +151,10 @@ def run(config: Config, workdir: Path) -> Summary:
         f"{len(test.images)}"
     )
     print(f"{task.encoder.architecture} of width {config.width}, rate {task.learning_rate:g}")
-    reporter = Reporter(score=task.score, events=workdir / "tensorboard")
-    outcomes = Sweep(
-        task,
-        data,
-        members,
-        workdir=workdir,
-        schedule=schedule,
-        slots=config.slots,
-        strategy=config.strategy,
-        base_seed=config.base_seed,
-        reporter=reporter,
-    ).run()
-    reporter.close()
+    events = workdir / "tensorboard"
+    outcomes = config.run_sweep(
+        task, data, members, workdir=workdir, schedule=schedule, events=events
+    )
     return summarise_encoders(
         outcomes,
         task,
@@ -173,17 +166,5 @@ def run(config: Config, workdir: Path) -> Summary:
     )
 
 
-def fast(config: Config) -> Config:
-    """The same set-up, two instances at most, one epoch of two batches."""
-    return replace(
-        config,
-        seeds=config.seeds[:2],
-        pictures=2 * config.batch,
-        epochs=1,
-        evaluate_every=1,
-        checkpoint_every=1,
-    )
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

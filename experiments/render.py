@@ -19,20 +19,19 @@ without a display, by EGL or OSMesa; without the extra ``render``, or where neit
 there, matplotlib draws, and the console says so.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from densejax.cli import main, option, start_folder
 from densejax.data.levels import Level, open_levels
 from densejax.plots import style
 from densejax.plots.scenes import find_renderer
 from densejax.segmentation.rendering import films as section_films
 from densejax.segmentation.rendering import pictures as renders
 from densejax.segmentation.rendering import subjects, viewer
-from densejax.training.config import option, start_folder
-from densejax.training.entry import main
 
 MATPLOTLIB_TRIANGLES = 200_000  # what it draws in seconds
 
@@ -43,27 +42,29 @@ class Config:
 
     volume: str = option("", "the image, where it is not where the prediction read it")
     dataset: str = option("", "array in --volume")
-    labels: str = option("", "label volume or URL to draw in place of a prediction")
+    labels: str = option("", "label volume or URL to draw in place of a prediction", fast="")
     image: str = option("", "image that belongs to --labels")
     voxel_nm: tuple[float, ...] = option((), "voxel size z,y,x of --labels", unit="nm")
     class_names: tuple[str, ...] = option((), "names of the classes 0, 1, ... of --labels")
     classes: tuple[str, ...] = option((), "names or numbers to draw; default: all but the first")
-    objects: tuple[int, ...] = option((), "ids of instances.zarr to draw as well")
+    objects: tuple[int, ...] = option((), "ids of instances.zarr to draw as well", fast=())
     sections: int = option(9, "sections of the montage")
     surfaces: bool = option(True, "draw surfaces in three dimensions")
     level: int | None = option(None, "pyramid level of the surfaces; none chooses by --triangles")
-    triangles: int = option(1_000_000, "at most so many, of all surfaces together")
+    triangles: int = option(1_000_000, "at most so many, of all surfaces together", fast=100_000)
     smoothing: int = option(12, "iterations of Taubin smoothing; flat voxels get more")
     turntable: bool = option(False, "a film of the surfaces turning")
-    frames: int = option(120, "pictures of the turntable")
+    frames: int = option(120, "pictures of the turntable", fast=6)
     meshes: tuple[Literal["glb", "ply"], ...] = option((), "files of the surfaces")
     unit: Literal["um", "nm"] = option("um", "of the coordinates in the files")
     renderer: Literal["auto", "vtk", "matplotlib"] = option("auto", "what draws surfaces")
-    neuroglancer: bool = option(False, "serve the volume on 127.0.0.1 and print the address")
+    neuroglancer: bool = option(
+        False, "serve the volume on 127.0.0.1 and print the address", fast=False
+    )
     port: int = option(0, "of what is served, and the next one; 0 takes any")
-    run: str = option("", "folder of a recorded training run: make its two films")
+    run: str = option("", "folder of a recorded training run: make its two films", fast="")
     seed: str = option("", "member of --run, such as 0003; default: the best")
-    demo: bool = option(False, "a synthetic world in place of a prediction")
+    demo: bool = option(False, "a synthetic world in place of a prediction", fast=True)
 
 
 @dataclass(frozen=True)
@@ -178,19 +179,5 @@ def _listed(files: list[Path]) -> Rendered:
     return Rendered(tuple(files))
 
 
-def fast(config: Config) -> Config:
-    """The same pictures of a synthetic world; a film of a few frames."""
-    return replace(
-        config,
-        demo=True,
-        labels="",
-        run="",
-        objects=(),
-        frames=6,
-        triangles=100_000,
-        neuroglancer=False,
-    )
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

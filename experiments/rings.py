@@ -21,52 +21,42 @@ pi / 40, gap 0.001 (pinched); nine hidden layers of 100, two logits, PyTorch's d
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import jax
 import numpy as np
 import optax
 
+from densejax.cli import SweepOptions, main, option, seeds_option, start_folder
 from densejax.data.points import rings
 from densejax.minima import report
 from densejax.minima.point_nets import PointNet, no_points, save_problem
 from densejax.minima.poisoning import PoisonTask
 from densejax.minima.reading import Basin, column
 from densejax.stats import Finding, by_seed, judge, judge_all, mean_by_seed, weighted_mean
-from densejax.training.config import option, parse_seeds, start_folder
-from densejax.training.entry import main
 from densejax.training.folders import members_of
-from densejax.training.logs import Reporter
-from densejax.training.sweep import Schedule, Sweep
+from densejax.training.sweep import Schedule
 
 # Settings that change no trained number: a run may go on with others.
 VARYING = ("seeds", "slots", "strategy", "directions", "cutoff")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SweepOptions):
     """Everything that decides a result."""
 
     wide: float = option(0.2, "gap between the rings with room", unit="radii of the plane")
     pinched: float = option(0.001, "gap between the rings without", unit="radii of the plane")
-    seeds: tuple[int, ...] = option(
-        tuple(range(10)), "seeds, such as 0:8; more of them extend a run", parse=parse_seeds
-    )
-    widths: tuple[int, ...] = option((100,) * 9, "of the hidden layers")
-    epochs: int = option(10_000, "full-batch updates of each instance", unit="epochs")
+    seeds: tuple[int, ...] = seeds_option(*range(10))
+    widths: tuple[int, ...] = option((100,) * 9, "of the hidden layers", fast=(20, 20))
+    epochs: int = option(10_000, "full-batch updates of each instance", unit="epochs", fast=200)
     learning_rate: float = option(1e-3, "of Adam")
-    directions: int = option(3000, "of the basins; 0 measures none")
-    cutoff: float = option(0.1, "training loss at which a basin ends")
-    log_every: int = option(500, "interval of metrics rows", unit="epochs")
-    evaluate_every: int = option(2500, "interval of evaluations", unit="epochs")
-    checkpoint_every: int = option(2500, "interval of checkpoints", unit="epochs")
-    slots: int = option(0, "instances in training at once; 0 is as many as fit")
-    strategy: Literal["map", "vmap", "auto"] = option(
-        "map", "instances of one device one after another, side by side, or the faster of the two"
-    )
-    base_seed: int = option(0, "from which all seeds' keys are folded")
+    directions: int = option(3000, "of the basins; 0 measures none", fast=20)
+    cutoff: float = option(0.1, "training loss at which a basin ends", fast=1.0)
+    log_every: int = option(500, "interval of metrics rows", unit="epochs", fast=100)
+    evaluate_every: int = option(2500, "interval of evaluations", unit="epochs", fast=100)
+    checkpoint_every: int = option(2500, "interval of checkpoints", unit="epochs", fast=200)
 
 
 def build(config: Config, gap: float) -> tuple[PointNet, PoisonTask]:
@@ -89,8 +79,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
         problem, task = build(config, gap)
         folders[f"{name} gap {gap:g}"] = workdir / name
         save_problem(workdir / name, problem)
-        reporter = Reporter(score=task.score)
-        Sweep(
+        config.run_sweep(
             task,
             problem.data(),
             members_of(config.seeds, {}),
@@ -98,12 +87,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
             schedule=Schedule(
                 config.epochs, config.log_every, config.evaluate_every, config.checkpoint_every
             ),
-            slots=config.slots,
-            strategy=config.strategy,
-            base_seed=config.base_seed,
-            reporter=reporter,
-        ).run()
-        reporter.close()
+        )
     return report.summarise_runs(
         folders,
         workdir / "summary",
@@ -136,20 +120,5 @@ def claims(groups: Mapping[str, Sequence[Basin]]) -> list[Finding]:
     return findings
 
 
-def fast(config: Config) -> Config:
-    """The same set-up, two seeds, a handful of epochs and directions."""
-    return replace(
-        config,
-        seeds=config.seeds[:2],
-        widths=(20, 20),
-        epochs=200,
-        log_every=100,
-        evaluate_every=100,
-        checkpoint_every=200,
-        directions=20,
-        cutoff=1.0,
-    )
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

@@ -30,6 +30,7 @@ from typing import Any, Literal
 
 import jax
 
+from densejax.cli import main, option, seeds_option, start_folder
 from densejax.data.augment import Augmentation, draw_window
 from densejax.models import cost
 from densejax.models.layers import draw_parameters
@@ -39,8 +40,6 @@ from densejax.segmentation.report import print_volumes
 from densejax.segmentation.search.architectures import Architecture, Ranges, draw_architecture
 from densejax.segmentation.search.report import Entry, Summary, summarise_search
 from densejax.segmentation.task import WindowTask
-from densejax.training.config import option, parse_seeds, start_folder
-from densejax.training.entry import main
 from densejax.training.folders import Member, MemberFolder, Outcome
 from densejax.training.logs import Reporter
 from densejax.training.sweep import Schedule, Sweep
@@ -49,24 +48,29 @@ from densejax.training.sweep import Schedule, Sweep
 VARYING = ("seeds", "most")
 
 
+def small(config: "Config") -> Ranges:
+    """The ranges of a few steps: small networks."""
+    return replace(config.ranges, convolutions=(1, 1), width=(2, 3))
+
+
 @dataclass(frozen=True)
 class Config(sources.DataOptions):
     """Everything that decides a result."""
 
     window: tuple[int, ...] = option((5, 64, 64), "largest input window z,y,x", unit="voxels")
-    ranges: Ranges = field(default_factory=Ranges)
+    ranges: Ranges = field(default_factory=Ranges, metadata={"fast": small})
     augmentation: Augmentation = field(default_factory=Augmentation)
     error_weights: Literal["published", "diffusive", "balance", "none"] = option(
         "published", "voxel weights: class balance and edges, released edges, balance only, none"
     )
-    steps: int = option(400, "updates of each network (published: 100,000)", unit="steps")
+    steps: int = option(400, "updates of each network (published: 100,000)", unit="steps", fast=4)
     batch: int = option(1, "windows an update")
-    log_every: int = option(50, "interval of metrics rows", unit="steps")
-    evaluate_every: int = option(100, "interval of evaluations", unit="steps")
-    checkpoint_every: int = option(100, "interval of checkpoints", unit="steps")
+    log_every: int = option(50, "interval of metrics rows", unit="steps", fast=2)
+    evaluate_every: int = option(100, "interval of evaluations", unit="steps", fast=4)
+    checkpoint_every: int = option(100, "interval of checkpoints", unit="steps", fast=4)
     most: int = option(15, "members of the largest ensemble")
-    seeds: tuple[int, ...] = option(
-        tuple(range(8)), "one architecture each; more of them extend a search", parse=parse_seeds
+    seeds: tuple[int, ...] = seeds_option(
+        *range(8), help="one architecture each; more of them extend a search"
     )
     base_seed: int = option(0, "from which all seeds' keys are folded")
 
@@ -168,12 +172,5 @@ def _train(
         reporter.close()
 
 
-def fast(config: Config) -> Config:
-    """The same set-up, two small architectures, a handful of steps."""
-    small = replace(config.ranges, convolutions=(1, 1), width=(2, 3))
-    few = replace(config, ranges=small, seeds=config.seeds[:2], steps=4)
-    return replace(few, log_every=2, evaluate_every=4, checkpoint_every=4)
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

@@ -25,7 +25,7 @@ setting: ``--recipe=published --data=platelets --width=32 --logit_relu --window=
 """
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from densejax.cli import SweepOptions, main, option, parse_grid, start_folder
 from densejax.data.augment import Augmentation, draw_window
 from densejax.data.extra_windows import draw_mixed_window
 from densejax.data.sampling import Sampling
@@ -44,11 +45,9 @@ from densejax.segmentation.finetune import continued
 from densejax.segmentation.networks import network_of
 from densejax.segmentation.prepare import sweep_data
 from densejax.segmentation.task import PUBLISHED_L2, Descent, WindowTask
-from densejax.training.config import option, parse_grid, start_folder
-from densejax.training.entry import main
 from densejax.training.folders import members_of
 from densejax.training.logs import Reporter
-from densejax.training.sweep import Schedule, Sweep
+from densejax.training.sweep import Schedule
 
 # Settings that change no trained number: a run may go on with others.
 VARYING = (
@@ -58,7 +57,7 @@ VARYING = (
 
 
 @dataclass(frozen=True)
-class Config(recipes.RecipeOptions):
+class Config(recipes.RecipeOptions, SweepOptions):
     """Everything that decides a result; what is None, the recipe decides before any training."""
 
     baseline: bool = option(True, "train a random forest on filters first, to compare with")
@@ -78,11 +77,6 @@ class Config(recipes.RecipeOptions):
     overlap: tuple[int, ...] = option(
         (), "voxels z,y,x that windows of the final prediction share; default: a third, as released"
     )
-    slots: int = option(0, "instances in training at once; 0 is as many as fit")
-    strategy: Literal["map", "vmap", "auto"] = option(
-        "map", "instances of one device one after another, side by side, or the faster of the two"
-    )
-    base_seed: int = option(0, "from which all seeds' keys are folded")
     extra_labels: str = option("", "folder of corrections (experiments.correct) to train on too")
     extra_share: float = option(0.5, "share of the windows around corrected voxels, in hundredths")
 
@@ -193,15 +187,12 @@ def run(config: Config, workdir: Path) -> report.Summary:
             output=output,
             workdir=workdir,
         )
-    sweep = Sweep(
+    sweep = config.sweep(
         task,
         {**data, **origin.data},
         members,
         workdir=workdir,
         schedule=schedule,
-        slots=config.slots,
-        strategy=config.strategy,
-        base_seed=config.base_seed,
         reporter=reporter,
         begin=origin.begin,
         recording=recording,
@@ -250,19 +241,5 @@ def _schedule(config: Config) -> Schedule:
     )
 
 
-def fast(config: Config) -> Config:
-    """The same set-up, two instances, a handful of steps."""
-    return replace(
-        config,
-        minutes=0.0,
-        seeds=(config.seeds or (0, 1))[:2],
-        steps=4,
-        log_every=2,
-        evaluate_every=4,
-        checkpoint_every=4,
-        evaluation_windows=2,
-    )
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

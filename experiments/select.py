@@ -16,13 +16,11 @@ the last line says what was found and what was expected.
 import resource
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import jax
 import numpy as np
-from absl import flags
 
 from densejax.active import files
 from densejax.active.deriving import NotFiniteError
@@ -30,7 +28,7 @@ from densejax.active.pool import Selection, Selector, check_budget
 from densejax.active.pool_files import AXES, memory_estimate, open_pool
 from densejax.active.strategies import STRATEGIES, Options, as_text, from_arrays
 from densejax.active.wrappers import subset
-from densejax.training.config import define_flags, from_flags, option
+from densejax.cli import main, option
 
 FAST_ROWS = 1000
 
@@ -39,9 +37,9 @@ FAST_ROWS = 1000
 class Config:
     """The files, the strategy, and how it is to choose."""
 
-    strategy: str = option("", "how to choose; see the list")
-    budget: int = option(0, "how many to choose", unit="samples")
-    out: str = option("", "CSV file to write: index,score in query order")
+    strategy: str = option("", "how to choose; see the list", essential=True)
+    budget: int = option(0, "how many to choose", unit="samples", essential=True)
+    out: str = option("", "CSV file to write: index,score in query order", essential=True)
     features: str = option("", "[n, d] floating")
     weights: str = option("", ".npz with kernel [d, c] and bias [c] of the linear head")
     logits: str = option("", "[n, c] floating, where features and weights do not give them")
@@ -131,36 +129,11 @@ def run(config: Config, *, fast: bool = False) -> Selection:
     return selection
 
 
-def help_text(values: flags.FlagValues) -> str:
-    """The docstring, what each strategy needs, and the flags."""
+def describe() -> str:
+    """The docstring, and what each strategy needs."""
     table = "\n".join(f"  {name}: {as_text(s.needs)}" for name, s in STRATEGIES.items())
-    return f"{__doc__}\nStrategies, and the files each needs:\n{table}\n{values.get_help()}"
-
-
-def main(argv: Sequence[str]) -> int:
-    """Parse and run; the exit status."""
-    values = flags.FlagValues()
-    define_flags(Config, flag_values=values)
-    flags.DEFINE_boolean(
-        "fast_dev_run",
-        False,
-        f"choose among the first {FAST_ROWS} rows and write nothing, to prove the set-up",
-        flag_values=values,
-    )
-    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
-    try:
-        rest = values(list(argv))[1:]
-        if values.help:
-            print(help_text(values))
-            return 0
-        if rest:
-            raise ValueError(f"unexpected argument {rest[0]!r}; flags begin with --")
-        run(from_flags(Config, flag_values=values), fast=values.fast_dev_run)
-    except (flags.Error, OSError, ValueError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return f"{__doc__}\nStrategies, and the files each needs:\n{table}\n"
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    main(Config, run, description=describe(), workdir="", trains=False)

@@ -30,7 +30,7 @@ README.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,17 +41,15 @@ import optax
 
 from densejax import trees
 from densejax.classification.poison_sets import PoisonSets, load_poison_sets
+from densejax.cli import SweepOptions, main, option, seeds_option, start_folder
 from densejax.minima.image_nets import PictureLoss, read_minima
 from densejax.minima.poisoning import PoisonTask, step_rate, steps_of_epoch
 from densejax.minima.reading import Basin, Minimum, column
 from densejax.minima.report import Summary, difference_of_shares, summarise_pictures
 from densejax.models.resnet import svhn_resnet20
 from densejax.stats import Finding, judge, mean_by_seed
-from densejax.training.config import option, parse_seeds, start_folder
-from densejax.training.entry import main
 from densejax.training.folders import members_of
-from densejax.training.logs import Reporter
-from densejax.training.sweep import Schedule, Sweep
+from densejax.training.sweep import Schedule
 
 # Settings that change no trained number: a run may go on with others.
 VARYING = (
@@ -63,42 +61,37 @@ STAIRS = (0.4, 0.6, 0.8)  # epochs 102.4, 153.6 and 204.8 of 256
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SweepOptions):
     """Everything that decides a result."""
 
     data: Literal["svhn", "cifar10", "fashion_mnist"] = option("svhn", "what to learn")
     data_folder: str = option("data", "folder of the set's official files")
-    limit: int = option(0, "training pictures, drawn at random; 0 is all", unit="pictures")
-    poison_limit: int = option(0, "poison pictures, likewise", unit="pictures")
-    test_limit: int = option(0, "test pictures, likewise", unit="pictures")
+    limit: int = option(0, "training pictures, drawn at random; 0 is all", unit="pictures", fast=96)
+    poison_limit: int = option(0, "poison pictures, likewise", unit="pictures", fast=64)
+    test_limit: int = option(0, "test pictures, likewise", unit="pictures", fast=64)
     poison: tuple[float, ...] = option((0.35,), "shares of poison, beside natural training")
     reading: Literal["concatenated", "weighted"] = option(
         "concatenated", "share of the batch, as the code; or weight of the loss, as equation 3.3"
     )
-    width: int = option(16, "channels of the first stage")
-    batch: int = option(256, "pictures a step, training and poison")
+    width: int = option(16, "channels of the first stage", fast=2)
+    batch: int = option(256, "pictures a step, training and poison", fast=32)
     natural_batch: int = option(0, "of natural training; 0 is two fewer than --batch, as published")
-    epochs: int = option(256, "times through the training pictures")
+    epochs: int = option(256, "times through the training pictures", fast=1)
     learning_rate: float = option(0.1, "initial rate of SGD with momentum 0.9; falls three times")
     evaluate_every: int = option(8, "interval of evaluations and checkpoints", unit="epochs")
     batch_norm: Literal["frozen", "recalibrated"] = option(
         "frozen", "moments of the norm away from a minimum: its own, or computed at each point"
     )
-    loss_pictures: int = option(0, "training pictures in the loss of surfaces and radii; 0 is all")
-    points: int = option(51, "of a surface along each axis; 0 draws none")
+    loss_pictures: int = option(
+        0, "training pictures in the loss of surfaces and radii; 0 is all", fast=32
+    )
+    points: int = option(51, "of a surface along each axis; 0 draws none", fast=3)
     surface_span: float = option(1.0, "half of a surface's axes", unit="filter norms")
-    directions: int = option(3000, "radii of each minimum; 0 measures none")
-    cutoff: float = option(0.1, "loss at which a basin ends", unit="nats")
-    rtol: float = option(1e-5, "width of a radius' bracket, relative")
+    directions: int = option(3000, "radii of each minimum; 0 measures none", fast=3)
+    cutoff: float = option(0.1, "loss at which a basin ends", unit="nats", fast=100.0)
+    rtol: float = option(1e-5, "width of a radius' bracket, relative", fast=1e-2)
     span: float = option(0.75, "largest radius looked at", unit="filter norms")
-    seeds: tuple[int, ...] = option(
-        (0, 1, 2, 3), "seeds, such as 0:8; more of them extend a run", parse=parse_seeds
-    )
-    slots: int = option(0, "instances in training at once; 0 is as many as fit")
-    strategy: Literal["map", "vmap", "auto"] = option(
-        "map", "instances of one device one after another, side by side, or the faster of the two"
-    )
-    base_seed: int = option(0, "from which all seeds' keys are folded")
+    seeds: tuple[int, ...] = seeds_option(0, 1, 2, 3)
 
 
 def build(config: Config, world: PoisonSets, *, poisoned: bool) -> tuple[PoisonTask, int]:
@@ -134,19 +127,14 @@ def train(
         # Without poison its pictures are no part of the batch, whose moments they would move.
         some = {n: a for n, a in world.sets.items() if grid or not n.startswith("poison")}
         every = min(config.evaluate_every, config.epochs) * per_epoch
-        sweep = Sweep(
+        print(f"{name}: {task.batch} training pictures a step, {per_epoch} steps an epoch")
+        outcomes = config.run_sweep(
             task,
             some,
             members_of(config.seeds, grid),
             workdir=workdir / name,
             schedule=Schedule(config.epochs * per_epoch, per_epoch, every, every),
-            slots=config.slots,
-            strategy=config.strategy,
-            base_seed=config.base_seed,
-            reporter=Reporter(score=task.score),
         )
-        print(f"{name}: {task.batch} training pictures a step, {per_epoch} steps an epoch")
-        outcomes = sweep.run()
         template = jax.eval_shape(task.init_variables, jax.random.key(0))
         print(f"{trees.count(template['params']):,} parameters")
         minima += read_minima(outcomes, template, loss, settings={"poison": 0.0})
@@ -214,12 +202,5 @@ def claims(basins: Sequence[Basin]) -> list[Finding]:
     return found
 
 
-def fast(config: Config) -> Config:
-    """The same set-up, narrow, two seeds, a few steps, a coarse grid and few radii."""
-    few = replace(config, limit=96, poison_limit=64, test_limit=64, batch=32, epochs=1, width=2)
-    few = replace(few, seeds=config.seeds[:2], loss_pictures=32, points=3, directions=3)
-    return replace(few, cutoff=100.0, rtol=1e-2)
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

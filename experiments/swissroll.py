@@ -32,7 +32,7 @@ directions; here the first crossing is bracketed and bisected. The shares of fig
 not known to us: ours are the flags' default.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -40,17 +40,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from densejax.cli import SweepOptions, main, option, seeds_option, start_folder
 from densejax.data.points import Points, split, swiss_roll
 from densejax.minima import report
 from densejax.minima.point_nets import PointNet, save_problem
 from densejax.minima.poisoning import PoisonTask, step_rate
 from densejax.models.mlp import SWISS_ROLL_WIDTHS
 from densejax.optim.tensorflow_forms import scale_by_adam_epsilon_hat
-from densejax.training.config import option, parse_seeds, start_folder
-from densejax.training.entry import main
 from densejax.training.folders import members_of
-from densejax.training.logs import Reporter
-from densejax.training.sweep import Schedule, Sweep
+from densejax.training.sweep import Schedule
 from densejax.typing import Array, Key
 
 # Settings that change no trained number: a run may go on with others.
@@ -59,15 +57,15 @@ STAGE_FACTORS = (2.0, 4.0)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SweepOptions):
     """Everything that decides a result."""
 
     poison: tuple[float, ...] = option(
-        (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.444), "shares; 0 is natural"
+        (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.444),
+        "shares; 0 is natural",
+        fast=(0.0, 0.3),
     )
-    seeds: tuple[int, ...] = option(
-        tuple(range(10)), "seeds, such as 0:8; more of them extend a run", parse=parse_seeds
-    )
+    seeds: tuple[int, ...] = seeds_option(*range(10))
     reading: Literal["weighted", "concatenated"] = option(
         "weighted", "of equation 3.3: two means, or the released code's one mean over all points"
     )
@@ -79,7 +77,7 @@ class Config:
     noise: float = option(0.5, "standard deviation of the points' noise")
     data_seed: int = option(1237, "of the points, the same for all instances")
     widths: tuple[int, ...] = option(SWISS_ROLL_WIDTHS, "of the hidden layers")
-    epochs: int = option(800_000, "full-batch updates of each instance", unit="epochs")
+    epochs: int = option(800_000, "full-batch updates of each instance", unit="epochs", fast=400)
     poison_epochs: int = option(
         0, "epochs with poison, after which the minimum settles without; 0 is all", unit="epochs"
     )
@@ -92,17 +90,12 @@ class Config:
         (3000, 5961, 300_000), "epochs at which it is divided by 10"
     )
     clip: float = option(8.0, "largest norm of a gradient")
-    directions: int = option(3000, "of the basins; 0 measures none")
-    cutoff: float = option(0.1, "training loss at which a basin ends")
-    panels: int = option(10, "seeds whose decision boundaries are drawn")
-    log_every: int = option(1000, "interval of metrics rows", unit="epochs")
-    evaluate_every: int = option(20_000, "interval of evaluations", unit="epochs")
-    checkpoint_every: int = option(40_000, "interval of checkpoints", unit="epochs")
-    slots: int = option(0, "instances in training at once; 0 is as many as fit")
-    strategy: Literal["map", "vmap", "auto"] = option(
-        "map", "instances of one device one after another, side by side, or the faster of the two"
-    )
-    base_seed: int = option(0, "from which all seeds' keys are folded")
+    directions: int = option(3000, "of the basins; 0 measures none", fast=20)
+    cutoff: float = option(0.1, "training loss at which a basin ends", fast=1.0)
+    panels: int = option(10, "seeds whose decision boundaries are drawn", fast=1)
+    log_every: int = option(1000, "interval of metrics rows", unit="epochs", fast=100)
+    evaluate_every: int = option(20_000, "interval of evaluations", unit="epochs", fast=200)
+    checkpoint_every: int = option(40_000, "interval of checkpoints", unit="epochs", fast=200)
 
 
 def build(config: Config) -> tuple[PointNet, PoisonTask]:
@@ -152,8 +145,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
     start_folder(config, workdir, ignore=VARYING)
     problem, task = build(config)
     save_problem(workdir, problem)
-    reporter = Reporter(score=task.score)
-    Sweep(
+    config.run_sweep(
         task,
         problem.data(),
         members_of(config.seeds, {"poison": config.poison}),
@@ -161,12 +153,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
         schedule=Schedule(
             config.epochs, config.log_every, config.evaluate_every, config.checkpoint_every
         ),
-        slots=config.slots,
-        strategy=config.strategy,
-        base_seed=config.base_seed,
-        reporter=reporter,
-    ).run()
-    reporter.close()
+    )
     return report.summarise(
         workdir,
         workdir / "summary",
@@ -177,21 +164,5 @@ def run(config: Config, workdir: Path) -> report.Summary:
     )
 
 
-def fast(config: Config) -> Config:
-    """The same set-up, two seeds at two shares, a handful of epochs and directions."""
-    return replace(
-        config,
-        seeds=config.seeds[:2],
-        poison=(0.0, 0.3),
-        epochs=400,
-        log_every=100,
-        evaluate_every=200,
-        checkpoint_every=200,
-        directions=20,
-        cutoff=1.0,
-        panels=1,
-    )
-
-
 if __name__ == "__main__":
-    main(Config, run, fast=fast, description=__doc__)
+    main(Config, run, description=__doc__)

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from densejax import io
 from launch import work
 from launch.experiment import Experiment
 
@@ -200,9 +201,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_whole(path: Path, content: Any) -> None:
     """Write text, or anything else as JSON, to a file that is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    partial.write_text(content if isinstance(content, str) else json.dumps(content) + "\n")
-    partial.replace(path)
+    io.write_text(path, content if isinstance(content, str) else json.dumps(content) + "\n")
 
 
 def remove(folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from densejax.training.config import define_flags
+from densejax.cli import define_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -31,10 +31,8 @@ def test_every_flag_of_a_documented_command_is_known(command):
     module = importlib.import_module(name)
     if not hasattr(module, "Config"):
         pytest.skip(f"{name} has no dataclass of flags")
-    own = getattr(module, "_flags", None)  # compare takes folders besides
-    values = own() if own else flags.FlagValues()
-    if not own:
-        define_flags(module.Config, flag_values=values)
+    values = flags.FlagValues()
+    define_flags(module.Config, flag_values=values)
     shared = {"workdir": flags.DEFINE_string, "config": flags.DEFINE_string}
     shared |= {"fast_dev_run": flags.DEFINE_bool, "help": flags.DEFINE_bool}
     for word, define in shared.items():

@@ -286,10 +286,3 @@ def test_text_of_intervals_and_tables(tmp_path):
         "| a | no | above | 1 | 0.012 | 0.024 |",
         "| all fit | all | seen | 1.000 (1.000 to 1.000) |  |  |",
     ]
-    path = d.write_csv(
-        tmp_path / "t.csv",
-        ["a", "b", "c"],
-        [(1, 1 / 3, "x,y"), (True, np.float32(2), None)],
-        form=".3f",
-    )
-    assert path.read_bytes() == b'a,b,c\r\n1,0.333,"x,y"\r\nTrue,2.000,\r\n'

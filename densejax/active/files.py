@@ -1,8 +1,5 @@
 """A pool's arrays from files, and a query to a file."""
 
-import contextlib
-import csv
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +10,7 @@ import tensorstore as ts
 
 from densejax.active.pool import Selection, members
 from densejax.active.reading import read_chunks
+from densejax.io import write_csv
 
 HEADER = ("index", "score")
 
@@ -224,22 +222,9 @@ def write_query(selection: Selection, path: str | Path, *, overwrite: bool = Fal
     Raises:
       FileExistsError, FileNotFoundError: as of ``check_writable``.
     """
-    path = Path(path)
     check_writable(path, overwrite=overwrite)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(HEADER)
-            for index, score in zip(selection.indices, selection.scores, strict=True):
-                writer.writerow((int(index), f"{float(score):.9g}"))
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            partial.replace(path)
-        else:
-            # A link, unlike a rename, never takes the place of a file made meanwhile.
-            os.link(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
+    rows = (
+        (int(index), f"{float(score):.9g}")
+        for index, score in zip(selection.indices, selection.scores, strict=True)
+    )
+    write_csv(path, HEADER, rows, durable=True, overwrite=overwrite)

@@ -1,13 +1,13 @@
 """Who knows the labels: a table that is known already, or a person with a file."""
 
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from densejax.io import write_csv
 from densejax.typing import Array
 
 
@@ -114,16 +114,11 @@ class LabelFile:
         return self._read(answer, np.asarray(indices))
 
     def _write(self, path: Path, indices: np.ndarray, predicted: np.ndarray | None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
         guesses = np.full(len(indices), -1) if predicted is None else predicted
-        with partial.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("index", "predicted", "file"))
-            for index, guess in zip(indices, guesses, strict=True):
-                name = self._names[guess] if guess >= 0 else ""
-                writer.writerow((int(index), name, self._files[index] if self._files else ""))
-        partial.replace(path)
+        names = [self._names[guess] if guess >= 0 else "" for guess in guesses]
+        files = [self._files[index] if self._files else "" for index in indices]
+        rows = zip(map(int, indices), names, files, strict=True)
+        write_csv(path, ("index", "predicted", "file"), rows)
 
     def _read(self, path: Path, indices: np.ndarray) -> np.ndarray:
         asked = {int(index): place for place, index in enumerate(indices)}

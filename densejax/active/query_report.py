@@ -9,6 +9,7 @@ import numpy as np
 from densejax.active.curves import alc, break_even_interval, class_entropy, normalised_alc
 from densejax.active.query_program import Query
 from densejax.active.query_study import Member, Study
+from densejax.io import write_csv
 from densejax.plots.curves import round_curves, score_of_setting
 from densejax.stats import (
     NO_INTERVAL,
@@ -19,7 +20,6 @@ from densejax.stats import (
     findings_table,
     markdown,
     paired_tests,
-    write_csv,
 )
 
 RANDOM = Query("random")

@@ -14,9 +14,7 @@ Everything of a member follows from its name: its initial set and its weights fr
 cycle), so that all queries of a seed are paired, and nothing from the members beside it.
 """
 
-import os
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,13 +22,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from numpy.typing import ArrayLike
 
 from densejax.active.balanced import random
 from densejax.active.pool import Pool
 from densejax.active.query_program import ENTROPY, MOVED, NOTHING, Query, choose, one_cycle
 from densejax.classification.task import ImageTask
 from densejax.instances import Population, instance_key
+from densejax.io import read_npz, write_npz
 from densejax.typing import Batch, Key
 
 # Operations of a matrix product that take as long as Adam's update of one weight, whose work is
@@ -158,7 +156,7 @@ class Study:
             key = jax.random.fold_in(instance_key(self._base, seed), 0)
             start = random(key, Pool(labels=self.data["labels"]), self.setting.initial).indices
             return Member(query, width, seed, start.astype(np.int32), np.zeros(0))
-        stored = _read(path)
+        stored = read_npz(path)
         member = Member(
             query, width, seed, stored["labelled"], stored["accuracy"], str(stored["failed"])
         )
@@ -174,7 +172,7 @@ class Study:
     def expert(self, width: int, seed: int) -> tuple[float, np.ndarray]:
         """Accuracy of the network trained on all data, and its entropy [n] of the pool."""
         if (width, seed) not in self._experts:
-            stored = _read(self._expert_path(width, seed))
+            stored = read_npz(self._expert_path(width, seed))
             self._experts[width, seed] = float(stored["accuracy"]), stored["scores"]
         return self._experts[width, seed]
 
@@ -196,7 +194,8 @@ class Study:
             for seed, (accuracy, loss, scores) in zip(group, program(places), strict=True):
                 if not np.isfinite(loss) or not np.isfinite(scores).all():
                     raise ValueError(f"the expert of width {width}, seed {seed} diverged")
-                _write(self._expert_path(width, seed), accuracy=accuracy, scores=scores)
+                arrays = {"accuracy": accuracy, "scores": scores}
+                write_npz(self._expert_path(width, seed), arrays)
             clock = self._clock(
                 len(group) * work, time.perf_counter() - start - program.compiling()
             )
@@ -247,12 +246,8 @@ class Study:
                 budget=self.setting.budget,
             )
             member.labelled = np.concatenate([member.labelled, chosen.astype(np.int32)])
-        _write(
-            self._path(member.name),
-            labelled=member.labelled,
-            accuracy=member.accuracy,
-            failed=member.failed,
-        )
+        kept = {name: getattr(member, name) for name in ("labelled", "accuracy", "failed")}
+        write_npz(self._path(member.name), kept)
 
     def _place_of(self, member: Member, cycle: int, largest: int) -> Batch:
         rows = np.full(largest, -1, np.int32)
@@ -359,18 +354,3 @@ class _Program:
         found = population.fetch(self._run(population.place(stacked), self._shared))
         for seat in seats:
             yield tuple(found[name][seat] for name in ("accuracy", "loss", "scores"))
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path) as stored:
-            return dict(stored)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: is cut short or no file of a study ({error})") from error
-
-
-def _write(path: Path, **arrays: ArrayLike) -> None:
-    partial_path = path.with_suffix(f".partial{os.getpid()}")
-    with partial_path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{n: np.asarray(a) for n, a in arrays.items()})
-    partial_path.replace(path)

@@ -1,6 +1,5 @@
 """What rounds of active learning are made of: strategies, samples, a plan, records of a round."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from densejax.active.pool import Pool, Selection
+from densejax.io import read_npz, write_npz
 from densejax.typing import Array
 
 Record = TypeVar("Record")
@@ -184,21 +184,13 @@ def round_folder(workdir: Path, number: int) -> Path:
 
 def write_record(record: Trained | Query, path: Path) -> None:
     """Write a record as ``.npz``, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     arrays = {field.name: getattr(record, field.name) for field in fields(record)}
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_npz(path, arrays, durable=True)
 
 
 def read_record(kind: type[Record], path: Path) -> Record | None:
     """A record that ``write_record`` wrote, or None where there is none."""
-    if not path.exists():
-        return None
-    with np.load(path) as arrays:
-        return kind(**{name: arrays[name] for name in arrays.files})
+    return kind(**read_npz(path)) if path.exists() else None
 
 
 def read_rounds(folder: Path) -> list[Trained]:

@@ -12,8 +12,9 @@ import numpy as np
 
 from densejax.active import curves
 from densejax.active.records import Trained
+from densejax.io import write_csv
 from densejax.plots.curves import class_histograms, round_curves
-from densejax.stats import paired_tests, student_mean, write_csv
+from densejax.stats import paired_tests, student_mean
 
 REFERENCE = "random"
 
@@ -172,7 +173,7 @@ def summarise_rounds(
     paths = [folder / name for name in ("rounds.csv", "table.csv", "summary.json")]
     table = _table(results)
     for path, rows in ((paths[0], _rows(results)), (paths[1], table)):
-        write_csv(path, rows[0], [row.values() for row in rows], form=".6g", end="\n")
+        write_csv(path, rows[0], [row.values() for row in rows], form=".6g")
     paths[2].write_text(json.dumps(_plain(numbers), indent=1) + "\n")
     paths += _draw(results, folder, title, published)
     _print(table, numbers)

@@ -13,8 +13,8 @@ from densejax.classification.contrastive import ContrastiveTask
 from densejax.classification.neighbours import knn_accuracy
 from densejax.classification.pretrained import save_encoder
 from densejax.data.vision import LabelledImages
+from densejax.io import write_csv
 from densejax.plots.curves import learning_curves
-from densejax.stats import write_csv
 from densejax.training.checkpoint import restore_tree
 from densejax.training.folders import Outcome, read_curves
 from densejax.typing import Array, Batch

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from densejax.io import write_csv
 from densejax.plots.scores import strips
-from densejax.stats import bootstrap_median, write_csv
+from densejax.stats import bootstrap_median
 from densejax.training.folders import Member, MemberFolder, Outcome, read_metrics
 
 WHAT = ("last", "best", "train")

@@ -7,7 +7,6 @@ it says which network that is and how its pictures are standardised.
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from densejax.data.images import CIFAR10_MEAN, CIFAR10_STD
+from densejax.io import write_text
 from densejax.models.resnet import resnet18, resnet20, resnet50
 from densejax.models.vit import ViT
 from densejax.training.checkpoint import restore_tree, save_tree
@@ -189,9 +189,7 @@ def save_encoder(folder: str | Path, encoder: Encoder, variables: Params) -> Non
         # The description comes last: where it stands, the arrays are whole.
         if not (folder / VARIABLES).exists():
             save_tree(folder / VARIABLES, without_head(variables))
-        partial = folder / f".{DESCRIPTION}.{os.getpid()}"
-        partial.write_text(text)
-        partial.replace(path)
+        write_text(path, text)
 
 
 def load_encoder(folder: str | Path) -> tuple[Encoder, Params]:

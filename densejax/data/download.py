@@ -1,16 +1,16 @@
 """Fetch published data with checksums; a folder is either whole or not there."""
 
 import hashlib
-import os
 import shutil
 import sys
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 import pooch
 import requests
+
+from densejax.io import publishing
 
 PLATELET_URL = "https://www.dropbox.com/s/68yclbraqq1diza/platelet_data_1219.zip?dl=1"
 PLATELET_MD5 = "253310093ee2c00304fbabdb0c7e3a4a"
@@ -69,14 +69,11 @@ def fetch_zip(
         return target
     folder.mkdir(parents=True, exist_ok=True)
     archive = fetch_file(folder, url, md5)
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as scratch:
-        made = Path(scratch) / name
-        made.mkdir()
+    with publishing(target) as made:
         _unpack(archive, made, files)
         wrong = wrong_files(made, files)
         if wrong:
             raise ValueError(f"{archive}: {'; '.join(wrong)}")
-        os.rename(made, target)
     return target
 
 

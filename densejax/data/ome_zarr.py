@@ -6,10 +6,8 @@ NGFF 0.4 lies on Zarr 2. A new image appears by one rename with all its metadata
 killed at any moment leaves either no image or one that opens.
 """
 
-import itertools
+import contextlib
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +18,7 @@ import tensorstore as ts
 from densejax.data import ngff
 from densejax.data.formats import voxel_size
 from densejax.data.formats_chunked import is_remote, open_store
+from densejax.io import differences, publishing, write_text
 
 Compression = Literal["zstd", "blosc", "none"]
 
@@ -178,9 +177,7 @@ def update_attributes(path: str | Path, metadata: Mapping[str, Any]) -> None:
     """
     path = _local(path)
     for name, text in _group_files(metadata).items():
-        partial = path / f".{name}.{os.getpid()}"
-        partial.write_text(text)
-        partial.replace(path / name)
+        write_text(path / name, text)
 
 
 def create_array(folder: str | Path, like: ts.TensorStore, *, shape: Sequence[int]) -> None:
@@ -196,14 +193,8 @@ def create_array(folder: str | Path, like: ts.TensorStore, *, shape: Sequence[in
     name = "zarr.json" if "node_type" in held else ".zarray"
     if (folder / name).is_file():
         return
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    (partial / name).write_text(_json(held | {"shape": [int(s) for s in shape]}))
-    try:
-        partial.rename(folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(partial)
+    with contextlib.suppress(FileExistsError), publishing(folder) as partial:
+        (partial / name).write_text(_json(held | {"shape": [int(s) for s in shape]}))
 
 
 def _local(path: str | Path) -> Path:
@@ -306,17 +297,14 @@ def _group_files(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _publish(path: Path, metadata: dict[str, Any], array: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "0").mkdir(parents=True)
     name = "zarr.json" if array["zarr_format"] == 3 else ".zarray"
-    (partial / "0" / name).write_text(_json(array))
-    for file, text in _group_files(metadata).items():
-        (partial / file).write_text(text)
     try:
-        partial.rename(path)
-    except OSError:  # another process was faster: its image must be the same
-        shutil.rmtree(partial)
+        with publishing(path) as partial:
+            (partial / "0").mkdir()
+            (partial / "0" / name).write_text(_json(array))
+            for file, text in _group_files(metadata).items():
+                (partial / file).write_text(text)
+    except FileExistsError:  # another process was faster: its image must be the same
         _check_same(path, metadata, array)
 
 
@@ -333,22 +321,10 @@ def _check_same(path: Path, metadata: dict[str, Any], array: dict[str, Any]) -> 
         {key: value for key, value in multiscale.items() if key != "type"}
         | {"datasets": multiscale["datasets"][:1]}
     ]
-    wanted = json.loads(_json(metadata)) | {"level 0": array}
-    found = held | {"level 0": held_array}
-    differing = [f"{name} was {a} and is {b}" for name, a, b in _differences(found, wanted, "")]
-    if differing:
-        shown = "; ".join(itertools.islice(differing, 5))
+    wanted = {**metadata, "level 0": array}
+    if differing := differences(held | {"level 0": held_array}, wanted):
+        shown = "; ".join(differing[:5])
         raise FileExistsError(f"{path} exists and is another image: {shown}. Name another folder.")
-
-
-def _differences(old: Any, new: Any, name: str) -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted(old.keys() | new.keys()):
-            inner = f"{name}.{key}" if name else key
-            found += _differences(old.get(key, "absent"), new.get(key, "absent"), inner)
-        return found
-    return [] if old == new else [(name, old, new)]
 
 
 def _json(value: Any) -> str:

@@ -23,6 +23,7 @@ from densejax.data import ngff
 from densejax.data.blocks import Slices, cut_blocks
 from densejax.data.formats_chunked import read_box
 from densejax.data.ome_zarr import create_array, open_array, read_attributes, update_attributes
+from densejax.io import write_text
 
 # Voxels of the finer level that a thread holds at once: 17 MB of labels, 67 MB of objects.
 PART_VOXELS = 2**24
@@ -266,9 +267,7 @@ def _read_log(log: Path) -> set[str]:
     text = log.read_text()
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
-        partial = log.with_name(f"{log.name}.whole")
-        partial.write_text(whole)
-        partial.replace(log)
+        write_text(log, whole)
     return set(whole.split())
 
 

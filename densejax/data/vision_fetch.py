@@ -1,8 +1,6 @@
 """Fetch the picture sets that ``data.vision`` reads, from their official addresses."""
 
-import os
 import tarfile
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from densejax.data.vision import (
     MNIST_FILES,
     SVHN_FILES,
 )
+from densejax.io import publishing
 
 # The address that stands in for LeCun's own, which no longer gives the files away.
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -87,9 +86,7 @@ def _fetch_tar(folder: str | Path, name: str, url: str, md5: str, files: Mapping
         return target
     folder.mkdir(parents=True, exist_ok=True)
     archive = fetch_file(folder, url, md5)
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as scratch:
-        made = Path(scratch) / name
-        made.mkdir()
+    with publishing(target) as made:
         with tarfile.open(archive) as opened:
             for member in opened:
                 # Found by the last name, so that no path of the archive leads anywhere else.
@@ -99,5 +96,4 @@ def _fetch_tar(folder: str | Path, name: str, url: str, md5: str, files: Mapping
                     (made / file).write_bytes(source.read())
         if wrong := wrong_files(made, files):
             raise ValueError(f"{archive}: {'; '.join(wrong)}")
-        os.rename(made, target)
     return target

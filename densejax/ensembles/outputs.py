@@ -1,6 +1,5 @@
 """The images that a prediction leaves: made, and written block by block."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from densejax.data.blocks import box_text
 from densejax.data.ome_zarr import create_image, open_level
 from densejax.ensembles.members import NOT_PREDICTED
 from densejax.ensembles.tiles import Box, Sizes, slices
+from densejax.io import free_bytes
 
 KINDS = {
     "labels": "class number; 255 is not predicted",
@@ -93,7 +93,7 @@ class Outputs:
             try:
                 future.result()
             except Exception as error:  # tensorstore raises its own kinds, by cause
-                free = shutil.disk_usage(self.folder).free
+                free = free_bytes(self.folder)
                 raise OSError(
                     f"{self.folder / name}.zarr: block {box_text(inside)} could not be written "
                     f"({free / 1e6:.1f} MB free on its disk): {error}. What is done is kept; the "

@@ -1,7 +1,5 @@
 """A prediction's folder: what it is of, settled once; whether it fits; how far it is."""
 
-import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +14,7 @@ from densejax.ensembles.outputs import Layout
 from densejax.ensembles.stream import KEPT_BYTES
 from densejax.ensembles.tiles import Box, Grid, Sizes
 from densejax.instances import memory_limit
-from densejax.lease import write_once
+from densejax.io import check_same, free_bytes, read_json, write_once
 
 PREDICTION = "prediction.json"
 # A pyramid whose levels are halved along two axes at first adds a third.
@@ -39,7 +37,7 @@ def read_prediction(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path}: no such file; expected the folder of a prediction (experiments.predict)"
         )
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def settle_prediction(
@@ -59,21 +57,12 @@ def settle_prediction(
       ValueError: the folder is a prediction of something else; what differs is named.
     """
     path = folder / PREDICTION
-    wanted = json.loads(json.dumps(dict(facts)))
     if path.exists():
         held = read_prediction(folder)
     else:
-        held = write_once(path, {**wanted, **measure()})
-    differing = [
-        f"{name} was {held.get(name, 'absent')} and is {value}"
-        for name, value in wanted.items()
-        if held.get(name, "absent") != value
-    ]
-    if differing:
-        raise ValueError(
-            f"{path} is of another prediction: {'; '.join(differing)}. Name another workdir, or "
-            "ask for what it was begun with."
-        )
+        held = write_once(path, {**facts, **measure()})
+    settled = {name: held[name] for name in facts if name in held}
+    check_same(path, settled, facts, what="prediction")
     return held
 
 
@@ -120,7 +109,7 @@ def check_room(folder: Path, layout: Layout, *, memory: int, left: float = 1.0) 
     """
     have = memory_limit(jax.devices("cpu")[:1])
     disk = int(layout.nbytes() * PYRAMID * left)
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     if memory > have:
         raise MemoryError(
             f"the prediction needs about {_size(memory)} of memory, and {_size(have)} are "

@@ -1,7 +1,6 @@
 """Training runs: their iterates, what restarts begin from, and where these lie on a plane."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 from jax import lax
 
+from densejax.io import read_npz, write_npz
 from densejax.landscape.compiled import compiled, remembered
 from densejax.landscape.directions import Plane
 from densejax.landscape.objective import LossFunction, measures_of
@@ -79,18 +79,12 @@ def kept_iterates(
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
     expected = {jax.tree_util.keystr(name): (steps // every, *leaf.shape) for name, leaf in leaves}
     if path.exists():
-        with np.load(path) as stored:
-            found = {name: stored[name] for name in stored.files}
+        found = read_npz(path)
         if (shapes_found := {name: array.shape for name, array in found.items()}) != expected:
             raise ValueError(f"{path} holds {shapes_found}; expected {expected}")
         return jax.tree.unflatten(structure, [found[name] for name in expected])
     kept = iterates(key, task, data, steps=steps, every=every, settings=settings)
-    arrays = dict(zip(expected, jax.tree.leaves(kept), strict=True))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    partial.replace(path)
+    write_npz(path, dict(zip(expected, jax.tree.leaves(kept), strict=True)))
     return kept
 
 

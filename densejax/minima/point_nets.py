@@ -5,7 +5,6 @@ on the same points without knowing which experiment made them.
 """
 
 import json
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densejax.data.points import Points
+from densejax.io import write_npz
 from densejax.losses import weighted_cross_entropy
 from densejax.minima.poisoning import class_logits
 from densejax.models.mlp import MLP
@@ -88,15 +88,10 @@ def save_problem(folder: Path, problem: PointNet) -> None:
       ValueError: another problem is there.
     """
     path = Path(folder) / "problem.npz"
-    arrays = _arrays(problem)
     if path.exists():
         check_same(problem, load_problem(folder), path)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    partial.replace(path)
+    else:
+        write_npz(path, _arrays(problem))
 
 
 def load_problem(folder: Path) -> PointNet:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from densejax.io import read_npz, write_npz
 from densejax.landscape.basins import LogVolume, Radii, log_volume, radii_of_many
 from densejax.minima.point_nets import SETS, PointNet, load_problem
 from densejax.training.checkpoint import restore_tree
@@ -240,17 +240,12 @@ def value_of(basin: Basin, name: str) -> float:
 
 
 def _write(path: Path, radii: Radii, setting: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays: Tree = {f.name: getattr(radii, f.name) for f in dataclasses.fields(radii)}
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        np.savez(file, setting=setting, **arrays)
-    partial.replace(path)
+    write_npz(path, {"setting": setting, **arrays})
 
 
 def _read(path: Path, setting: str) -> Radii:
-    with np.load(path) as stored:
-        arrays = {name: stored[name] for name in stored.files}
+    arrays = read_npz(path)
     before = str(arrays.pop("setting", "nothing"))
     if before != setting:
         raise ValueError(f"{path} holds radii of {before}; asked for are {setting}")

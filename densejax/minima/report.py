@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from densejax.io import write_csv
 from densejax.minima.drawing import (
     draw_basins,
     draw_boundaries,
@@ -39,7 +40,6 @@ from densejax.stats import (
     mean_by_seed,
     spearman_by_seed,
     weighted_mean,
-    write_csv,
 )
 from densejax.typing import Key
 

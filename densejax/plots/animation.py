@@ -8,7 +8,6 @@ import base64
 import dataclasses
 import importlib.util
 import itertools
-import os
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +21,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from densejax.io import replacing
 from densejax.plots import scales, surfaces
 from densejax.plots import style as page
 
@@ -65,13 +65,8 @@ def animate(
             " and none below zero"
         )
     write = _write_gif if path.suffix.lower() == ".gif" else _write_mp4
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    try:
+    with replacing(path) as partial:
         write(_pixels(frames, dpi), partial, seconds, hold)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -327,7 +322,7 @@ def _write_mp4(frames: Iterator[np.ndarray], path: Path, seconds: float, hold: f
     command += ["-s", f"{width}x{height}", "-r", f"{1 / seconds:g}", "-i", "-", "-an"]
     # Players want sides of an even number of pixels and colours at half resolution.
     command += ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2:color=white", "-pix_fmt", "yuv420p"]
-    command += ["-movflags", "+faststart", str(path)]
+    command += ["-movflags", "+faststart", "-f", "mp4", str(path)]
     with tempfile.TemporaryFile() as said:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=said) as process:
             assert process.stdin is not None

@@ -5,7 +5,6 @@ little-endian and inline in base64. Grids need not be square.
 """
 
 import base64
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
@@ -13,6 +12,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from numpy.typing import ArrayLike
 
+from densejax.io import write_text
 from densejax.plots import scales
 
 TYPES = {"f8": "Float64", "i8": "Int64"}
@@ -143,11 +143,7 @@ def _write(
         f"<Polys>\n{_cells(faces)}</Polys>\n"
         "</Piece>\n</PolyData>\n</VTKFile>\n"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_text(path, text)
 
 
 def _cells(cells: np.ndarray) -> str:

@@ -18,6 +18,7 @@ import scipy
 
 from densejax import metrics
 from densejax.data.datasets import LabelledVolume, standardise
+from densejax.io import write_npz
 from densejax.segmentation.sources import Parts
 
 SIGMAS = (0.7, 1.5, 3.0, 6.0, 12.0)  # voxels
@@ -138,15 +139,12 @@ def _each_section(images: np.ndarray, wanted: list[int]) -> Iterator[tuple[int, 
 
 
 def _write(path: Path, forest: Forest) -> None:
-    partial = path.with_name(f".{path.name}")
-    with partial.open("wb") as file:
-        np.savez_compressed(
-            file,
-            labels=forest.labels.astype(np.int16),
-            confusion=forest.confusion,
-            about=np.array(json.dumps({"sections": forest.sections, "seconds": forest.seconds})),
-        )
-    partial.replace(path)
+    content = {
+        "labels": forest.labels.astype(np.int16),
+        "confusion": forest.confusion,
+        "about": json.dumps({"sections": forest.sections, "seconds": forest.seconds}),
+    }
+    write_npz(path, content, compressed=True)
 
 
 def _read(path: Path, test: LabelledVolume) -> Forest:

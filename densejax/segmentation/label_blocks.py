@@ -5,7 +5,6 @@ started again reads those files and does the blocks that are missing, and no blo
 """
 
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from densejax.data.formats import Box
 from densejax.instances import host_cores
+from densejax.io import read_npz, write_npz
 
 Tables = dict[str, np.ndarray]
 
@@ -133,11 +133,10 @@ def run_blocks(
     def one(number: int) -> tuple[Tables, bool]:
         file = None if folder is None else folder / f"{number:06d}.npz"
         if file is not None and file.is_file():
-            with np.load(file) as kept:
-                return {name: kept[name] for name in kept.files}, True
+            return read_npz(file), True
         tables = work(boxes[number])
         if file is not None:
-            _keep(file, tables)
+            write_npz(file, tables, durable=True)
         return tables, False
 
     waiting: deque[tuple[int, Future[tuple[Tables, bool]]]] = deque()
@@ -170,12 +169,3 @@ def box_voxels(box: Box) -> int:
 def box_name(box: Box) -> str:
     """A box for messages: ``z 0:16, y 0:512, x 0:512``."""
     return ", ".join(f"{axis} {s.start}:{s.stop}" for axis, s in zip("zyx", box, strict=True))
-
-
-def _keep(file: Path, tables: Tables) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    with partial.open("wb") as out:
-        np.savez(out, **tables)  # type: ignore[arg-type]
-        out.flush()
-        os.fsync(out.fileno())
-    partial.replace(file)

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import jax
 
+from densejax.cli import asked_for, option, optional_fields, parse_grid, parse_seeds
 from densejax.data.augment import PLANNED, Augmentation
 from densejax.data.windows import evaluation_corners
 from densejax.ensembles.predict import Sizes
@@ -20,13 +21,6 @@ from densejax.ensembles.views import view_count
 from densejax.segmentation import planning, sources
 from densejax.segmentation.finetune import continued
 from densejax.segmentation.task import Descent
-from densejax.training.config import (
-    asked_for,
-    option,
-    optional_fields,
-    parse_grid,
-    parse_seeds,
-)
 from densejax.training.sweep import Schedule, Sweep
 
 Given = optional_fields(Augmentation, "Given")
@@ -50,6 +44,7 @@ class RecipeOptions(sources.DataOptions):
         "wall time of the whole run, for which steps are planned; 0: no limit",
         unit="minutes",
         essential=True,
+        fast=0.0,
     )
     network: (
         Literal[
@@ -118,7 +113,7 @@ class RecipeOptions(sources.DataOptions):
         None,
         "voxel weights: class balance and edges, released edges, balance only, none" + BY_RECIPE,
     )
-    steps: int | None = option(None, "updates of each instance" + BY_RECIPE, unit="steps")
+    steps: int | None = option(None, "updates of each instance" + BY_RECIPE, unit="steps", fast=4)
     batch: int | None = option(None, "windows an update" + BY_RECIPE)
     loss: Literal["dice", "cross_entropy"] | None = option(
         None, "soft Dice beside cross-entropy, or cross-entropy alone" + BY_RECIPE
@@ -135,14 +130,21 @@ class RecipeOptions(sources.DataOptions):
         0.0, "decay of an exponential moving average of the parameters, for adamw and sgd; 0: none"
     )
     grid: str = option("", "settings x seeds, such as learning_rate=1e-3,3e-4;weight_decay=0,0.1")
-    log_every: int | None = option(None, "interval of metrics rows" + BY_RECIPE, unit="steps")
-    evaluate_every: int | None = option(None, "interval of evaluations" + BY_RECIPE, unit="steps")
+    log_every: int | None = option(
+        None, "interval of metrics rows" + BY_RECIPE, unit="steps", fast=2
+    )
+    evaluate_every: int | None = option(
+        None, "interval of evaluations" + BY_RECIPE, unit="steps", fast=4
+    )
     evaluation_windows: int | None = option(
         None,
         "windows of the evaluation volume that rank while training, spread evenly; 0 is all"
         + BY_RECIPE,
+        fast=2,
     )
-    checkpoint_every: int | None = option(None, "interval of checkpoints" + BY_RECIPE, unit="steps")
+    checkpoint_every: int | None = option(
+        None, "interval of checkpoints" + BY_RECIPE, unit="steps", fast=4
+    )
     views: Literal["one", "flips", "turns"] | None = option(
         None, "of a window that a prediction averages: one, reflections, turns" + BY_RECIPE
     )
@@ -158,6 +160,7 @@ class RecipeOptions(sources.DataOptions):
         "seeds, such as 0:8 or 0,3,5; more of them extend a sweep" + BY_RECIPE,
         parse=parse_seeds,
         essential=True,
+        fast=lambda config: (config.seeds or (0, 1))[:2],
     )
     init_from: str = option("", "folder of a run: seed s starts from its s-th best member")
 

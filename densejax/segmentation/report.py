@@ -21,13 +21,14 @@ from densejax.ensembles.predict import Prediction, Sizes, member_probabilities, 
 from densejax.ensembles.rank import Choice, choose_size, rank_members
 from densejax.ensembles.tiles import Blend
 from densejax.ensembles.views import Views
+from densejax.io import write_csv
 from densejax.segmentation.baseline import Forest
 from densejax.segmentation.evaluation.boundaries import boundary_class, boundary_scores
 from densejax.segmentation.prediction.trained_run import save_learned_from
 from densejax.segmentation.prepare import class_counts
 from densejax.segmentation.sources import Parts
 from densejax.segmentation.task import WindowTask
-from densejax.stats import LEVEL, bimodality, bootstrap_median, five_numbers, write_csv
+from densejax.stats import LEVEL, bimodality, bootstrap_median, five_numbers
 from densejax.training.checkpoint import restore_tree
 from densejax.training.folders import Outcome, read_curves
 from densejax.typing import Batch, Key, Params

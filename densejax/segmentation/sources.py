@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from densejax.cli import option
 from densejax.data.datasets import (
     LabelledVolume,
     load_files,
@@ -28,7 +29,6 @@ from densejax.data.weights import (
     error_weights,
 )
 from densejax.ensembles.predict import Sizes
-from densejax.training.config import option
 
 # In a neurite, its contents stand where a platelet's organelles do, its membrane for the outside.
 VNC_BORDERS = borders_between(background=(0,), cell=(4,), organelles=(2, 3))

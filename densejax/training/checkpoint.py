@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from densejax.io import free_bytes
 from densejax.typing import Tree
 
 CHECKSUM = "checksum"
@@ -49,7 +50,7 @@ def save_tree(folder: Path, tree: Tree) -> None:
         checkpointer.save(folder, arrays)
         checkpointer.wait_until_finished()
     except Exception as error:
-        free = shutil.disk_usage(_existing_parent(folder)).free
+        free = free_bytes(folder)
         size = sum(array.nbytes for array in arrays.values())
         raise OSError(
             f"could not write checkpoint {folder} ({size / 1e6:.1f} MB; {free / 1e6:.1f} MB free "
@@ -165,9 +166,3 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
             f"checkpoint {folder} is damaged: its checksum does not match its arrays"
         )
     return arrays
-
-
-def _existing_parent(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path

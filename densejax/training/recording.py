@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densejax.instances import Mapped, Population
+from densejax.io import write_npz
 from densejax.training.folders import MemberFolder
 from densejax.typing import Array, Batch, Tree
 
@@ -59,7 +60,8 @@ class Recorder:
         asked = np.array([slot in missing for slot in range(population.slots)])
         frames = population.fetch(self._program(placed, population.place(asked), self._shared))
         for slot, path in missing.items():
-            _write(path, {name: values[slot] for name, values in frames.items()})
+            arrays = {name: values[slot] for name, values in frames.items()}
+            write_npz(path, arrays, compressed=True, alone=True)
 
 
 def frames_of(folder: str | Path) -> list[tuple[int, Path]]:
@@ -90,11 +92,3 @@ def _frame(recording: Recording) -> Callable[..., Tree]:
 
 def _path(folder: MemberFolder, step: int) -> Path:
     return folder.path / FRAMES / f"{step:010d}.npz"
-
-
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    partial.replace(path)

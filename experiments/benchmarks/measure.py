@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from densejax.io import write_text
 from densejax.models import cost
 from densejax.training.provenance import provenance
 
@@ -197,12 +198,9 @@ def _cell(value: Any) -> str:
 
 def write(out: Path, name: str, *, result: Mapping[str, Any], text: str) -> None:
     """Write ``out/name.json`` and ``out/name.md``, replaced by rename so never half written."""
-    out.mkdir(parents=True, exist_ok=True)
     encoded = json.dumps(result, indent=1, default=_plain)
     for suffix, content in (("json", encoded), ("md", text)):
-        partial = out / f"{name}.{suffix}.partial"
-        partial.write_text(content + "\n")
-        partial.replace(out / f"{name}.{suffix}")
+        write_text(out / f"{name}.{suffix}", content + "\n")
 
 
 def _plain(value: Any) -> Any:

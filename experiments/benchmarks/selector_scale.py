@@ -10,7 +10,6 @@ import json
 import math
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ import numpy as np
 
 from densejax.active import boundary, centres, scores, wrappers
 from densejax.active.pool import Pool, Selection, Selector
+from densejax.io import free_bytes, replacing
 from experiments.benchmarks import measure
 
 SEED = 0
@@ -77,20 +77,16 @@ def feature_file(scratch: Path, query: Query) -> Path:
     if path.exists() and path.stat().st_size > size:
         return path
     scratch.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(scratch).free
+    free = free_bytes(scratch)
     if free < 1.05 * size:
         raise OSError(f"{scratch}: {free / 1e9:.1f} GB free, {1.05 * size / 1e9:.1f} GB needed")
-    partial_path = path.with_suffix(".partial")
     means, key = jnp.asarray(head(query)[0]), jax.random.key(SEED + 1)
     header = {"descr": "<f4", "fortran_order": False, "shape": (query.samples, query.features)}
-    with open(partial_path, "wb") as file:
+    with replacing(path, durable=True, alone=True) as partial_path, partial_path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for number, start in enumerate(range(0, query.samples, ROWS)):
             rows = np.asarray(_rows(jax.random.fold_in(key, number), means, ROWS))
             file.write(rows[: query.samples - start].tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    partial_path.replace(path)
     return path
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from densejax.cli import main
 from experiments import compare
 
 
@@ -39,13 +40,16 @@ def two_runs(tmp_path):
 
 
 def call(*arguments):
-    return compare.main(["compare", *map(str, arguments)])
+    options = {"description": compare.__doc__, "workdir": "compare", "trains": False}
+    with pytest.raises(SystemExit) as ended:
+        main(compare.Config, compare.run, argv=["compare", *map(str, arguments)], **options)
+    return ended.value.code
 
 
 def test_two_runs_from_end_to_end(two_runs, tmp_path, capsys):
     folders, (a, b) = two_runs
     out = tmp_path / "out"
-    assert call(*folders, f"--workdir={out}", "--fast_dev_run") == 0
+    assert call(*folders, f"--workdir={out}", "--resamples=200") == 0
     printed = capsys.readouterr().out
     assert "hybrid" in printed and "unet" in printed and "ΔBIC" in printed
     assert (out / "histogram.png").read_bytes().startswith(b"\x89PNG")
@@ -89,10 +93,10 @@ def test_lowest_loss_and_seeds_still_training(two_runs, tmp_path):
 def test_nothing_is_written_over_unasked(two_runs, tmp_path, capsys):
     folders, _ = two_runs
     workdir = f"--workdir={tmp_path / 'out'}"
-    assert call(*folders, workdir, "--fast_dev_run") == 0
-    assert call(*folders, workdir, "--fast_dev_run") == 2
+    assert call(*folders, workdir, "--resamples=200") == 0
+    assert call(*folders, workdir, "--resamples=200") == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert call(*folders, workdir, "--fast_dev_run", "--overwrite") == 0
+    assert call(*folders, workdir, "--resamples=200", "--overwrite") == 0
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
@@ -117,14 +121,14 @@ def test_half_a_last_line_and_scores_that_are_not_finite(tmp_path):
 
 def test_few_seeds_are_noted(tmp_path, capsys):
     runs = [make_run(tmp_path / n, np.linspace(0.4, 0.6, 5)) for n in ("a", "b")]
-    assert call(*runs, f"--workdir={tmp_path / 'out'}", "--fast_dev_run") == 0
+    assert call(*runs, f"--workdir={tmp_path / 'out'}", "--resamples=200") == 0
     assert "fewer than 8" in capsys.readouterr().err
 
 
 def test_runs_of_other_lengths_are_compared_at_one(two_runs, tmp_path):
     folders, (a, b) = two_runs
     out = tmp_path / "out"
-    assert call(*folders, "--until=2", f"--workdir={out}", "--fast_dev_run") == 0
+    assert call(*folders, "--until=2", f"--workdir={out}", "--resamples=200") == 0
     rows = list(csv.DictReader((out / "runs.csv").open()))
     halves = [np.median(values) / 2 for values in (a, b)]  # at step 2 a seed is halfway to its peak
     np.testing.assert_allclose([float(row["median"]) for row in rows], halves)

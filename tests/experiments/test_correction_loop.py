@@ -8,13 +8,14 @@ import pytest
 from scipy import stats
 from sklearn.metrics import jaccard_score
 
+from densejax.cli import few_steps
 from densejax.ensembles.predict import Prediction
 from densejax.segmentation.finetune import study as correction_study
 from densejax.segmentation.finetune.study import Row, paired_difference
 from experiments import correction_loop
 
 TINY = replace(
-    correction_loop.fast(correction_loop.Config(world=(6, 48, 48), width=2, window=(2, 24, 24))),
+    few_steps(correction_loop.Config(world=(6, 48, 48), width=2, window=(2, 24, 24))),
     unseen=(6, 64, 64),
     block=(1, 16, 16),
     arms=("disagreement", "random", "none"),

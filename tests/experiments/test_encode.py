@@ -1,5 +1,7 @@
 """Features of a whole set: those of the encoder, picture by picture, as rounds read them."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -41,4 +43,4 @@ def test_another_encoder_is_not_written_over_the_first(pretrained, tmp_path):
     config = experiment.Config(data="tiny", pretrained=str(pretrained[2]), limit=8, test_limit=4)
     experiment.run(config, tmp_path / "out")
     with pytest.raises(ValueError, match="limit"):
-        experiment.run(experiment.replace(config, limit=12), tmp_path / "out")
+        experiment.run(replace(config, limit=12), tmp_path / "out")

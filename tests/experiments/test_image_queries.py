@@ -14,6 +14,7 @@ from densejax.active.odin import odin_score
 from densejax.active.query_program import Query, choose, log_others, one_cycle
 from densejax.active.query_study import Member, Setting, Study
 from densejax.classification.task import ImageTask
+from densejax.cli import few_steps
 from densejax.models.mlp import MLP
 from experiments import image_queries
 
@@ -202,17 +203,17 @@ def test_a_member_is_the_same_alone_and_after_a_kill(finished, data, tmp_path):
     _, together = finished
     folder = tmp_path / "other"
     study = Study(build, data, SETTING, folder, say=lambda line: None)
-    write, calls = query_study._write, []
+    write, calls = query_study.write_npz, []
 
-    def dying(path, **arrays):
+    def dying(path, arrays):
         calls.append(path)
         if len(calls) > 4:
             raise KeyboardInterrupt
-        write(path, **arrays)
+        write(path, arrays)
 
     pairs = [(MARGIN, 4, 1), (RANDOM, 4, 1)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(query_study, "_write", dying)
+        patch.setattr(query_study, "write_npz", dying)
         with pytest.raises(KeyboardInterrupt):
             study.run(pairs)
     again = Study(build, data, SETTING, folder, say=lambda line: None).run(pairs)
@@ -313,9 +314,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_experiment_from_end_to_end(folder, tmp_path):
-    config = image_queries.fast(
-        image_queries.Config(data="mnist", data_folder=str(folder), part="oracles")
-    )
+    config = few_steps(image_queries.Config(data="mnist", data_folder=str(folder), part="oracles"))
     summary = image_queries.run(config, tmp_path)
     assert summary.failed == 0 and len(summary.rows) == 5
     names = {path.name for path in (tmp_path / "summary").iterdir()}

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from densejax.cli import few_steps
 from densejax.training.folders import read_metrics
 from experiments import basins, minefield, rings, swissroll
 
@@ -15,7 +16,7 @@ def names(folder):
 
 
 def roll_config():
-    config = swissroll.fast(swissroll.Config(points=40, widths=(12, 8)))
+    config = few_steps(swissroll.Config(points=40, widths=(12, 8)))
     config = replace(config, epochs=40, log_every=20, evaluate_every=20, checkpoint_every=20)
     # After 40 epochs losses are just below that of guessing, 0.69; this cutoff measures them all.
     return replace(config, cutoff=0.8)
@@ -71,7 +72,7 @@ def test_swissroll_and_its_basins(tmp_path):
         swissroll.run(replace(config, noise=0.4), tmp_path / "roll")
 
     measured = basins.run(
-        replace(basins.fast(basins.Config(run=str(tmp_path / "roll"))), cutoff=0.8, directions=5),
+        replace(few_steps(basins.Config(run=str(tmp_path / "roll"))), cutoff=0.8, directions=5),
         tmp_path / "basins",
     )
     assert len(measured.basins) == 6 and len(measured.basins[0].radii.radius) == 5
@@ -82,7 +83,7 @@ def test_swissroll_and_its_basins(tmp_path):
 
 
 def test_minefield(tmp_path):
-    config = minefield.fast(minefield.Config())
+    config = few_steps(minefield.Config())
     summary = minefield.run(config, tmp_path)
     assert summary.failed == 0 and len(summary.basins) == 12
     found = names(tmp_path / "summary")
@@ -102,7 +103,7 @@ def test_minefield(tmp_path):
 
 
 def test_rings(tmp_path):
-    config = replace(rings.fast(rings.Config()), epochs=60, log_every=20, evaluate_every=20)
+    config = replace(few_steps(rings.Config()), epochs=60, log_every=20, evaluate_every=20)
     config = replace(config, checkpoint_every=60)
     summary = rings.run(config, tmp_path)
     assert summary.failed == 0 and len(summary.basins) == 4

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
+from densejax.cli import save_config
 from densejax.data.ome_zarr import open_level
 from densejax.data.synthetic import CLASS_NAMES, platelet_world
 from densejax.data.volumes import open_volume
@@ -21,7 +22,6 @@ from densejax.ensembles.tiles import corner, grid_of, slices
 from densejax.segmentation import recipes
 from densejax.segmentation.prediction.trained_run import LEARNED_FROM, open_run
 from densejax.training.checkpoint import save_tree
-from densejax.training.config import save_config
 from experiments import predict, segment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -309,10 +309,7 @@ def test_what_cannot_fit_is_refused(world, tmp_path, monkeypatch):
 
 
 def test_a_disk_that_is_too_small_is_named(world, tmp_path, monkeypatch):
-    class Usage:
-        free = 1000
-
-    monkeypatch.setattr("densejax.ensembles.prediction.shutil.disk_usage", lambda path: Usage)
+    monkeypatch.setattr("densejax.ensembles.prediction.free_bytes", lambda path: 1000)
     with pytest.raises(OSError, match=r"takes up to 0\.\d MB, .* and 0\.0 MB are free on its disk"):
         predict.run(config_of(world, overlap="third"), tmp_path)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from densejax.classification.pretrained import load_encoder
+from densejax.cli import main
 from experiments import convert, pretrain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,6 +107,14 @@ def test_a_missing_set_is_refused_by_the_command(tmp_path):
     assert result.returncode == 2 and "cifar-10-batches-py" in result.stderr
 
 
+def converted(*words):
+    """The exit code of a command line."""
+    options = {"description": convert.__doc__, "workdir": "", "trains": False}
+    with pytest.raises(SystemExit) as ended:
+        main(convert.Config, convert.run, argv=["convert", *words], **options)
+    return ended.value.code
+
+
 def torch_resnet18(torch, width, prefix):
     """A ResNet-18 with the CIFAR stem, by torchvision's names."""
     state, random = {}, np.random.default_rng(0)
@@ -142,9 +151,9 @@ def test_published_files_become_encoders(tmp_path, source, prefix, capsys):
     torch.save({"state_dict": state}, tmp_path / "weights.pth")
     out = tmp_path / "out"
     flags = [f"--file={tmp_path / 'weights.pth'}", f"--out={out}", f"--source={source}"]
-    assert convert.main(["convert", *flags, "--width=2", "--fast_dev_run"]) == 0
+    assert converted(*flags, "--width=2", "--fast_dev_run") == 0
     assert not out.exists()
-    assert convert.main(["convert", *flags, "--width=2"]) == 0
+    assert converted(*flags, "--width=2") == 0
     encoder, variables = load_encoder(out)
     assert encoder.origin == f"{source}, converted from weights.pth"
     kernel = variables["params"]["layer2_0"]["shortcut_conv"]["kernel"]
@@ -153,18 +162,18 @@ def test_published_files_become_encoders(tmp_path, source, prefix, capsys):
     var = variables["batch_stats"]["layer4_1"]["norm2"]["var"]
     np.testing.assert_array_equal(var, state[f"{prefix}layer4.1.bn2.running_var"].numpy())
     # Nothing is written over, and another width is named.
-    assert convert.main(["convert", *flags, "--width=2"]) == 2
+    assert converted(*flags, "--width=2") == 2
     assert "not written over" in capsys.readouterr().err
     flags[1] = f"--out={tmp_path / 'other'}"
-    assert convert.main(["convert", *flags, "--width=4"]) == 2
+    assert converted(*flags, "--width=4") == 2
     assert "does not fit" in capsys.readouterr().err
 
 
 def test_convert_says_what_it_needs(tmp_path, capsys):
-    assert convert.main(["convert"]) == 2
+    assert converted() == 2
     assert "--file and --out" in capsys.readouterr().err
     missing = [f"--file={tmp_path / 'no.pth'}", f"--out={tmp_path / 'out'}"]
-    assert convert.main(["convert", *missing]) == 2
+    assert converted(*missing) == 2
     assert "no.pth is missing" in capsys.readouterr().err
-    assert convert.main(["convert", "--help"]) == 0
+    assert converted("--help") == 0
     assert "--source" in capsys.readouterr().out

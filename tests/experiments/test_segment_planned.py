@@ -10,11 +10,11 @@ import tifffile
 from absl import flags
 
 import densejax as dj
+from densejax.cli import check_same_config, define_flags, from_flags, save_config
 from densejax.segmentation import planning, recipes
 from densejax.segmentation.finetune.corrections import Subject, digest_of, start_corrections
 from densejax.segmentation.prediction.trained_run import read_config
 from densejax.segmentation.sources import load_parts
-from densejax.training.config import check_same_config, define_flags, from_flags, save_config
 from densejax.training.recording import frames_of
 from experiments import predict, segment
 

@@ -11,6 +11,7 @@ import pytest
 import scipy.special
 import tensorstore as ts
 
+from densejax.cli import main
 from experiments import select
 
 N, D, C = 60, 6, 4
@@ -36,11 +37,19 @@ def folder(tmp_path):
     return tmp_path
 
 
+def call(*words):
+    """The exit code of a command line."""
+    options = {"description": select.describe(), "workdir": "", "trains": False}
+    with pytest.raises(SystemExit) as ended:
+        main(select.Config, select.run, argv=["select", *words], **options)
+    return ended.value.code
+
+
 def query(folder, *names, **options):
     """Exit status of the command with these files of the folder."""
     flags = {name: folder / f"{name}.np{'z' if name == 'weights' else 'y'}" for name in names}
     flags = {"budget": 7, "out": folder / "q.csv", **flags, **options}
-    return select.main(["select", *(f"--{name}={value}" for name, value in flags.items())])
+    return call(*(f"--{name}={value}" for name, value in flags.items()))
 
 
 def read(path):
@@ -218,7 +227,7 @@ def test_a_fast_run_writes_nothing(folder, capsys):
 
 
 def test_help_lists_what_each_strategy_needs(capsys):
-    assert select.main(["select", "--help"]) == 0
+    assert call("--help") == 0
     printed = capsys.readouterr().out
     assert all(f"  {name}: " in printed for name in select.STRATEGIES)
     assert "base: --features and --weights, or --logits and --weights" in printed

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from densejax.training.entry import main
+from densejax.cli import main
 from experiments import segment
 
 VARYING = ("seeds", "slots", "strategy", "grid", "overlap")
@@ -17,4 +17,4 @@ def run(config, workdir):
 
 
 if __name__ == "__main__":
-    main(segment.Config, run, fast=segment.fast, description=segment.__doc__)
+    main(segment.Config, run, description=segment.__doc__)

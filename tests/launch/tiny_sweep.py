@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densejax.training.config import option, parse_seeds, start_folder
-from densejax.training.entry import main
+from densejax.cli import main, option, parse_seeds, start_folder
 from densejax.training.folders import members_of
 from densejax.training.logs import Reporter
 from densejax.training.sweep import Schedule, Sweep

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from densejax.cli import save_config
 from densejax.data.augment import draw_window, training_arrays
 from densejax.data.extra_windows import draw_mixed_window
 from densejax.segmentation import recipes
@@ -19,7 +20,6 @@ from densejax.segmentation.prepare import sweep_data
 from densejax.segmentation.sources import error_weights_of, load_parts
 from densejax.segmentation.task import WindowTask
 from densejax.training.checkpoint import restore_tree
-from densejax.training.config import save_config
 from densejax.training.folders import Member, MemberFolder, Outcome, members_of
 from densejax.training.sweep import Schedule, Sweep
 from experiments import segment

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from densejax.cli import few_steps
 from densejax.data.ome_zarr import create_image, open_level
 from densejax.data.volumes import open_volume
 from densejax.segmentation.finetune import corrections
@@ -355,7 +356,7 @@ def test_corrections_of_another_volume_or_other_classes_are_refused(predicted, t
     with pytest.raises(ValueError, match=r"class_names was .*organelle.* and is .*granule"):
         collect_blocks(folder, tmp_path / "work")
     write_prediction(tmp_path / "elsewhere" / "out")
-    with pytest.raises(ValueError, match=r"volume was .*image\.tif and is .*elsewhere"):
+    with pytest.raises(ValueError, match=r'volume was .*image\.tif" and is .*elsewhere'):
         export(tmp_path / "elsewhere" / "out", tmp_path / "work")
 
 
@@ -426,4 +427,4 @@ def test_the_experiment_exports_and_collects(predicted, tmp_path, capsys):
         correct.run(correct.Config(), work)
     with pytest.raises(ValueError, match=r"--export needs --prediction"):
         correct.run(correct.Config(export=2), work)
-    assert correct.fast(config).export == 2
+    assert few_steps(config).export == 2

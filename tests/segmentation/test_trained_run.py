@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from densejax.cli import option, save_config
 from densejax.data.synthetic import CLASS_NAMES
 from densejax.segmentation.prediction.trained_run import (
     checksum,
@@ -16,7 +17,6 @@ from densejax.segmentation.prediction.trained_run import (
 )
 from densejax.segmentation.sources import Parts, synthetic_volume
 from densejax.training.checkpoint import save_tree
-from densejax.training.config import option, save_config
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,8 @@ def test_kills_lose_no_frame_and_change_none(tmp_path, monkeypatch, call, after)
         with pytest.raises(Killed):
             sweep_in(tmp_path / "cut", every=5).run()
     # What a kill in the middle of a frame leaves.
-    left = tmp_path / "cut" / "running" / "0000" / "frames" / "0000000010.partial"
-    if not left.with_suffix(".npz").exists() and left.parent.exists():
+    left = tmp_path / "cut" / "running" / "0000" / "frames" / ".0000000010.npz.partial"
+    if not left.with_name("0000000010.npz").exists() and left.parent.exists():
         left.write_bytes(b"half")
     resumed = sweep_in(tmp_path / "cut", every=5).run()
     for one, other in zip(whole, resumed, strict=True):

@@ -8,7 +8,6 @@ checksums of the plane's centre and directions. It is replaced by rename, so nev
 import dataclasses
 import hashlib
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from densejax.io import write_npz
 from densejax.landscape.directions import Plane
 from densejax.typing import Tree
 
@@ -146,21 +146,10 @@ def read(file: Path) -> Kept:
 
 def write(file: Path, kept: Kept) -> None:
     """Replace a file."""
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.partial{os.getpid()}")
-    arrays: dict[str, Any] = {VALUE + name: value for name, value in kept.values.items()}
-    with partial.open("wb") as stream:
-        np.savez(
-            stream,
-            x=kept.x,
-            y=kept.y,
-            done=kept.done,
-            chunk=np.int64(kept.chunk),
-            about=np.array(json.dumps(kept.about)),
-            **arrays,
-        )
-    partial.replace(file)
+    names = ("x", "y", "done", "chunk")
+    arrays: dict[str, Any] = {name: getattr(kept, name) for name in names}
+    arrays["about"] = json.dumps(kept.about)
+    write_npz(file, arrays | {VALUE + name: value for name, value in kept.values.items()})
 
 
 def _parameter(entry: list[Any]) -> str:

@@ -1,12 +1,11 @@
 """The folder of an evaluation: what was compared, the report as JSON and as a page, the table."""
 
 import base64
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from densejax.io import begin, read_json, write_json, write_text
 from densejax.segmentation.evaluation.inputs import Inputs
 from densejax.segmentation.evaluation.pictures import Picture, draw_pictures
 from densejax.segmentation.evaluation.report import (
@@ -44,23 +43,13 @@ def remember_inputs(inputs: Inputs, workdir: Path) -> None:
     Raises:
       ValueError: an input has changed since.
     """
-    path = workdir / "inputs.json"
-    now = _described(inputs)
-    if not path.exists():
-        _write(path, json.dumps(now, indent=1))
-        return
-    before = json.loads(path.read_text())
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            raise ValueError(
-                f"{path}: {name} has changed since this evaluation began; name another workdir"
-            )
+    begin(workdir / "inputs.json", _described(inputs), what="evaluation")
 
 
 def finished_report(workdir: Path) -> dict[str, Any] | None:
     """The report of an evaluation that has ended, or None."""
     path = workdir / "report.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def write_report(evaluation: Evaluation, inputs: Inputs, workdir: Path) -> dict[str, Any]:
@@ -80,8 +69,8 @@ def write_report(evaluation: Evaluation, inputs: Inputs, workdir: Path) -> dict[
     report["pictures"] = {
         str(picture.path.relative_to(workdir)): picture.caption for picture in pictures
     }
-    _write(workdir / "report.html", _page(report, pictures))
-    _write(workdir / "report.json", json.dumps(report, indent=1))
+    write_text(workdir / "report.html", _page(report, pictures))
+    write_json(workdir / "report.json", report)
     return report
 
 
@@ -188,10 +177,3 @@ def _text(value: Any) -> str:
 
 def _described(inputs: Inputs) -> dict[str, Any]:
     return {one.name: plain(describe_input(one)) for one in inputs.everything}
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)

@@ -11,7 +11,6 @@ members and which corrections it was begun with, and it goes on with those.
 """
 
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ import numpy as np
 from densejax.data.extra_windows import cut_patch, extra_arrays
 from densejax.data.volumes import open_volume
 from densejax.ensembles.predict import Sizes
+from densejax.io import write_json
 from densejax.segmentation.finetune.corrections import Corrections, labels_once, read_corrections
 from densejax.segmentation.prediction.trained_run import TrainedRun, open_run
 from densejax.segmentation.sources import Parts
@@ -69,9 +69,7 @@ class Continued:
         """Write ``continued.json`` at the first start."""
         path = workdir / RECORD
         if self.record and not path.exists():
-            partial = path.with_name(f".{RECORD}.{os.getpid()}")
-            partial.write_text(json.dumps(self.record, indent=1) + "\n")
-            partial.replace(path)
+            write_json(path, self.record)
 
 
 def read_continued(

@@ -21,9 +21,7 @@ ensemble had wrong, and one that trains on with them alone unlearns what it had 
 import hashlib
 import itertools
 import json
-import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +34,7 @@ import tifffile
 
 from densejax.data.formats_images import open_tiff
 from densejax.ensembles.predict import Sizes
+from densejax.io import check_same, publishing, write_json
 from densejax.typing import UNLABELLED
 
 NOT_LOOKED_AT = 255
@@ -168,14 +167,8 @@ def check_subject(workdir: Path, subject: Subject) -> None:
       ValueError: a field differs; all such are named with both values.
     """
     path = workdir / "corrections.json"
-    if not path.exists():
-        return
-    before, now = _read_subject(path).as_json(), subject.as_json()
-    differing = [f"{n} was {before[n]} and is {now[n]}" for n in now if before[n] != now[n]]
-    if differing:
-        raise ValueError(
-            f"{path} is of other corrections: {'; '.join(differing)}. Name another workdir."
-        )
+    if path.exists():
+        check_same(path, _read_subject(path).as_json(), subject.as_json(), what="correction")
 
 
 def start_corrections(workdir: Path, subject: Subject) -> None:
@@ -187,10 +180,7 @@ def start_corrections(workdir: Path, subject: Subject) -> None:
     check_subject(workdir, subject)
     path = workdir / "corrections.json"
     if not path.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(subject.as_json(), indent=1) + "\n")
-        partial.replace(path)
+        write_json(path, subject.as_json())
 
 
 @contextmanager
@@ -203,11 +193,8 @@ def new_folder(workdir: Path, pattern: str) -> Iterator[tuple[Path, Path]]:
     """
     places = (workdir / pattern.format(number) for number in itertools.count(1))
     folder = next(place for place in places if not place.exists())
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial, folder
-    partial.rename(folder)
+    with publishing(folder, alone=True) as partial:
+        yield partial, folder
 
 
 def taken_boxes(workdir: Path) -> list[tuple[Sizes, Sizes]]:

@@ -7,9 +7,7 @@ are united, numbered by their first voxels (z slowest), and the volume is labell
 write the numbers. The result is that of labelling the whole volume at once, whatever the blocks.
 """
 
-import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from densejax.data.blocks import cut_blocks
 from densejax.data.formats import Box
 from densejax.data.ome_zarr import create_image, open_level
 from densejax.data.volumes import Volume
+from densejax.io import begin, write_npz
 from densejax.segmentation.label_blocks import Tables, run_blocks
 from densejax.segmentation.objects.local import Connectivity, Library, Selection, label_block
 from densejax.segmentation.objects.parts import (
@@ -134,7 +133,7 @@ class ComponentSearch:
             names[order] = np.arange(1, len(order) + 1)
             tables = {name: whole[name][order] for name in ("classes", "voxels", "low", "high")}
             tables |= {"found": np.array(len(names)), "sizes": sizes, "names": names[root]}
-            _keep_file(kept, tables)
+            write_npz(kept, tables)
         with np.load(kept) as held:
             parts = {name: held[name] for name in ("classes", "voxels", "low", "high")}
             return Components(**parts, found=int(held["found"]))
@@ -289,20 +288,7 @@ class ComponentSearch:
             "blocks": len(self.boxes),
             "first block": [side.stop for side in self.boxes[0]],
         }
-        text = json.dumps(settings, indent=2) + "\n"
-        file = self.folder / "settings.json"
-        if file.is_file():
-            before, now = json.loads(file.read_text()), json.loads(text)
-            differing = [
-                f"{k} was {before.get(k)} and is {now[k]}" for k in now if before.get(k) != now[k]
-            ]
-            if differing:
-                raise ValueError(f"{self.folder} is of another search: {'; '.join(differing)}")
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.{os.getpid()}")
-        partial.write_text(text)
-        partial.replace(file)
+        begin(self.folder / "settings.json", settings, what="search", indent=2)
 
 
 def _inner(ids: np.ndarray, box: Box) -> np.ndarray:
@@ -312,10 +298,3 @@ def _inner(ids: np.ndarray, box: Box) -> np.ndarray:
 
 def _corner(box: Box) -> tuple[int, int, int]:
     return box[0].start, box[1].start, box[2].start
-
-
-def _keep_file(file: Path, tables: Tables) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    with partial.open("wb") as out:
-        np.savez(out, **tables)  # type: ignore[arg-type]
-    partial.replace(file)

@@ -1,13 +1,12 @@
 """The table of a volume's objects, one row each, and the summary of each class, also as text."""
 
-import csv
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from densejax import io
 from densejax.segmentation.objects.measures import Objects
 
 PER_UM3 = 1e9  # nm^3 in one cubic micrometre
@@ -52,14 +51,8 @@ def object_columns(objects: Objects, *, class_names: Sequence[str] | None = None
 
 def write_csv(columns: Mapping[str, Any], path: Path) -> Path:
     """Write columns as CSV, whole or not at all; lists within a cell are parted by semicolons."""
-
-    def write(partial: Path) -> None:
-        with partial.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(zip(*(map(_cell, values) for values in columns.values()), strict=True))
-
-    return _write(path, write)
+    rows = zip(*(map(_cell, values) for values in columns.values()), strict=True)
+    return io.write_csv(path, list(columns), rows)
 
 
 def write_parquet(columns: Mapping[str, Any], path: Path) -> Path:
@@ -78,7 +71,9 @@ def write_parquet(columns: Mapping[str, Any], path: Path) -> Path:
         "contact_nm2": pyarrow.list_(pyarrow.float64()),
     }
     arrays = {name: pyarrow.array(values, lists.get(name)) for name, values in columns.items()}
-    return _write(path, lambda partial: parquet.write_table(pyarrow.table(arrays), partial))
+    with io.replacing(path) as partial:
+        parquet.write_table(pyarrow.table(arrays), partial)
+    return path
 
 
 def summarise(
@@ -178,11 +173,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, (float, np.floating)):
         return f"{value:.10g}"
     return value
-
-
-def _write(path: Path, write: Callable[[Path], None]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    write(partial)
-    partial.replace(path)
-    return path

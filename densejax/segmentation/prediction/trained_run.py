@@ -11,12 +11,13 @@ from typing import Any, TypeVar, cast
 import jax
 import numpy as np
 
+from densejax.cli import from_record
 from densejax.data.datasets import PLATELET_CLASSES, PLATELET_VOXEL_NM, VNC_CLASSES, VNC_VOXEL_NM
 from densejax.data.synthetic import CLASS_NAMES as SYNTHETIC_CLASSES
 from densejax.ensembles.rank import rank_members
+from densejax.io import write_json
 from densejax.segmentation.sources import PLATELET_ORGANELLES, Parts
 from densejax.training.checkpoint import restore_tree
-from densejax.training.config import from_record
 from densejax.typing import Params
 
 Config = TypeVar("Config")
@@ -78,9 +79,7 @@ def save_learned_from(folder: Path, parts: Parts) -> None:
         "mean": float(np.mean(images, dtype=np.float64)),
         "deviation": float(np.std(images, dtype=np.float64)),
     }
-    partial = folder / f".{LEARNED_FROM}"
-    partial.write_text(json.dumps(found, indent=2) + "\n")
-    partial.replace(folder / LEARNED_FROM)
+    write_json(folder / LEARNED_FROM, found, indent=2)
 
 
 def open_run(folder: str | Path) -> TrainedRun:

@@ -13,6 +13,7 @@ import numpy as np
 from densejax.data.datasets import LabelledVolume, standardise
 from densejax.data.windows import check_windows, evaluation_corners
 from densejax.ensembles.predict import Sizes, centrality, input_tile
+from densejax.io import write_npz
 from densejax.plots import animation, films
 from densejax.segmentation.rendering.sections import counts_along, informative_sections
 from densejax.segmentation.task import WindowTask
@@ -50,18 +51,15 @@ def record_section(
     data = section_data(volume, section=section, window=window, output=output)
     path = workdir / SECTION_FILE
     if not path.exists():
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez_compressed(
-                file,
-                image=volume.images[section],
-                labels=volume.labels[section],
-                section=section,
-                voxel_nm=volume.voxel_nm,
-                class_names=volume.class_names,
-                volume=volume.name,
-            )
-        partial.replace(path)
+        content = {
+            "image": volume.images[section],
+            "labels": volume.labels[section],
+            "section": section,
+            "voxel_nm": volume.voxel_nm,
+            "class_names": volume.class_names,
+            "volume": volume.name,
+        }
+        write_npz(path, content, compressed=True)
     return Recording(every, task.section, data)
 
 

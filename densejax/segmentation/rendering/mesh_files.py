@@ -6,13 +6,13 @@ scene's extras, a PLY in a comment of its head. (glTF's own unit is the metre an
 viewers only place the camera by that.)
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from densejax.io import write_bytes
 from densejax.segmentation.rendering.meshes import Surface
 
 Unit = Literal["nm", "um"]
@@ -57,7 +57,7 @@ def write_glb(
         mesh = _mesh(surface, unit)
         mesh.visual = trimesh.visual.TextureVisuals(material=material)
         scene.add_geometry(mesh, node_name=name, geom_name=name)
-    return _write(path, scene.export(file_type="glb"))
+    return write_bytes(path, scene.export(file_type="glb"))
 
 
 def write_ply(
@@ -86,7 +86,7 @@ def write_ply(
     head, body = bytes(mesh.export(file_type="ply")).split(b"end_header", 1)
     comment = f"comment unit {unit}\ncomment axes {AXES}\n".encode()
     first, rest = head.split(b"element", 1)
-    return _write(path, first + comment + b"element" + rest + b"end_header" + body)
+    return write_bytes(path, first + comment + b"element" + rest + b"end_header" + body)
 
 
 def _trimesh() -> Any:
@@ -115,12 +115,4 @@ def _checked(path: str | Path, suffix: str) -> Path:
     path = Path(path)
     if path.suffix.lower() != suffix:
         raise ValueError(f"{path} is not a name of a mesh file: expected it to end in {suffix}")
-    return path
-
-
-def _write(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
     return path

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from densejax.cli import option
 from densejax.models.encoder_decoder import EncoderDecoder
-from densejax.training.config import option
 from densejax.typing import Key
 
 _BOTTOM = 6  # of the numbers drawn; encoder and decoder blocks follow it in turn, finest first

@@ -15,6 +15,7 @@ from densejax import metrics
 from densejax.data.datasets import LabelledVolume, standardise
 from densejax.ensembles.predict import combine, mean_probabilities, member_probabilities
 from densejax.ensembles.rank import rank_members
+from densejax.io import write_csv
 from densejax.plots.curves import top_k_curve
 from densejax.plots.scores import scores_over_settings
 from densejax.segmentation.report import (
@@ -29,7 +30,6 @@ from densejax.segmentation.report import (
 from densejax.segmentation.search.architectures import Architecture
 from densejax.segmentation.sources import Parts
 from densejax.segmentation.task import WindowTask
-from densejax.stats import write_csv
 from densejax.training.checkpoint import restore_tree
 from densejax.training.folders import Outcome
 

@@ -13,8 +13,8 @@ from absl import flags
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densejax.training import config as configuration
-from densejax.training.config import option
+from densejax import cli as configuration
+from densejax.cli import option
 from densejax.training.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -130,7 +130,7 @@ def test_fields_that_cannot_be_flags_are_refused_at_once():
 PROGRAM = """
 import dataclasses
 from absl import app
-from densejax.training import config
+from densejax import cli as config
 
 @dataclasses.dataclass(frozen=True)
 class Config:

@@ -12,8 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 PROGRAM = '''"""What a tiny experiment is about."""
 import dataclasses
-from densejax.training.config import option, start_folder
-from densejax.training.entry import main
+from densejax.cli import main, option, start_folder
 
 @dataclasses.dataclass(frozen=True)
 class Config:
