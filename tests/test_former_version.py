@@ -51,3 +51,20 @@ def test_it_still_predicts(continued, expected):
     found = dj.load(continued).predict(image, voxel_nm=(50.0, 10.0, 10.0))
     means = np.asarray(found.probabilities).mean((0, 1, 2))
     np.testing.assert_allclose(means, expected["mean_probabilities"], atol=1e-4)
+
+
+def test_a_streamed_prediction_is_that_in_memory(continued, tmp_path):
+    image = np.random.default_rng(0).normal(size=(3, 80, 64)).astype(np.float32)
+    stored = np.lib.format.open_memmap(tmp_path / "image.npy", "w+", np.float32, image.shape)
+    stored[:] = image
+    ensemble, voxel_nm = dj.load(continued), (50.0, 10.0, 10.0)
+    whole = ensemble.predict(image, voxel_nm=voxel_nm)
+    parts = ensemble.predict(stored, voxel_nm=voxel_nm, folder=tmp_path / "out", progress=False)
+    assert parts.labels.shape == image.shape and parts.labels[0].dtype == np.int32
+    # Windows overlap otherwise, and doubt is kept in bytes.
+    assert np.mean(parts.labels[...] == whole.labels) > 0.97
+    np.testing.assert_allclose(parts.entropy[1], whole.entropy[1], atol=0.02)
+    again = ensemble.predict(stored, voxel_nm=voxel_nm, folder=tmp_path / "out", progress=False)
+    np.testing.assert_array_equal(again.labels[...], parts.labels[...])
+    with pytest.raises(ValueError, match="another prediction"):
+        ensemble.predict(image[:, ::-1], voxel_nm=voxel_nm, folder=tmp_path / "out")

@@ -226,6 +226,10 @@ def grid_of(
     return Grid((axes[0], axes[1], axes[2]), _three(window), blend)
 
 
+# A network that pools more than this is none of ours.
+MOST_POOLING = 1024
+
+
 def pooling_factor(output_window: Callable[[Sizes], Sequence[int]], window: Sizes) -> Sizes:
     """By how much a network pools along each axis: the step in which its output's size grows.
 
@@ -235,11 +239,16 @@ def pooling_factor(output_window: Callable[[Sizes], Sequence[int]], window: Size
     """
     steps = []
     for axis in range(3):
-        sizes = []
-        for more in range(65):
+        found: list[int] = []
+        for more in range(MOST_POOLING + 1):
+            if more > 64 and len(set(found)) > 1:
+                break
             wider = [size + more * (a == axis) for a, size in enumerate(window)]
-            sizes.append(output_window(_three(wider))[axis])
-        steps.append(math.gcd(*(b - a for a, b in itertools.pairwise(sizes))) or 1)
+            try:
+                found.append(output_window(_three(wider))[axis])
+            except ValueError:  # a network that takes nothing but multiples
+                continue
+        steps.append(math.gcd(*(b - a for a, b in itertools.pairwise(found))) or 1)
     return _three(steps)
 
 

@@ -13,6 +13,7 @@ from densejax.ensembles.blocks import choose_blocks, computed_twice
 from densejax.ensembles.predict import centrality, input_tile
 from densejax.ensembles.tiles import clip, corner, grid_of, pooling_factor, sizes, slices
 from densejax.models import hybrid, unet, unet3d
+from densejax.models.planned_unet import PlannedUNet
 
 
 @st.composite
@@ -159,6 +160,11 @@ def test_strides_keep_the_phase_of_the_pooling_where_the_window_allows():
     assert [axis.stride for axis in grid.axes] == [3, 40, 3]
 
 
+def planned(strides):
+    scales = len(strides)
+    return PlannedUNet(widths=(2,) * scales, kernels=((1, 3, 3),) * scales, strides=strides)
+
+
 @pytest.mark.parametrize(
     ("model", "window", "factor"),
     [
@@ -166,6 +172,9 @@ def test_strides_keep_the_phase_of_the_pooling_where_the_window_allows():
         (unet.UNet(width=2, padding="SAME"), (3, 64, 64), (1, 16, 16)),
         (unet.UNet(width=2), (1, 572, 572), (1, 16, 16)),
         (unet3d.thick(width=2), (8, 32, 32), (4, 4, 4)),
+        # These take nothing but multiples.
+        (planned(strides=((1, 4, 4), (1, 2, 2))), (1, 64, 64), (1, 8, 8)),
+        (planned(strides=((1, 4, 4), (2, 8, 8), (2, 4, 4))), (4, 256, 256), (4, 128, 128)),
     ],
 )
 def test_the_pooling_factor_is_seen_from_the_sizes(model, window, factor):

@@ -11,6 +11,7 @@ from absl import flags
 
 import densejax as dj
 from densejax.cli import check_same_config, define_flags, from_flags, save_config
+from densejax.data.ome_zarr import open_level
 from densejax.segmentation import planning, recipes
 from densejax.segmentation.finetune.corrections import Subject, digest_of, start_corrections
 from densejax.segmentation.prediction.trained_run import read_config
@@ -120,6 +121,21 @@ def test_whole_volumes_are_predicted_as_the_run_does_it(finished):
     assert predict.as_the_run(replace(config, views="one")).views == "one"
 
 
+def test_a_planned_network_predicts_a_volume_of_a_file(finished, tmp_path):
+    workdir, summary = finished
+    image = np.asarray(summary.test.volume.images)[:2, :150, :140]
+    tifffile.imwrite(tmp_path / "image.tif", image, photometric="minisblack")
+    voxel_nm = summary.test.volume.voxel_nm
+    asked = predict.Config(
+        run=str(workdir), volume=str(tmp_path / "image.tif"), top_k=1, voxel_nm=voxel_nm
+    )
+    assert predict.run(asked, tmp_path / "out").failed == 0
+    found = open_level(tmp_path / "out" / "labels.zarr").read().result()
+    whole = dj.load(workdir).predict(image, voxel_nm=voxel_nm)
+    # Windows overlap otherwise, and a norm's moments are those of a window.
+    assert np.mean(found == whole.labels) > 0.9
+
+
 def test_a_loaded_run_segments_an_array_as_the_run_did(finished):
     workdir, summary = finished
     volume = summary.test.volume
@@ -145,7 +161,7 @@ def test_what_a_loaded_run_cannot_segment_is_refused(finished, monkeypatch, caps
     with pytest.raises(ValueError, match=r"top_k=2.*1 members"):
         dj.load(workdir, top_k=2)
     monkeypatch.setenv("DENSEJAX_MEMORY_BYTES", "1000")
-    with pytest.raises(MemoryError, match=r"experiments\.predict --run="):
+    with pytest.raises(MemoryError, match=r"give folder="):
         ensemble.predict(images, voxel_nm=(500.0, 4.0, 4.0))
     assert "have not seen structures of such sizes" in capsys.readouterr().err
 

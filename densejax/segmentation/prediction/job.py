@@ -4,19 +4,24 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from densejax.cli import option
 from densejax.data.formats_chunked import is_remote
 from densejax.data.volumes import Volume, open_volume
 from densejax.data.windows import check_windows
+from densejax.ensembles.blocks import BLOCK_VOXELS
 from densejax.ensembles.members import NOT_PREDICTED, Network, Precision, Wanted
 from densejax.ensembles.prediction import PREDICTION, parse_part, read_prediction
 from densejax.ensembles.tiles import Box, Sizes, corner, pooling_factor, sizes
-from densejax.ensembles.views import Views
-from densejax.segmentation.prediction.trained_run import TrainedRun, checksum
+from densejax.models.layers import draw_parameters
+from densejax.segmentation.networks import network_of
+from densejax.segmentation.prediction.trained_run import TrainedRun, checksum, open_run, read_config
+from densejax.segmentation.recipes import RecipeOptions
 from densejax.segmentation.sources import three
 from densejax.typing import Params
 
@@ -50,12 +55,95 @@ class Architecture:
         return self.window
 
 
+def architecture_of(settings: RecipeOptions, run: TrainedRun) -> Architecture:
+    """The network of a run, in both precisions."""
+    model = network_of(settings, len(run.class_names))
+    window = three(settings.window or (), "--window")
+
+    def init_params(key: jax.Array) -> Any:
+        return draw_parameters(key, model, (1, *window, 1))
+
+    return Architecture(
+        init_params=init_params,
+        networks={"float32": model.apply, "bfloat16": model.clone(dtype=jnp.bfloat16).apply},
+        output_window=model.output_window,
+        window=window,
+        larger=three(settings.prediction_window or window, "--window"),
+    )
+
+
+def _one_window(config: "PredictOptions") -> str:
+    """A part of about one window, for a run of few steps."""
+    settings = read_config(RecipeOptions, config.run, part=True)
+    window = config.window or architecture_of(settings, open_run(config.run)).window
+    return ",".join(f"0:{size}" for size in window)
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What a prediction may be asked."""
+
+    run: str = option("", "folder of a run of experiments.segment")
+    volume: str = option("", "volume to predict: file, folder or URL, of any format read")
+    top_k: int = option(4, "members that predict, the best by their evaluation score", fast=1)
+    dataset: str = option("", "the array inside an HDF5 file or a Zarr or N5 group")
+    voxel_nm: tuple[float, ...] = option(
+        (), "voxel size z,y,x; where the volume states none", unit="nm"
+    )
+    part: str = option(
+        "",
+        "z0:z1,y0:y1,x0:x1 to predict; default: the whole volume",
+        unit="voxels",
+        fast=_one_window,
+    )
+    probabilities: bool = option(False, "keep the mean probabilities, a byte a class and voxel")
+    blend: Literal["auto", "centre", "gaussian"] = option(
+        "auto", "take a voxel from its most central window, or a weighted mean; auto: as the run"
+    )
+    overlap: str = option(
+        "auto",
+        "of windows: twice what the network cannot see at their faces (receptive), a third as "
+        "released (third), the smaller of both (auto), or z,y,x",
+        unit="voxels",
+    )
+    window: tuple[int, ...] = option(
+        (),
+        "input window z,y,x; default: the run's, or its training window where the volume is small",
+        unit="voxels",
+    )
+    views: Literal["auto", "one", "flips", "turns"] = option(
+        "auto",
+        "of a window that each member averages: one, 8 reflections, or 8 turns and reflections of "
+        "planes (8 times the work); auto: as the run",
+    )
+    normalise: Literal["own", "run"] = option(
+        "own", "grey levels by the mean and deviation of what is predicted, or of the training data"
+    )
+    grey_levels: tuple[float, ...] = option(
+        (), "mean,deviation to normalise by, so that parts predicted apart agree"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "bfloat16 on an accelerator where it agrees on a real window, else float32"
+    )
+    format: Literal["0.5", "0.4"] = option("0.5", "NGFF version: 0.5 on Zarr 3, 0.4 on Zarr 2")
+    chunk: tuple[int, ...] = option(
+        (), "chunk z,y,x of the output; default: to fit the windows", unit="voxels"
+    )
+    block_voxels: int = option(
+        0,
+        f"of a block, about: what a kill loses; 0: what takes a minute, at most {BLOCK_VOXELS}",
+        fast=2**20,
+    )
+    skip_unreadable: bool = option(False, "leave what cannot be read as 255 and go on")
+    devices: int = option(0, "devices to use; 0 is all")
+
+
 @dataclass(frozen=True)
 class Job:
     """A prediction that is asked for.
 
     Attributes:
-      config: settings of ``experiments.predict``.
+      config: ``PredictOptions``, its blending and views settled.
       folder: of the prediction.
       run: whose members predict.
       architecture: its network.
@@ -94,12 +182,18 @@ class Job:
         """What is computed of a tile."""
         return Wanted(self.config.blend, self.config.probabilities, self.config.views)
 
+    def _name(self) -> str:
+        """The volume's place; of an array, what its ``Volume`` calls it."""
+        place = self.config.volume
+        if not place:
+            return self.volume.path
+        return place if is_remote(place) else str(Path(place).resolve())
+
     def facts(self) -> dict[str, Any]:
         """What is asked for; a folder that holds another of these is another prediction."""
         config = self.config
-        remote = is_remote(config.volume)
         return {
-            "volume": config.volume if remote else str(Path(config.volume).resolve()),
+            "volume": self._name(),
             "dataset": config.dataset,
             "volume_shape": self.volume.array.shape,
             "dtype": str(self.volume.array.dtype),
@@ -121,11 +215,13 @@ class Job:
         }
 
 
-def prepare(config: Any, folder: Path, run: TrainedRun, architecture: Architecture) -> Job:
+def prepare(
+    config: PredictOptions, folder: Path, run: TrainedRun, architecture: Architecture
+) -> Job:
     """Open the volume and the members, and check what can be checked beforehand.
 
     Args:
-      config: has the settings of ``experiments.predict``.
+      config: ``PredictOptions``, its blending and views settled.
       folder: of the prediction, which is only read.
       run: whose members predict.
       architecture: its network.
@@ -181,7 +277,7 @@ def _open(config: Any) -> Volume:
         ) from error
 
 
-def _check_views(views: Views, window: Sizes, output: Sequence[int]) -> None:
+def _check_views(views: Any, window: Sizes, output: Sequence[int]) -> None:
     if views == "turns" and window[1] != window[2]:
         raise ValueError(
             f"--views=turns: window {window} is not square in its planes; take --views=flips"

@@ -1,46 +1,56 @@
 """A run as one object: from an array to labels, probabilities and uncertainty."""
 
+import contextlib
+import io
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from densejax.data.datasets import standardise
+from densejax.data.formats import LazyArray
+from densejax.data.ome_zarr import open_level
+from densejax.data.volumes import Volume
+from densejax.data.windows import check_windows
 from densejax.ensembles.predict import member_probabilities, predict_volume
 from densejax.ensembles.views import Views
 from densejax.instances import memory_limit
-from densejax.models.layers import draw_parameters
-from densejax.segmentation.networks import network_of
-from densejax.segmentation.prediction.job import Architecture, warn_of_voxels
-from densejax.segmentation.prediction.trained_run import TrainedRun, open_run, read_config
+from densejax.segmentation.prediction.job import (
+    Job,
+    PredictOptions,
+    architecture_of,
+    warn_of_voxels,
+)
+from densejax.segmentation.prediction.trained_run import open_run, read_config
+from densejax.segmentation.prediction.whole_volume import predict as stream
 from densejax.segmentation.recipes import RecipeOptions
-from densejax.segmentation.sources import three
 from densejax.typing import Array
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What an ensemble says of a volume.
+    """What an ensemble says of a volume: NumPy arrays, or, streamed, what reads as such in slices.
 
     Attributes:
       labels: [z, y, x] int32, the likeliest class by the mean probabilities of all members.
-      probabilities: [z, y, x, c] float32, that mean.
-      entropy: [z, y, x] float32, of that mean, divided by log(c): 0 to 1.
-      disagreement: [z, y, x] float32, share of members whose own label is another: 0 to 1.
+      probabilities: [z, y, x, c] float32, that mean; None where it was streamed.
+      entropy: [z, y, x] float32, of that mean, divided by log(c): 0 to 1; streamed by 1 / 255.
+      disagreement: [z, y, x] float32, share of members whose own label is another: 0 to 1; streamed
+        by 1 / 255.
       class_names: names of the c classes.
       voxel_nm: (z, y, x).
     """
 
-    labels: np.ndarray
-    probabilities: np.ndarray
-    entropy: np.ndarray
-    disagreement: np.ndarray
+    labels: np.ndarray | LazyArray
+    probabilities: np.ndarray | None
+    entropy: np.ndarray | LazyArray
+    disagreement: np.ndarray | LazyArray
     class_names: tuple[str, ...]
     voxel_nm: tuple[float, float, float]
 
@@ -73,37 +83,46 @@ class Ensemble:
 
     def predict(
         self,
-        array: Array,
+        array: Array | LazyArray,
         *,
         voxel_nm: Sequence[float],
         views: Views | None = None,
+        folder: str | Path | None = None,
         progress: bool = True,
     ) -> Segmentation:
-        """Segment a volume that lies in memory; by windows, views and blending of the run.
+        """Segment a volume by windows, views and blending of the run.
 
         Args:
-          array: [z, y, x], any number type; its grey levels are standardised as a whole.
+          array: [z, y, x], any number type; its grey levels are standardised as a whole. Where it
+            is streamed, anything that slices to NumPy: a memory map, an array of Zarr or HDF5.
           voxel_nm: (z, y, x) in nm; other sizes than the run was trained on are warned of.
           views: of a window that are averaged: ``one``, ``flips`` or ``turns``; as the run if None.
-          progress: show a bar on a terminal.
+          folder: stream the result there, block by block, as ``experiments.predict`` does: memory
+            is that of a few blocks, and the same call goes on after a kill. None keeps all in
+            memory.
+          progress: show how far it is, on a terminal or, where it is streamed, in lines.
 
         Raises:
           ValueError: the array is not [z, y, x], is smaller than a window, is constant or not
-            finite, or ``voxel_nm`` is not three positive lengths.
-          MemoryError: the result would not fit; ``experiments.predict`` streams any volume.
+            finite, ``voxel_nm`` is not three positive lengths, or the folder is of another
+            prediction.
+          MemoryError: the result would not fit, and there is no folder.
         """
-        array = np.asarray(array)
-        if array.ndim != 3:
-            raise ValueError(f"array has shape {array.shape}: expected [z, y, x]")
+        if not hasattr(array, "shape"):
+            array = np.asarray(array)
+        if len(array.shape) != 3:
+            raise ValueError(f"array has shape {tuple(array.shape)}: expected [z, y, x]")
         if len(voxel_nm) != 3 or not all(0 < size < np.inf for size in voxel_nm):
             raise ValueError(f"voxel_nm={tuple(voxel_nm)}: expected three lengths z, y, x in nm")
         voxel = (float(voxel_nm[0]), float(voxel_nm[1]), float(voxel_nm[2]))
         warn_of_voxels("the array", voxel, self.run)
-        self._check_memory(array.size)
+        chosen: Any = views or self._settings.views or "one"
+        if folder is not None:
+            return self._streamed(array, voxel, chosen, Path(folder), progress)
+        self._check_memory(int(np.prod(array.shape, dtype=np.int64)))
+        array = np.asarray(array)
         window = self._architecture.window_for(array.shape)
         z, y, x = self._architecture.output_window(window)
-        chosen: Any = views or self._settings.views or "one"
-        blend: Any = self._settings.blend or "centre"
 
         def shown(tiles: Iterator[Any], total: int) -> Iterator[Any]:
             quiet = not (progress and sys.stderr.isatty())
@@ -115,16 +134,66 @@ class Ensemble:
             window=window,
             output=(z, y, x),
             anisotropy=(voxel[0] / voxel[1], 1.0, voxel[2] / voxel[1]),
-            blend=blend,
+            blend=self._blend,
             keep_probabilities=True,
             progress=shown,
         )
-        assert found.probabilities is not None
         return Segmentation(
             labels=found.labels,
             probabilities=found.probabilities,
             entropy=found.entropy,
             disagreement=found.disagreement,
+            class_names=self.run.class_names,
+            voxel_nm=voxel,
+        )
+
+    @property
+    def _blend(self) -> Any:
+        return self._settings.blend or "centre"
+
+    def _streamed(
+        self,
+        array: Any,
+        voxel: tuple[float, float, float],
+        views: Views,
+        folder: Path,
+        progress: bool,
+    ) -> Segmentation:
+        z, y, x = (int(size) for size in array.shape)
+        lazy = LazyArray((z, y, x), array.dtype, lambda box: np.asarray(array[box]))
+        window = self._architecture.window_for(lazy.shape)
+        check_windows(lazy.shape, window, self._architecture.output_window(window))
+        options = PredictOptions(
+            run=str(self.run.folder), top_k=len(self.members), blend=self._blend, views=views
+        )
+        job = Job(
+            config=options,
+            folder=folder,
+            run=self.run,
+            architecture=self._architecture,
+            volume=Volume(lazy, voxel, _name_of(lazy)),
+            part=((0, z), (0, y), (0, x)),
+            window=window,
+            members=self.members,
+            params=self._params,
+            devices=tuple(jax.local_devices()),
+        )
+        with contextlib.nullcontext() if progress else contextlib.redirect_stdout(io.StringIO()):
+            stream(job)
+
+        def read(name: str, dtype: Any, scale: float) -> LazyArray:
+            store = open_level(folder / f"{name}.zarr")
+            return LazyArray(
+                lazy.shape,
+                dtype,
+                lambda box: store[box].read().result().astype(dtype) * dtype(scale),
+            )
+
+        return Segmentation(
+            labels=read("labels", np.int32, 1),
+            probabilities=None,
+            entropy=read("entropy", np.float32, 1 / 255),
+            disagreement=read("disagreement", np.float32, 1 / 255),
             class_names=self.run.class_names,
             voxel_nm=voxel,
         )
@@ -145,8 +214,7 @@ class Ensemble:
         if needed > available:
             raise MemoryError(
                 f"{voxels:,} voxels need about {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB "
-                f"are available; python -m experiments.predict --run={self.run.folder} streams a "
-                "volume of any size"
+                "are available; give folder= to stream the result there, whatever its size"
             )
 
 
@@ -164,18 +232,8 @@ def load(folder: str | Path, *, top_k: int | None = None) -> Ensemble:
     return Ensemble(folder, top_k=top_k)
 
 
-def architecture_of(settings: RecipeOptions, run: TrainedRun) -> Architecture:
-    """The network of a run, in both precisions."""
-    model = network_of(settings, len(run.class_names))
-    window = three(settings.window or (), "--window")
-
-    def init_params(key: jax.Array) -> Any:
-        return draw_parameters(key, model, (1, *window, 1))
-
-    return Architecture(
-        init_params=init_params,
-        networks={"float32": model.apply, "bfloat16": model.clone(dtype=jnp.bfloat16).apply},
-        output_window=model.output_window,
-        window=window,
-        larger=three(settings.prediction_window or window, "--window"),
-    )
+def _name_of(array: LazyArray) -> str:
+    """An array by a few of its rows, so that a folder is not continued with another."""
+    z, y, _ = array.shape
+    rows = [array[k * (z - 1) // 4, (4 - k) * (y - 1) // 4, :] for k in range(5)]
+    return f"array {zlib.crc32(np.stack(rows).tobytes()):08x}"
