@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from densejax.cli import define_flags, from_flags
+from densejax.cli import define_flags, few_steps, from_flags
 
 KEPT = json.loads((Path(__file__).parent / "commands.json").read_text())
 EVERYWHERE = {"workdir": flags.DEFINE_string, "config": flags.DEFINE_string}
@@ -45,3 +45,12 @@ def test_defaults_are_the_same(name):
 def test_a_command_means_the_same(command):
     name, *words = shlex.split(command["command"])
     assert parsed(name, words) == KEPT["defaults"][name] | command["differs"]
+
+
+@pytest.mark.parametrize("name", KEPT["few_steps"])
+def test_a_run_of_few_steps_is_the_same(name):
+    config_class = importlib.import_module(f"experiments.{name}").Config
+    for kept in KEPT["few_steps"][name]:
+        given = {n: tuple(v) if isinstance(v, list) else v for n, v in kept["given"].items()}
+        found = json.loads(json.dumps(dataclasses.asdict(few_steps(config_class(**given)))))
+        assert found == KEPT["defaults"][name] | kept["differs"]
