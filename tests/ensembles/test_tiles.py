@@ -162,7 +162,8 @@ def test_strides_keep_the_phase_of_the_pooling_where_the_window_allows():
 
 def planned(strides):
     scales = len(strides)
-    return PlannedUNet(widths=(2,) * scales, kernels=((1, 3, 3),) * scales, strides=strides)
+    options = {"widths": (2,) * scales, "kernels": ((1, 3, 3),) * scales}
+    return PlannedUNet(classes=2, strides=strides, **options)
 
 
 @pytest.mark.parametrize(
