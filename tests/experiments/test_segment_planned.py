@@ -140,7 +140,7 @@ def test_a_loaded_run_segments_an_array_as_the_run_did(finished):
     workdir, summary = finished
     volume = summary.test.volume
     ensemble = dj.load(workdir)
-    assert ensemble.members == ("0000",) and "1 members" in repr(ensemble)
+    assert ensemble.members == ("0000",) and "1 member;" in repr(ensemble)
     found = ensemble.predict(volume.images, voxel_nm=volume.voxel_nm)
     np.testing.assert_array_equal(found.labels, summary.test.prediction.labels)
     np.testing.assert_array_equal(found.entropy, summary.test.prediction.entropy)

@@ -101,6 +101,11 @@ def score_blocks(
             f"doubt is {np.dtype(doubt.dtype)} of shape {tuple(doubt.shape)}; expected uint8 of "
             f"the labels' shape {tuple(labels.shape)}"
         )
+    if any(n > size for n, size in zip(shape, doubt.shape, strict=True)):
+        raise ValueError(
+            f"blocks of {tuple(shape)} do not fit into the prediction of {tuple(doubt.shape)}; "
+            "expected a smaller --block=z,y,x"
+        )
     corners = evaluation_corners(doubt.shape, shape, (0, 0, 0))
     axes = [np.unique(corners[:, axis]) for axis in range(3)]
     means = np.full([len(axis) for axis in axes], np.nan)

@@ -79,7 +79,8 @@ class Ensemble:
 
     def __repr__(self) -> str:
         classes = ", ".join(self.run.class_names)
-        return f"Ensemble({self.run.folder}, {len(self.members)} members; {classes})"
+        count = "1 member" if len(self.members) == 1 else f"{len(self.members)} members"
+        return f"Ensemble({self.run.folder}, {count}; {classes})"
 
     def predict(
         self,
