@@ -74,8 +74,10 @@ class Sweep:
         """All blocks, by their first seeds."""
         found = []
         for folder in sorted((self.folder / "blocks").glob("[0-9]*")):
-            fields = json.loads((folder / "block.json").read_text())
-            found.append(Block(folder, tuple(fields["seeds"])))
+            # Another process may withdraw one whose seeds turned out to be taken.
+            with contextlib.suppress(FileNotFoundError):
+                fields = json.loads((folder / "block.json").read_text())
+                found.append(Block(folder, tuple(fields["seeds"])))
         return sorted(found, key=lambda block: block.seeds[0])
 
     def add(self, seeds: Sequence[int], size: int) -> list[Block]:
@@ -92,7 +94,7 @@ class Sweep:
             self._refuse_overlap(wanted)
         except ValueError:
             for folder in new:
-                shutil.rmtree(folder)
+                remove(folder)
             raise
         return [Block(self._folder_of(part), part) for part in wanted]
 

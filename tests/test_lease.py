@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from densejax import lease as module
-from densejax.lease import HeldError, Leases, LostError, this_process, write_once
+from densejax.lease import HeldError, Leases, LostError, this_process
 
 NAMES = [f"{number:05d}" for number in range(6)]
 
@@ -136,13 +136,6 @@ def test_only_one_of_many_takes_a_dead_mans_block(tmp_path):
         for thread in threads:
             thread.join()
         assert sorted(map(str, taken)) == [NAMES[0], *["None"] * 7]
-
-
-def test_what_is_written_once_stays(tmp_path):
-    path = tmp_path / "folder" / "plan.json"
-    assert write_once(path, {"a": 1}) == {"a": 1}
-    assert write_once(path, {"a": 2}) == {"a": 1}
-    assert [p.name for p in path.parent.iterdir()] == ["plan.json"]
 
 
 def test_the_clock_of_a_host_does_not_matter(tmp_path, monkeypatch):

@@ -179,7 +179,7 @@ def test_members_that_were_trained_anew_are_another_prediction(world, finished, 
     held = json.loads((workdir / "prediction.json").read_text())
     config = config_of(world, overlap="third", probabilities=True, normalise="run")
     (tmp_path / "prediction.json").write_text(json.dumps(held | {"members_checksum": "0"}))
-    with pytest.raises(ValueError, match=r"another prediction: members_checksum was 0 and is"):
+    with pytest.raises(ValueError, match=r"another prediction: members_checksum was \"0\" and is"):
         predict.run(config, tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -44,11 +45,8 @@ def test_two_divisions_at_once_leave_no_overlap(tmp_path):
             except ValueError:
                 pass
 
-        threads = [threading.Thread(target=add, args=(size,)) for size in (7, 5)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(add, (7, 5)))  # raises what a thread has raised
         seeds = [seed for block in sweep.blocks() for seed in block.seeds]
         assert len(seeds) == len(set(seeds))
 
