@@ -230,6 +230,12 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def markdown(header: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Return a table as lines of Markdown, the header first; cells are written by ``str``."""
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (header, *rows)]
+    return [lines[0], "|" + "---|" * len(header), *lines[1:]]
+
+
 def free_bytes(path: str | Path) -> int:
     """Count the bytes that are free on the disk of a path, which need not exist yet."""
     path = Path(path).absolute()

@@ -90,7 +90,8 @@ class Leases:
           holder: who takes leases here; None is the running process.
           gone: asked first whether a holder is gone, such as a scheduler; None is unknown.
           heartbeat_s: seconds between signs of life.
-          silent_s: seconds after which a holder without one counts as dead, if nobody knows better.
+          silent_s: seconds without such a sign after which a holder counts as dead, where neither
+            ``gone`` nor this host's list of processes tells.
         """
         self.folder, self.names = Path(folder), list(names)
         self.holder = holder or this_process()

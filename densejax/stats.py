@@ -17,6 +17,8 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike
 
+from densejax.io import markdown
+
 LEVEL = 0.95
 APART = 0.05  # adjusted p below which two populations are told apart
 RESAMPLES = 5000
@@ -519,7 +521,17 @@ def judge(
 ) -> Finding:
     """Judge a claim that a number lies above or below a level, by its interval.
 
-    An interval that holds the level, or that cannot be computed, tells nothing apart.
+    Args:
+      claim: what is claimed.
+      found: the number with its interval.
+      side: of the level, on which the number is claimed to lie.
+      level: in units of the number.
+      published: what the source reports; empty for an observation that nobody published.
+      digits: of the number in the finding's text.
+
+    Returns:
+      The finding: ``seen`` where the whole interval lies on the claimed side, ``not seen`` where it
+      lies on the other, ``not told apart`` where it holds the level or cannot be computed.
     """
     sign = 1 if side == "above" else -1
     low, high = sorted((sign * (found.low - level), sign * (found.high - level)))
@@ -561,13 +573,6 @@ def judge_pairs(pairs: Iterable[Pair]) -> list[Finding]:
 
 
 # ---- tables ----
-
-
-def markdown(head: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Write a table in lines of Markdown."""
-    lines = [head, *rows]
-    text = [f"| {' | '.join(map(str, cells))} |" for cells in lines]
-    return [text[0], "|" + "---|" * len(head), *text[1:]]
 
 
 def findings_table(findings: Sequence[Finding], *, found: str = "found (95 %)") -> list[str]:

@@ -28,7 +28,7 @@ from typing import Any
 
 from densejax import stats
 from densejax.cli import main, option
-from densejax.io import write_csv
+from densejax.io import write_csv, write_json
 from densejax.plots import scores as pictures
 
 OUTPUTS = ("runs.csv", "pairs.csv", "comparison.json", "histogram.png")
@@ -243,7 +243,7 @@ def compare_runs(config: Config, workdir: Path) -> dict[str, Any]:
     for table in ("runs", "pairs"):
         rows = result[table]
         write_csv(workdir / f"{table}.csv", rows[0], [row.values() for row in rows])
-    (workdir / "comparison.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(workdir / "comparison.json", result, indent=2)
     pictures.score_histogram(
         {sweep.name: list(sweep.scores.values()) for sweep in sweeps},
         path=workdir / "histogram.png",

@@ -9,7 +9,7 @@ import numpy as np
 from densejax.active.curves import alc, break_even_interval, class_entropy, normalised_alc
 from densejax.active.query_program import Query
 from densejax.active.query_study import Member, Study
-from densejax.io import write_csv
+from densejax.io import markdown, write_csv, write_text
 from densejax.plots.curves import round_curves, score_of_setting
 from densejax.stats import (
     NO_INTERVAL,
@@ -18,7 +18,6 @@ from densejax.stats import (
     PairedTest,
     bootstrap_mean,
     findings_table,
-    markdown,
     paired_tests,
 )
 
@@ -283,7 +282,7 @@ def _write_findings(
         cells += [f"{row.break_even:.0f}", p, f"{row.balance:.3f}", f"{row.spread:.3f}"]
         table.append([row.width, row.query.name, len(row.seeds), *cells])
     lines += markdown([*head, "p against random (Holm)", "classes", "spread"], table)
-    path.write_text("\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
     return path
 
 
@@ -390,6 +389,13 @@ def _draw_setting(
         for setting, row in rows.items():
             bands[:, x.index(setting)] = astuple(row.area)
         scores[label] = bands
-    where = {"levels": levels, "x_label": x_label, "label": "area under the curve / width"}
-    score_of_setting(x, scores, path=path, **where, title=name)  # type: ignore[arg-type]
+    score_of_setting(
+        x,
+        scores,
+        levels=levels,
+        x_label=x_label,
+        label="area under the curve / width",
+        title=name,
+        path=path,
+    )
     return [path]

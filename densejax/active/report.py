@@ -1,7 +1,6 @@
 """What rounds of active learning came to: tables, statistics, pictures."""
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ import numpy as np
 
 from densejax.active import curves
 from densejax.active.records import Trained
-from densejax.io import write_csv
+from densejax.io import write_csv, write_json
 from densejax.plots.curves import class_histograms, round_curves
 from densejax.stats import paired_tests, student_mean
 
@@ -174,7 +173,7 @@ def summarise_rounds(
     table = _table(results)
     for path, rows in ((paths[0], _rows(results)), (paths[1], table)):
         write_csv(path, rows[0], [row.values() for row in rows], form=".6g")
-    paths[2].write_text(json.dumps(_plain(numbers), indent=1) + "\n")
+    write_json(paths[2], _plain(numbers))
     paths += _draw(results, folder, title, published)
     _print(table, numbers)
     return paths

@@ -1,13 +1,12 @@
 """Populations that are compared: the test accuracy of each, its interval, a table and a picture."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from densejax.io import write_csv
+from densejax.io import write_csv, write_json
 from densejax.plots.scores import strips
 from densejax.stats import bootstrap_median
 from densejax.training.folders import Member, MemberFolder, Outcome, read_metrics
@@ -108,7 +107,7 @@ def compare(
     rows = [_row(p, (notes or {}).get(p.name, "")) for p in populations]
     write_csv(files[0], rows[0], [row.values() for row in rows])
     numbers = {p.name: {what: getattr(p, what).tolist() for what in WHAT} for p in populations}
-    files[1].write_text(json.dumps(numbers, indent=1) + "\n")
+    write_json(files[1], numbers)
     _print(rows)
     scores = {p.name: p.last for p in populations if len(p.last)}
     if scores:

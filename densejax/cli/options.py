@@ -6,7 +6,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, cast
 
 from densejax.io import parse_seeds
 
@@ -56,12 +56,12 @@ def seeds_option(*seeds: int, help: str = "seeds, such as 0:8; more of them exte
 
 def few_steps(config: Config) -> Config:
     """Return the configuration of ``--fast_dev_run``: what its fields' ``fast`` says."""
-    values = {}
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    values, settings = {}, cast(Any, config)
+    for field in dataclasses.fields(settings):
         value = field.metadata.get("fast", ...)
         if value is not ...:
             values[field.name] = value(config) if callable(value) else value
-    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+    return dataclasses.replace(settings, **values)
 
 
 def optional_fields(config_class: type, name: str) -> type:

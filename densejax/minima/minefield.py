@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from densejax.io import write_npz, write_text
 from densejax.minima.boundaries import class_probabilities, plane_grid
 from densejax.minima.embedding import embed, kernel_vectors, outliers
 from densejax.minima.point_nets import PointNet
@@ -75,7 +76,8 @@ def summarise(
             path=folder / f"{name}.png",
         )
         arrays = {f"perplexity_{p:g}": places for p, places in maps.items()}
-        np.savez(folder / f"{name}.npz", kinds=kinds, test_accuracy=accuracy, **arrays)  # type: ignore[arg-type]
+        fixed = {"kinds": kinds, "test_accuracy": accuracy}
+        write_npz(folder / f"{name}.npz", fixed | arrays)
         files += [folder / f"{name}.png", folder / f"{name}.npz"]
     files.append(_draw_boundaries(folder, problem, starts, epochs, path, minima))
     findings = claims(path, basins)
@@ -92,7 +94,7 @@ def summarise(
         "",
         *findings_table(findings),
     ]
-    (folder / "findings.md").write_text("\n".join(lines) + "\n")
+    write_text(folder / "findings.md", "\n".join(lines) + "\n")
     files.append(folder / "findings.md")
     print(f"{len(minima)} bad minima, {len(failed)} failed; see {folder}")
     return Summary(tuple(basins), tuple(findings), tuple(files), len(failed))

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from densejax.io import write_csv
+from densejax.io import markdown, write_csv, write_text
 from densejax.minima.drawing import (
     draw_basins,
     draw_boundaries,
@@ -36,7 +36,6 @@ from densejax.stats import (
     findings_table,
     judge,
     judge_all,
-    markdown,
     mean_by_seed,
     spearman_by_seed,
     weighted_mean,
@@ -151,7 +150,7 @@ def summarise_pictures(
     findings = claims(basins)
     files += [write_basins(folder / "minima.csv", basins), folder / "findings.md"]
     lines = [f"# {title}", "", *findings_table(findings), "", *by_share(basins)]
-    files[-1].write_text("\n".join(lines) + "\n")
+    write_text(files[-1], "\n".join(lines) + "\n")
     print("\n".join(lines))
     files += draw_basins(folder, basins, title) if basins else []
     return Summary(tuple(basins), tuple(findings), tuple(files), failed)
@@ -210,7 +209,7 @@ def summarise_runs(
         lines += [f"Failed: {', '.join(failed)}.", ""]
     lines += [*findings_table(findings), "", *by_run(groups)]
     files.append(folder / "findings.md")
-    files[-1].write_text("\n".join(lines) + "\n")
+    write_text(files[-1], "\n".join(lines) + "\n")
     print(f"{sum(map(len, groups.values()))} minima, {len(failed)} failed; see {folder}")
     every = [one for group in groups.values() for one in group]
     return Summary(tuple(every), tuple(findings), tuple(files), len(failed))
@@ -253,7 +252,7 @@ def find(basins: Sequence[Basin]) -> list[Finding]:
             judge("test accuracy of natural minima is above 0.9", natural, side="above", level=0.9)
         )
     where = "figures 3.3 to 3.5"
-    pairs = [
+    pairs: list[tuple[str, np.ndarray, np.ndarray, Literal["above", "below"], str]] = [
         ("radius falls with poison", poison, radius, "below", where),
         ("volume (Jensen) falls with poison", poison, volume, "below", where),
         ("radius rises with test accuracy", test, radius, "above", where),
@@ -266,7 +265,7 @@ def find(basins: Sequence[Basin]) -> list[Finding]:
         )
         for claim, x, y, side, source in pairs:
             correlation = spearman_by_seed(x, y, seeds)
-            found.append(judge(claim, correlation, side=side, published=source))  # type: ignore[arg-type]
+            found.append(judge(claim, correlation, side=side, published=source))
         for claim, values in (("radius", radius), ("volume (Jensen)", volume)):
             some = poison > 0
             correlation = spearman_by_seed(test[some], values[some], seeds[some])
@@ -339,7 +338,7 @@ def _write_findings(
             "",
         ]
     lines += [*findings_table(findings), "", *by_share(basins)]
-    path.write_text("\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
     return path
 
 

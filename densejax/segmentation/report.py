@@ -1,6 +1,5 @@
 """The end of a segmentation sweep: rank, ensembles of every size, tables, pictures, volumes."""
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from densejax.ensembles.predict import Prediction, Sizes, member_probabilities, 
 from densejax.ensembles.rank import Choice, choose_size, rank_members
 from densejax.ensembles.tiles import Blend
 from densejax.ensembles.views import Views
-from densejax.io import write_csv
+from densejax.io import write_csv, write_json
 from densejax.segmentation.baseline import Forest
 from densejax.segmentation.evaluation.boundaries import boundary_class, boundary_scores
 from densejax.segmentation.prediction.trained_run import save_learned_from
@@ -274,7 +273,7 @@ def _write_tables(folder: Path, summary: Summary) -> list[Path]:
         ),
         folder / "summary.json",
     ]
-    paths[-1].write_text(json.dumps(_numbers(summary), indent=1))
+    write_json(paths[-1], _numbers(summary))
     return paths
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densejax.io import write_text
+from densejax import io
 from densejax.models import cost
 from densejax.training.provenance import provenance
 
@@ -182,10 +182,9 @@ def _processor() -> str:
 
 def markdown(rows: Rows, columns: Sequence[str]) -> str:
     """A table of the rows; missing entries stay empty."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        lines.append("| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |")
-    return "\n".join(lines)
+    return "\n".join(
+        io.markdown(columns, [[_cell(row.get(column, "")) for column in columns] for row in rows])
+    )
 
 
 def _cell(value: Any) -> str:
@@ -200,7 +199,7 @@ def write(out: Path, name: str, *, result: Mapping[str, Any], text: str) -> None
     """Write ``out/name.json`` and ``out/name.md``, replaced by rename so never half written."""
     encoded = json.dumps(result, indent=1, default=_plain)
     for suffix, content in (("json", encoded), ("md", text)):
-        write_text(out / f"{name}.{suffix}", content + "\n")
+        io.write_text(out / f"{name}.{suffix}", content + "\n")
 
 
 def _plain(value: Any) -> Any:

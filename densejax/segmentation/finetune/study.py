@@ -23,6 +23,7 @@ from densejax.data.extra_windows import Patch, cut_patch, extra_arrays
 from densejax.ensembles.predict import Prediction, Sizes, predict_volume
 from densejax.ensembles.rank import rank_members
 from densejax.instances import Population
+from densejax.io import write_text
 from densejax.plots.curves import round_curves
 from densejax.segmentation.finetune.continued import Continued
 from densejax.segmentation.finetune.export import ScoredBlocks, box_at, choose_blocks, score_blocks
@@ -344,7 +345,7 @@ def report(rows: Sequence[Row], folder: Path) -> list[Path]:
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     findings = folder / "findings.md"
-    findings.write_text(_findings(rows))
+    write_text(findings, _findings(rows))
     print(findings.read_text())
     curves = [_curves(rows, n, folder / f"{n}.png") for n in ("held_out", "repaired")]
     return [table, findings, *curves]

@@ -1,6 +1,5 @@
 """What a prediction prints before it starts, and what it leaves when it is complete."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from densejax.ensembles.prediction import duration
 from densejax.ensembles.stream import Clock
 from densejax.ensembles.tiles import Grid, sizes
 from densejax.ensembles.views import Views
+from densejax.io import write_json
 from densejax.lease import Leases
 from densejax.plots.slices import orthoslices
 from densejax.segmentation.prediction.job import Job
@@ -90,7 +90,7 @@ def complete(job: Job, layout: Layout, summary: Mapping[str, Any]) -> tuple[Path
             for image in images:
                 build_pyramid(image)
             print(f"pyramids     {duration(time.perf_counter() - start)}", flush=True)
-            (job.folder / SUMMARY).write_text(json.dumps(dict(summary), indent=2) + "\n")
+            write_json(job.folder / SUMMARY, dict(summary), indent=2)
             draw(job, layout, job.folder / PICTURE)
             leases.finish(name, {})
     return files

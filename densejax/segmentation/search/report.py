@@ -1,6 +1,5 @@
 """The end of a search: architectures ranked, ensembles of the best of them, what mattered."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from densejax import metrics
 from densejax.data.datasets import LabelledVolume, standardise
 from densejax.ensembles.predict import combine, mean_probabilities, member_probabilities
 from densejax.ensembles.rank import rank_members
-from densejax.io import write_csv
+from densejax.io import write_csv, write_json
 from densejax.plots.curves import top_k_curve
 from densejax.plots.scores import scores_over_settings
 from densejax.segmentation.report import (
@@ -111,7 +110,7 @@ def summarise_search(
     correlations = _correlations(done)
     files += [_write_top_k(folder / "top_k.csv", summary), *write_volumes(folder, judged[1])]
     files.append(folder / "summary.json")
-    files[-1].write_text(json.dumps(_numbers(summary, correlations), indent=1))
+    write_json(files[-1], _numbers(summary, correlations))
     files += _draw(folder, summary, done, correlations)
     summary = Summary(tuple(entries), tuple(ranked), judged[0], judged[1], tuple(files))
     _print(summary, correlations)
