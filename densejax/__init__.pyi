@@ -8,8 +8,8 @@ from . import models as models
 from . import optim as optim
 from . import plots as plots
 from . import segmentation as segmentation
-from .instances import Population as Population
-from .instances import use_all_cores as use_all_cores
+from .population import Population as Population
+from .population import use_all_cores as use_all_cores
 from .segmentation.prediction.load import load as load
 from .training.sweep import Schedule as Schedule
 from .training.sweep import Sweep as Sweep

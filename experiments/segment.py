@@ -37,9 +37,9 @@ from densejax.cli import SweepOptions, main, option, parse_grid, start_folder
 from densejax.data.augment import Augmentation, draw_window
 from densejax.data.extra_windows import draw_mixed_window
 from densejax.data.sampling import Sampling
-from densejax.instances import instance_key
 from densejax.models import hybrid
 from densejax.models.layers import draw_parameters
+from densejax.population import instance_key
 from densejax.segmentation import baseline, recipes, report, sources
 from densejax.segmentation.finetune import continued
 from densejax.segmentation.networks import network_of

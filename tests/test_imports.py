@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room may import the rooms of lower rank and its own files; siblings don't know each other.
 RANKS = [
     {"typing", "trees", "io", "lease", "stats", "ops"},
-    {"instances", "losses", "metrics", "optim", "data", "models", "plots"},
-    {"training", "ensembles"},
+    {"population", "losses", "metrics", "optim", "data", "models", "plots"},
+    {"training", "inference"},
     {"cli"},
     {"segmentation", "landscape", "classification"},
     {"active", "minima"},
@@ -33,10 +33,10 @@ ARRAY_LIBRARIES = ("jax", "jaxlib", "flax", "optax")
 ONLY = {
     "orbax": ("densejax/training/checkpoint.py",),
     "flax": ("densejax/models/",),
-    "jax.pmap": ("densejax/instances.py",),
-    "jax.sharding": ("densejax/instances.py",),
-    "jax.experimental.shard_map": ("densejax/instances.py",),
-    "jax.experimental.mesh_utils": ("densejax/instances.py",),
+    "jax.pmap": ("densejax/population.py",),
+    "jax.sharding": ("densejax/population.py",),
+    "jax.experimental.shard_map": ("densejax/population.py",),
+    "jax.experimental.mesh_utils": ("densejax/population.py",),
 }
 # Whatever they are reached through; a bare "Mesh" may be a surface of triangles.
 MESH_NAMES = {"pmap", "shard_map", "make_mesh", "create_device_mesh", "PmapSharding"}
@@ -74,7 +74,7 @@ def violations(source: str, path: Path) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             found += _wrong_library(ast.unparse(node), path)
-    if path.parts[0] != "tests" and path.as_posix() != "densejax/instances.py":
+    if path.parts[0] != "tests" and path.as_posix() != "densejax/population.py":
         names = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
         names |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
         found += [f"{path} names {name}" for name in sorted(names & MESH_NAMES)]
@@ -148,7 +148,7 @@ def test_arrows_point_one_way(path):
         ("densejax/data/windows.py", "from densejax.models.unet import UNet"),
         ("densejax/data/windows.py", "def f():\n    from densejax.metrics import mean_iou"),
         ("densejax/plots/curves.py", "from ..metrics import mean_iou"),
-        ("densejax/training/sweep.py", "from densejax.ensembles import rank"),
+        ("densejax/training/sweep.py", "from densejax.inference import rank"),
         ("densejax/training/sweep.py", "import densejax.segmentation.task"),
         ("densejax/training/sweep.py", "from densejax.cli import option"),
         ("densejax/landscape/slices.py", "import densejax.segmentation.task"),

@@ -10,7 +10,7 @@ import numpy as np
 
 from densejax.active.records import Plan, Samples
 from densejax.classification.task import ImageTask, image_data
-from densejax.instances import Strategy as Side
+from densejax.population import Strategy as Side
 from densejax.training.checkpoint import restore_tree
 from densejax.training.folders import Member
 from densejax.training.logs import Reporter

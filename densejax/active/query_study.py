@@ -27,8 +27,8 @@ from densejax.active.balanced import random
 from densejax.active.pool import Pool
 from densejax.active.query_program import ENTROPY, MOVED, NOTHING, Query, choose, one_cycle
 from densejax.classification.task import ImageTask
-from densejax.instances import Population, instance_key
 from densejax.io import read_npz, write_npz
+from densejax.population import Population, instance_key
 from densejax.typing import Batch, Key
 
 # Operations of a matrix product that take as long as Adam's update of one weight, whose work is

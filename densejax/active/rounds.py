@@ -35,7 +35,7 @@ from densejax.active.records import (
 )
 from densejax.classification.predict import Predictor, head_of
 from densejax.classification.task import ImageTask, image_data
-from densejax.instances import Strategy as Side
+from densejax.population import Strategy as Side
 from densejax.training.checkpoint import restore_tree
 from densejax.training.folders import Member, Outcome
 from densejax.training.logs import Reporter

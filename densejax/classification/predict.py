@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from densejax.classification.task import HEAD, ImageTask
-from densejax.instances import Population
+from densejax.population import Population
 from densejax.typing import Array, Params
 
 

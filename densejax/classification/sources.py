@@ -12,7 +12,7 @@ from densejax.data import vision
 from densejax.data.image_folders import ImageFolder, open_imagenet
 from densejax.data.images import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD
 from densejax.data.patterns import gratings
-from densejax.instances import memory_limit
+from densejax.population import memory_limit
 from densejax.typing import Array, Key
 
 SETS = ("cifar10", "svhn", "mnist", "fashion_mnist", "imagenet", "tiny")

@@ -63,7 +63,7 @@ def main(
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     if trains:
-        from densejax.instances import use_all_cores
+        from densejax.population import use_all_cores
 
         use_all_cores()
     folder = values.workdir if "workdir" in values else ""

@@ -16,8 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from densejax.data.formats import Box
-from densejax.instances import host_cores
 from densejax.io import read_npz, write_npz
+from densejax.population import host_cores
 
 Tables = dict[str, np.ndarray]
 

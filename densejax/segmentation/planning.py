@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from densejax.instances import memory_limit
+from densejax.population import memory_limit
 from densejax.segmentation.sources import Parts
 
 RECIPE_VERSION = 1

@@ -8,7 +8,7 @@ from densejax.data.augment import training_arrays
 from densejax.data.datasets import LabelledVolume, standardise
 from densejax.data.sampling import class_table
 from densejax.data.windows import check_windows, evaluation_corners
-from densejax.ensembles.predict import Sizes, input_tile
+from densejax.inference.predict import Sizes, input_tile
 from densejax.typing import UNLABELLED, Batch
 
 

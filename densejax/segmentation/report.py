@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from densejax import metrics, plots, trees
 from densejax.data.datasets import LabelledVolume, standardise
-from densejax.ensembles.predict import Prediction, Sizes, member_probabilities, predict_volume
-from densejax.ensembles.rank import Choice, choose_size, rank_members
-from densejax.ensembles.tiles import Blend
-from densejax.ensembles.views import Views
+from densejax.inference.predict import Prediction, Sizes, member_probabilities, predict_volume
+from densejax.inference.rank import Choice, choose_size, rank_members
+from densejax.inference.tiles import Blend
+from densejax.inference.views import Views
 from densejax.io import write_csv, write_json
 from densejax.segmentation.baseline import Forest
 from densejax.segmentation.evaluation.boundaries import boundary_class, boundary_scores

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densejax.instances import Mapped, Population
 from densejax.io import write_npz
+from densejax.population import Mapped, Population
 from densejax.training.folders import MemberFolder
 from densejax.typing import Array, Batch, Tree
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from densejax.instances import Mapped, Population
+from densejax.population import Mapped, Population
 from densejax.training.task import Task
 from densejax.typing import Batch, Tree
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from densejax.instances import Population, Strategy, instance_key, memory_limit
+from densejax.population import Population, Strategy, instance_key, memory_limit
 from densejax.training.folders import Member, MemberFolder, Outcome
 from densejax.training.logs import Reporter
 from densejax.training.recording import Recorder, Recording

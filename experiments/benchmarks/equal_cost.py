@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from densejax.data.datasets import standardise
-from densejax.ensembles.predict import member_probabilities, predict_volume
+from densejax.inference.predict import member_probabilities, predict_volume
 from densejax.plots import style
 from densejax.segmentation import report, sources
 from densejax.segmentation.prediction.trained_run import read_config

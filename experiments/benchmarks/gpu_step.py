@@ -23,8 +23,8 @@ import numpy as np
 from absl import app, flags, logging
 
 from densejax.data.augment import training_arrays
-from densejax.instances import Population, instance_key
 from densejax.models.hybrid import Hybrid2D3D
+from densejax.population import Population, instance_key
 from densejax.training.slots import Programs, empty_slot
 from experiments import segment
 from experiments.benchmarks import measure

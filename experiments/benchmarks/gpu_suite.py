@@ -32,7 +32,7 @@ from absl import app, flags, logging
 
 from densejax.data.augment import training_arrays
 from densejax.data.sampling import class_table
-from densejax.instances import Population, instance_key
+from densejax.population import Population, instance_key
 from densejax.segmentation import recipes
 from densejax.training.slots import Programs, empty_slot
 from experiments import segment

@@ -28,10 +28,10 @@ import torch
 from absl import app, flags, logging
 
 from densejax.data import points
-from densejax.instances import use_all_cores
 from densejax.landscape import basins
 from densejax.landscape.basins import radius
 from densejax.models.mlp import MLP
+from densejax.population import use_all_cores
 from densejax.typing import Params
 from experiments.benchmarks import measure, released_radii, torch_radii
 

@@ -25,8 +25,8 @@ import torch
 from absl import app, flags, logging
 
 from densejax.data.augment import training_arrays
-from densejax.instances import Mapped, Population, instance_key, memory_limit, use_all_cores
 from densejax.losses import weighted_cross_entropy
+from densejax.population import Mapped, Population, instance_key, memory_limit, use_all_cores
 from densejax.training.slots import Programs, empty_slot
 from experiments import segment
 from experiments.benchmarks import goals, measure, torch_hybrid

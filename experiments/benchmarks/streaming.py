@@ -33,16 +33,16 @@ from absl import app, flags
 
 from densejax.data.ome_zarr import create_image, open_level
 from densejax.data.volumes import open_volume
-from densejax.ensembles.blocks import choose_blocks, computed_twice, voxels_in_time
-from densejax.ensembles.members import Ensemble, Plan, Wanted, choose_plan
-from densejax.ensembles.outputs import Layout, Outputs
-from densejax.ensembles.reach import blind_margin, choose_overlap
-from densejax.ensembles.stream import IN_FLIGHT, Stream, block_names
-from densejax.ensembles.tiles import Grid, Sizes, grid_of, pooling_factor
-from densejax.instances import use_all_cores
+from densejax.inference.blocks import choose_blocks, computed_twice, voxels_in_time
+from densejax.inference.members import Ensemble, Plan, Wanted, choose_plan
+from densejax.inference.outputs import Layout, Outputs
+from densejax.inference.receptive_field import blind_margin, choose_overlap
+from densejax.inference.stream import IN_FLIGHT, Stream, block_names
+from densejax.inference.tiles import Grid, Sizes, grid_of, pooling_factor
 from densejax.lease import Leases
 from densejax.models.hybrid import Hybrid2D3D
 from densejax.models.layers import draw_parameters
+from densejax.population import use_all_cores
 from experiments.benchmarks import measure
 
 FLAGS: Any = flags.FLAGS

@@ -27,8 +27,8 @@ import numpy as np
 from absl import app, flags, logging
 
 from densejax import trees
-from densejax.instances import use_all_cores
 from densejax.landscape.surfaces.points import Evaluator
+from densejax.population import use_all_cores
 from experiments.benchmarks import measure
 from experiments.benchmarks.surface_cases import (
     BATCHES,

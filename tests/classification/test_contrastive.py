@@ -9,8 +9,8 @@ import pytest
 
 from densejax.classification.contrastive import MoCoTask, SimCLRTask, epoch_rows
 from densejax.classification.pretrained import Encoder, encode
-from densejax.instances import instance_key
 from densejax.losses import info_nce, nt_xent, unit_rows
+from densejax.population import instance_key
 from densejax.training.folders import Member, read_metrics
 from densejax.training.sweep import Schedule, Sweep
 

@@ -16,9 +16,9 @@ from densejax.cli import save_config
 from densejax.data.ome_zarr import open_level
 from densejax.data.synthetic import CLASS_NAMES, platelet_world
 from densejax.data.volumes import open_volume
-from densejax.ensembles.predict import member_probabilities
-from densejax.ensembles.prediction import read_prediction
-from densejax.ensembles.tiles import corner, grid_of, slices
+from densejax.inference.predict import member_probabilities
+from densejax.inference.prediction import read_prediction
+from densejax.inference.tiles import corner, grid_of, slices
 from densejax.segmentation import recipes
 from densejax.segmentation.prediction.trained_run import LEARNED_FROM, open_run
 from densejax.training.checkpoint import save_tree
@@ -303,13 +303,13 @@ def test_an_older_run_has_no_grey_levels_to_normalise_by(world, tmp_path):
 
 
 def test_what_cannot_fit_is_refused(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("densejax.ensembles.prediction.memory_limit", lambda devices: 10**8)
+    monkeypatch.setattr("densejax.inference.prediction.memory_limit", lambda devices: 10**8)
     with pytest.raises(MemoryError, match=r"about .* GB of memory, and 0.10 GB are available"):
         predict.run(config_of(world, overlap="third"), tmp_path)
 
 
 def test_a_disk_that_is_too_small_is_named(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("densejax.ensembles.prediction.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("densejax.inference.prediction.free_bytes", lambda path: 1000)
     with pytest.raises(OSError, match=r"takes up to 0\.\d MB, .* and 0\.0 MB are free on its disk"):
         predict.run(config_of(world, overlap="third"), tmp_path)
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.instances import Mapped
 from densejax.landscape import basins
 from densejax.landscape.basins import joined, radii, radii_along, radii_of_many, rays
+from densejax.population import Mapped
 
 KEY = jax.random.key(3)
 QUIET = {"progress": False}

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from densejax.data.datasets import LabelledVolume, standardise
-from densejax.ensembles.predict import predict_volume
+from densejax.inference.predict import predict_volume
 from densejax.losses import weighted_cross_entropy
 from densejax.optim.tensorflow_forms import PUBLISHED_BETA1, PUBLISHED_BETA2
 from densejax.segmentation.prepare import evaluation_windows

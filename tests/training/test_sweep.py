@@ -38,7 +38,7 @@ def test_a_seeds_bits_do_not_depend_on_slot_company_or_devices(tmp_path, slots):
 def test_training_agrees_with_a_plain_python_loop(tmp_path):
     import jax
 
-    from densejax.instances import instance_key
+    from densejax.population import instance_key
 
     outcomes, _ = run(tmp_path, [2])
     task, data = Line(), line_data()
@@ -196,7 +196,7 @@ def begin(member, slot):
 def test_a_member_may_begin_from_given_parameters(tmp_path):
     import jax
 
-    from densejax.instances import instance_key
+    from densejax.population import instance_key
 
     outcomes, _ = run(tmp_path, [3, 5, 4], begin=begin, slots=2)
     task, data = Line(), line_data()

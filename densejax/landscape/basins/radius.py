@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from densejax.instances import instance_key
 from densejax.landscape.basins import bisection, rays
 from densejax.landscape.basins.bisection import Limits
 from densejax.landscape.basins.spheres import (
@@ -36,6 +35,7 @@ from densejax.landscape.basins.spheres import (
 )
 from densejax.landscape.filters import Axes, Biases, Normalise, is_float
 from densejax.landscape.objective import LossFunction
+from densejax.population import instance_key
 from densejax.typing import Key, Params, Tree
 
 # First steps, of the span.

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from densejax.instances import Mapped, Population, memory_limit
 from densejax.landscape.basins.spheres import Draw
 from densejax.landscape.compiled import (
     Signature,
@@ -32,6 +31,7 @@ from densejax.landscape.compiled import (
 from densejax.landscape.directions import Line
 from densejax.landscape.objective import LossFunction, loss_of
 from densejax.landscape.progress import Progress
+from densejax.population import Mapped, Population, memory_limit
 from densejax.typing import Params, Tree
 
 # Distances [c] to losses [c]; what belongs to the minimum; which lanes are live [c]; operand.

@@ -27,9 +27,9 @@ import numpy as np
 from jax import lax
 
 from densejax import trees
-from densejax.instances import instance_key
 from densejax.landscape.directions import random_direction
 from densejax.landscape.filters import Axes, Biases, Normalise, check_options, filter_axes, is_float
+from densejax.population import instance_key
 from densejax.typing import Key, Params, Tree
 
 Geometry = Literal["spheres", "ellipsoid"]

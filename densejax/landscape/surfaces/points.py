@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densejax.instances import Mapped, Population, memory_limit
 from densejax.landscape.compiled import (
     Signature,
     hoisted,
@@ -29,6 +28,7 @@ from densejax.landscape.compiled import (
 )
 from densejax.landscape.directions import Line, Plane
 from densejax.landscape.objective import LossFunction, measures_of
+from densejax.population import Mapped, Population, memory_limit
 from densejax.typing import Tree
 
 Frame = Line | Plane

@@ -20,11 +20,11 @@ import numpy as np
 from densejax import metrics
 from densejax.data.datasets import LabelledVolume, standardise
 from densejax.data.extra_windows import Patch, cut_patch, extra_arrays
-from densejax.ensembles.predict import Prediction, Sizes, predict_volume
-from densejax.ensembles.rank import rank_members
-from densejax.instances import Population
+from densejax.inference.predict import Prediction, Sizes, predict_volume
+from densejax.inference.rank import rank_members
 from densejax.io import write_text
 from densejax.plots.curves import round_curves
+from densejax.population import Population
 from densejax.segmentation.finetune.continued import Continued
 from densejax.segmentation.finetune.export import ScoredBlocks, box_at, choose_blocks, score_blocks
 from densejax.segmentation.task import WindowTask

@@ -17,9 +17,9 @@ from densejax.data.ome_zarr import create_image, open_level
 from densejax.data.pyramid import build_pyramid
 from densejax.data.synthetic import platelet_world
 from densejax.data.volumes import Volume, open_volume
-from densejax.instances import host_cores
 from densejax.plots import style
 from densejax.plots.agreement import object_sizes
+from densejax.population import host_cores
 from densejax.segmentation.label_blocks import BlockProgress
 from densejax.segmentation.label_volumes import Labelling
 from densejax.segmentation.objects.components import CHUNKS, ComponentSearch, Keep

@@ -14,10 +14,10 @@ from densejax.cli import option
 from densejax.data.formats_chunked import is_remote
 from densejax.data.volumes import Volume, open_volume
 from densejax.data.windows import check_windows
-from densejax.ensembles.blocks import BLOCK_VOXELS
-from densejax.ensembles.members import NOT_PREDICTED, Network, Precision, Wanted
-from densejax.ensembles.prediction import PREDICTION, parse_part, read_prediction
-from densejax.ensembles.tiles import Box, Sizes, corner, pooling_factor, sizes
+from densejax.inference.blocks import BLOCK_VOXELS
+from densejax.inference.members import NOT_PREDICTED, Network, Precision, Wanted
+from densejax.inference.prediction import PREDICTION, parse_part, read_prediction
+from densejax.inference.tiles import Box, Sizes, corner, pooling_factor, sizes
 from densejax.models.layers import draw_parameters
 from densejax.segmentation.networks import network_of
 from densejax.segmentation.prediction.trained_run import TrainedRun, checksum, open_run, read_config

@@ -18,9 +18,9 @@ from densejax.data.formats import LazyArray
 from densejax.data.ome_zarr import open_level
 from densejax.data.volumes import Volume
 from densejax.data.windows import check_windows
-from densejax.ensembles.predict import member_probabilities, predict_volume
-from densejax.ensembles.views import Views
-from densejax.instances import memory_limit
+from densejax.inference.predict import member_probabilities, predict_volume
+from densejax.inference.views import Views
+from densejax.population import memory_limit
 from densejax.segmentation.prediction.job import (
     Job,
     PredictOptions,

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from densejax.data.grey_levels import pieces, volume_moments
-from densejax.ensembles.blocks import BLOCK_VOXELS, Blocks, choose_blocks, voxels_in_time
-from densejax.ensembles.members import (
+from densejax.inference.blocks import BLOCK_VOXELS, Blocks, choose_blocks, voxels_in_time
+from densejax.inference.members import (
     Ensemble,
     Plan,
     Precision,
@@ -18,10 +18,10 @@ from densejax.ensembles.members import (
     choose_plan,
     parity,
 )
-from densejax.ensembles.outputs import Layout
-from densejax.ensembles.prediction import check_room, memory_needed
-from densejax.ensembles.reach import blind_margin, choose_overlap
-from densejax.ensembles.tiles import Grid, Sizes, corner, grid_of, sizes
+from densejax.inference.outputs import Layout
+from densejax.inference.prediction import check_room, memory_needed
+from densejax.inference.receptive_field import blind_margin, choose_overlap
+from densejax.inference.tiles import Grid, Sizes, corner, grid_of, sizes
 from densejax.plots.style import class_colours
 from densejax.segmentation.prediction.job import Job
 from densejax.segmentation.sources import three

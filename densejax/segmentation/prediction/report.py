@@ -9,13 +9,13 @@ import numpy as np
 
 from densejax.data.ome_zarr import open_level
 from densejax.data.pyramid import build_pyramid
-from densejax.ensembles.blocks import Blocks, computed_twice
-from densejax.ensembles.members import Ensemble
-from densejax.ensembles.outputs import Layout
-from densejax.ensembles.prediction import duration
-from densejax.ensembles.stream import Clock
-from densejax.ensembles.tiles import Grid, sizes
-from densejax.ensembles.views import Views
+from densejax.inference.blocks import Blocks, computed_twice
+from densejax.inference.members import Ensemble
+from densejax.inference.outputs import Layout
+from densejax.inference.prediction import duration
+from densejax.inference.stream import Clock
+from densejax.inference.tiles import Grid, sizes
+from densejax.inference.views import Views
 from densejax.io import write_json
 from densejax.lease import Leases
 from densejax.plots.slices import orthoslices

@@ -14,7 +14,7 @@ import numpy as np
 from densejax.cli import from_record
 from densejax.data.datasets import PLATELET_CLASSES, PLATELET_VOXEL_NM, VNC_CLASSES, VNC_VOXEL_NM
 from densejax.data.synthetic import CLASS_NAMES as SYNTHETIC_CLASSES
-from densejax.ensembles.rank import rank_members
+from densejax.inference.rank import rank_members
 from densejax.io import write_json
 from densejax.segmentation.sources import PLATELET_ORGANELLES, Parts
 from densejax.training.checkpoint import restore_tree

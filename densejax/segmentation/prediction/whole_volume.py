@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from densejax.ensembles.blocks import Blocks
-from densejax.ensembles.members import Ensemble
-from densejax.ensembles.outputs import Layout, Outputs
-from densejax.ensembles.prediction import (
+from densejax.inference.blocks import Blocks
+from densejax.inference.members import Ensemble
+from densejax.inference.outputs import Layout, Outputs
+from densejax.inference.prediction import (
     Progress,
     settle_prediction,
     summarise,
 )
-from densejax.ensembles.stream import Clock, Stream, block_names
-from densejax.ensembles.tiles import Grid
+from densejax.inference.stream import Clock, Stream, block_names
+from densejax.inference.tiles import Grid
 from densejax.lease import Leases
 from densejax.segmentation.prediction.job import Job
 from densejax.segmentation.prediction.measures import (
@@ -43,7 +43,7 @@ class Result:
     """What a prediction came to.
 
     Attributes:
-      summary: as ``ensembles.prediction.summarise`` has it.
+      summary: as ``inference.prediction.summarise`` has it.
       clock: where this process's time went.
       files: that lie in the folder.
     """

@@ -12,7 +12,7 @@ import numpy as np
 
 from densejax.data.datasets import LabelledVolume, standardise
 from densejax.data.windows import check_windows, evaluation_corners
-from densejax.ensembles.predict import Sizes, centrality, input_tile
+from densejax.inference.predict import Sizes, centrality, input_tile
 from densejax.io import write_npz
 from densejax.plots import animation, films
 from densejax.segmentation.rendering.sections import counts_along, informative_sections

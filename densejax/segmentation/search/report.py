@@ -12,8 +12,8 @@ from scipy.stats import spearmanr
 
 from densejax import metrics
 from densejax.data.datasets import LabelledVolume, standardise
-from densejax.ensembles.predict import combine, mean_probabilities, member_probabilities
-from densejax.ensembles.rank import rank_members
+from densejax.inference.predict import combine, mean_probabilities, member_probabilities
+from densejax.inference.rank import rank_members
 from densejax.io import write_csv, write_json
 from densejax.plots.curves import top_k_curve
 from densejax.plots.scores import scores_over_settings

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from densejax.ensembles.blocks import choose_blocks
-from densejax.ensembles.outputs import Layout, Outputs
-from densejax.ensembles.stream import Stream, block_names
-from densejax.ensembles.tiles import grid_of
+from densejax.inference.blocks import choose_blocks
+from densejax.inference.outputs import Layout, Outputs
+from densejax.inference.stream import Stream, block_names
+from densejax.inference.tiles import grid_of
 from densejax.lease import Leases
 
 SHAPE, WINDOW, OVERLAP = (11, 46, 50), (4, 16, 16), (1, 6, 6)

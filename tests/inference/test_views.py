@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.ensembles.views import average_views, view_count
+from densejax.inference.views import average_views, view_count
 
 RANDOM = np.random.default_rng(0)
 MATRIX = RANDOM.normal(size=(3, 4, 4, 3, 4, 4, 2)).astype(np.float32)

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from densejax.data.windows import check_windows, evaluation_corners, reflect_index
-from densejax.ensembles.tiles import Blend, grid_of
-from densejax.ensembles.views import Views, average_views
-from densejax.instances import Population
+from densejax.inference.tiles import Blend, grid_of
+from densejax.inference.views import Views, average_views
+from densejax.population import Population
 from densejax.typing import Array, Params
 
 Sizes = tuple[int, int, int]

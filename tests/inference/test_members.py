@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.ensembles.members import (
+from densejax.inference.members import (
     Ensemble,
     Plan,
     Wanted,
@@ -164,7 +164,7 @@ def test_a_plan_that_does_not_fit_is_passed_over_unless_it_is_the_last():
 
 
 def test_a_program_larger_than_the_memory_is_refused(monkeypatch):
-    monkeypatch.setattr("densejax.ensembles.members.memory_limit", lambda devices: 10)
+    monkeypatch.setattr("densejax.inference.members.memory_limit", lambda devices: 10)
     with pytest.raises(MemoryError, match=r"\(3, 12, 10\) with 3 members.*--window"):
         ensemble()
 

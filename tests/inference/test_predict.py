@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from densejax.ensembles.predict import (
+from densejax.inference.predict import (
     centrality,
     combine,
     input_tile,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densejax.ensembles.rank import choose_size, rank_members
+from densejax.inference.rank import choose_size, rank_members
 
 
 def test_ties_go_to_the_lowest_index_and_missing_scores_last():

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from densejax.ensembles.reach import blind_margin, choose_overlap
-from densejax.ensembles.tiles import corner, grid_of, pooling_factor, slices
+from densejax.inference.receptive_field import blind_margin, choose_overlap
+from densejax.inference.tiles import corner, grid_of, pooling_factor, slices
 from densejax.models import hybrid, unet, unet3d
 from densejax.models.layers import draw_parameters
 from densejax.ops.convolution import convolution

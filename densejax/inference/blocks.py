@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from densejax.data.blocks import box_text
-from densejax.ensembles.tiles import Axis, Box, Grid, Sizes, sizes
+from densejax.inference.tiles import Axis, Box, Grid, Sizes, sizes
 
 # What a block is at most, for its memory, and about how long a slow network may work on one: that
 # is what a kill loses.

@@ -10,8 +10,8 @@ import numpy as np
 from densejax.data import ngff
 from densejax.data.blocks import box_text
 from densejax.data.ome_zarr import create_image, open_level
-from densejax.ensembles.members import NOT_PREDICTED
-from densejax.ensembles.tiles import Box, Sizes, slices
+from densejax.inference.members import NOT_PREDICTED
+from densejax.inference.tiles import Box, Sizes, slices
 from densejax.io import free_bytes
 
 KINDS = {

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densejax.ensembles.tiles import Sizes
+from densejax.inference.tiles import Sizes
 from densejax.typing import Params
 
 Overlap = Literal["auto", "receptive", "third"]

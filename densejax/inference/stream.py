@@ -16,9 +16,9 @@ import numpy as np
 
 from densejax.data.blocks import box_text
 from densejax.data.patchy import Patchy
-from densejax.ensembles.blocks import Blocks
-from densejax.ensembles.members import NOT_PREDICTED, maps_of
-from densejax.ensembles.tiles import Box, Grid, Index, clip, corner, sizes, slices
+from densejax.inference.blocks import Blocks
+from densejax.inference.members import NOT_PREDICTED, maps_of
+from densejax.inference.tiles import Box, Grid, Index, clip, corner, sizes, slices
 from densejax.lease import Leases
 
 Maps = dict[str, np.ndarray]

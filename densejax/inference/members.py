@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densejax.ensembles.tiles import Blend, Sizes
-from densejax.ensembles.views import Views, average_views
-from densejax.instances import Population, memory_limit
+from densejax.inference.tiles import Blend, Sizes
+from densejax.inference.views import Views, average_views
+from densejax.population import Population, memory_limit
 from densejax.typing import Params, Tree
 
 Network = Callable[..., Any]

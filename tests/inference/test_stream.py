@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densejax.data.volumes import open_volume
-from densejax.ensembles import stream as module
-from densejax.ensembles.blocks import choose_blocks
-from densejax.ensembles.stream import Stream, block_names
-from densejax.ensembles.tiles import clip, grid_of, sizes, slices
+from densejax.inference import stream as module
+from densejax.inference.blocks import choose_blocks
+from densejax.inference.stream import Stream, block_names
+from densejax.inference.tiles import clip, grid_of, sizes, slices
 from densejax.lease import Leases
 
 CLASSES = 4

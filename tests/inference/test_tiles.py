@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densejax.data.windows import evaluation_corners
-from densejax.ensembles.blocks import choose_blocks, computed_twice
-from densejax.ensembles.predict import centrality, input_tile
-from densejax.ensembles.tiles import clip, corner, grid_of, pooling_factor, sizes, slices
+from densejax.inference.blocks import choose_blocks, computed_twice
+from densejax.inference.predict import centrality, input_tile
+from densejax.inference.tiles import clip, corner, grid_of, pooling_factor, sizes, slices
 from densejax.models import hybrid, unet, unet3d
 from densejax.models.planned_unet import PlannedUNet
 

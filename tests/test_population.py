@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densejax.instances import Mapped, Population, host_cores, instance_key, memory_limit
+from densejax.population import Mapped, Population, host_cores, instance_key, memory_limit
 
 
 def population(slots, devices=1, **options):
@@ -285,7 +285,7 @@ def test_programs_of_populations_that_are_gone_do_not_pile_up(monkeypatch):
         train(number)
     grown = maps() - before
     assert grown > 0, "programs take no maps: nothing is tested"
-    monkeypatch.setattr("densejax.instances.MOST_MAPS", before)
+    monkeypatch.setattr("densejax.population.MOST_MAPS", before)
     for number in range(8, 30):
         train(number)
     assert maps() - before < grown

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from densejax.ensembles.blocks import Blocks
-from densejax.ensembles.outputs import Layout
-from densejax.ensembles.stream import KEPT_BYTES
-from densejax.ensembles.tiles import Box, Grid, Sizes
-from densejax.instances import memory_limit
+from densejax.inference.blocks import Blocks
+from densejax.inference.outputs import Layout
+from densejax.inference.stream import KEPT_BYTES
+from densejax.inference.tiles import Box, Grid, Sizes
 from densejax.io import check_same, free_bytes, read_json, write_once
+from densejax.population import memory_limit
 
 PREDICTION = "prediction.json"
 # A pyramid whose levels are halved along two axes at first adds a third.
