@@ -28,23 +28,42 @@ def measures_of(loss_fn: LossFunction) -> Callable[[Params], dict[str, jax.Array
     """A loss function that returns a dictionary: a scalar becomes ``{"loss": scalar}``.
 
     Raises:
-      ValueError: (the returned function) no ``loss`` among the measures, or one is not a scalar.
+      ValueError: (the returned function) a tuple such as ``(loss, aux)``, no ``loss`` among the
+        measures, or one is not a real scalar.
     """
 
     def measures(params: Params) -> dict[str, jax.Array]:
         values = loss_fn(params)
+        if isinstance(values, tuple | list):
+            raise ValueError(
+                f"the loss function returns a {type(values).__name__} of {len(values)}: expected a "
+                "scalar, or a dictionary of scalars with 'loss' among them (of a loss with "
+                "auxiliary values, {'loss': loss, 'accuracy': accuracy}, or the loss alone)"
+            )
         values = dict(values) if isinstance(values, Mapping) else {"loss": values}
         if "loss" not in values:
             raise ValueError(f"the loss function returns {sorted(values)}: expected a 'loss'")
         for name, value in values.items():
-            if jnp.shape(value) != ():
-                raise ValueError(
-                    f"{name} of the loss function has shape {list(jnp.shape(value))}: expected a "
-                    "scalar"
-                )
+            _check_scalar(name, value)
         return values
 
     return measures
+
+
+def _check_scalar(name: str, value: Any) -> None:
+    try:
+        shape, dtype = jnp.shape(value), jnp.result_type(value)
+    except (TypeError, ValueError):
+        shape = dtype = None
+    if value is None or dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
+        found = f"is a {type(value).__name__}"
+    elif shape != ():
+        found = f"has shape {list(shape)}"
+    elif jnp.issubdtype(dtype, jnp.complexfloating):
+        found = f"is {dtype}"
+    else:
+        return
+    raise ValueError(f"{name} of the loss function {found}: expected a scalar of a real dtype")
 
 
 def loss_of(loss_fn: LossFunction) -> Callable[[Params], jax.Array]:

@@ -25,7 +25,7 @@ from jax import lax
 
 from densejax import trees
 from densejax.landscape.compiled import compiled, hoisted, remembered
-from densejax.landscape.filters import check_alike, is_float
+from densejax.landscape.filters import check_alike, is_float, warn_of_moments
 from densejax.landscape.objective import LossFunction, loss_of, measures_of
 from densejax.landscape.vectors import split
 from densejax.population import Population, Strategy, instance_key
@@ -216,12 +216,13 @@ def train_curve(
       noise: Euclidean length of the random start of each bend, as a share of the ends' distance.
 
     Returns:
-      The curve and the loss of each step [steps] float32.
+      The curve and the loss of each step [steps] float32. Warns of running moments.
 
     Raises:
       ValueError: as in ``segment``; an unknown kind, or a number below 1.
     """
     _check_ends(first, second)
+    warn_of_moments(first)
     if kind not in ("bezier", "chain") or min(bends, steps, samples) < 1:
         raise ValueError(
             f"kind={kind!r}, bends={bends}, steps={steps}, samples={samples}: expected bezier or "

@@ -33,7 +33,7 @@ from densejax.landscape.basins.spheres import (
     extent,
     given,
 )
-from densejax.landscape.filters import Axes, Biases, Normalise, is_float
+from densejax.landscape.filters import Axes, Biases, Normalise, is_float, warn_of_leaves
 from densejax.landscape.objective import LossFunction
 from densejax.population import instance_key
 from densejax.typing import Key, Params, Tree
@@ -218,11 +218,14 @@ def radii_of_many(
       ValueError: as in ``radii``; the number of the minimum is named.
     """
     drawing: Any = {"geometry": geometry, "normalise": normalise, "biases": biases, "axes": axes}
+    for leaf in jax.tree.leaves(minima):
+        is_float(leaf)
     counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(minima)}
     if len(counts) != 1 or counts == {()}:
         raise ValueError(f"minima have leading axes {sorted(counts)}: expected one number of them")
     host = jax.device_get(minima)
     each = [jax.tree.map(lambda leaf, k=k: leaf[k], host) for k in range(counts.pop()[0])]
+    warn_of_leaves(each[0], axes=axes, normalise=normalise)
     extents = [extent(one, **drawing) for one in each]
     limits = [_limits(one, cutoff, span, first_step, growth, rtol) for one in extents]
     centres = _checked_centres(loss_fn, minima, settings, cutoff, devices)
