@@ -26,10 +26,10 @@ from densejax.landscape.filters import (
     is_float,
     normalise_direction,
     scale_direction,
+    unflat,
     warn_of_leaves,
     zero_norm_filters,
 )
-from densejax.landscape.vectors import unflat
 from densejax.typing import Array, Key, Params, Tree
 
 __all__ = [

@@ -4,6 +4,9 @@ A *filter* is all weights that lead into one output unit: ``kernel[..., j]`` in 
 in PyTorch and Equinox. The rule is a mapping from a parameter's path, as ``jax.tree_util.keystr``
 writes it, to the axis (or axes) that count its filters; None says that the parameter has none, as
 biases and the scales of norms, and goes by the rule for biases.
+
+Only floating leaves move. As one vector they stand end to end; leaves of other dtypes (counters)
+have no entries in it, and are zero in a tree of directions.
 """
 
 import re
@@ -227,6 +230,56 @@ def warn_of_moments(params: Params, *, stacklevel: int = 2) -> None:
             "moments",
             stacklevel=stacklevel + 1,
         )
+
+
+def size(tree: Tree) -> int:
+    """n, the number of entries of the floating leaves; raises ValueError where there is none."""
+    n = sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(tree) if is_float(leaf))
+    if not n:
+        raise ValueError("the parameters have no floating-point entry")
+    return n
+
+
+def flat(tree: Tree) -> jax.Array:
+    """All floating entries of a tree, leaf after leaf, as one vector [n], float32 at least."""
+    size(tree)
+    leaves = [jnp.ravel(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree) if is_float(leaf)]
+    dtype = jnp.result_type(jnp.float32, *leaves)
+    return jnp.concatenate([leaf.astype(dtype) for leaf in leaves])
+
+
+def unflat(vector: Array, like: Tree) -> Tree:
+    """A vector [n] as a tree: floating leaves in the vector's dtype, the others zero."""
+    if vector.shape != (size(like),):
+        raise ValueError(f"a vector of shape {vector.shape} for {size(like)} floating entries")
+    leaves, structure = jax.tree.flatten(like)
+    made: list[Array] = []
+    start = 0
+    for leaf in leaves:
+        shape = jnp.shape(leaf)
+        if not is_float(leaf):
+            made.append(jnp.zeros(shape, jnp.result_type(leaf)))
+            continue
+        end = start + int(np.prod(shape))
+        made.append(vector[start:end].reshape(shape))
+        start = end
+    return jax.tree.unflatten(structure, made)
+
+
+def split(tree: Tree) -> tuple[list[Any], Callable[[list[Any]], Tree]]:
+    """The floating leaves, to differentiate by, and what makes a tree of such a list again."""
+    leaves, structure = jax.tree.flatten(tree)
+    moves = [is_float(leaf) for leaf in leaves]
+    moving = [leaf for leaf, does in zip(leaves, moves, strict=True) if does]
+
+    def join(moving: list[Any]) -> Params:
+        remaining = iter(moving)
+        both = zip(leaves, moves, strict=True)
+        return jax.tree.unflatten(
+            structure, [next(remaining) if does else leaf for leaf, does in both]
+        )
+
+    return moving, join
 
 
 def check_options(normalise: str, biases: str) -> None:

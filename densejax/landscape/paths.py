@@ -25,9 +25,8 @@ from jax import lax
 
 from densejax import trees
 from densejax.landscape.compiled import compiled, hoisted, remembered
-from densejax.landscape.filters import check_alike, is_float, warn_of_moments
+from densejax.landscape.filters import check_alike, is_float, split, warn_of_moments
 from densejax.landscape.objective import LossFunction, loss_of, measures_of
-from densejax.landscape.vectors import split
 from densejax.population import Population, Strategy, instance_key
 from densejax.typing import Array, Key, Params, Tree
 

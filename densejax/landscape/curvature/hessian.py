@@ -22,9 +22,16 @@ from densejax.landscape.compiled import compiled, remembered
 from densejax.landscape.curvature import lanczos
 from densejax.landscape.curvature.lanczos import Eigenpairs, Which
 from densejax.landscape.directions import Plane
-from densejax.landscape.filters import check_alike, is_float, warn_of_moments
+from densejax.landscape.filters import (
+    check_alike,
+    flat,
+    is_float,
+    size,
+    split,
+    unflat,
+    warn_of_moments,
+)
 from densejax.landscape.objective import LossFunction, loss_of, measures_of
-from densejax.landscape.vectors import flat, size, split, unflat
 from densejax.typing import Key, Params, Tree
 
 # Of the range of the spectrum: wide enough that the few dozen nodes of a continuous part join.

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from densejax import trees
-from densejax.landscape.filters import warn_of_moments
+from densejax.landscape.filters import split, warn_of_moments
 from densejax.landscape.objective import LossFunction, loss_of
-from densejax.landscape.vectors import split
 from densejax.typing import Array, Key, Params
 
 
