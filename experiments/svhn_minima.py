@@ -40,7 +40,7 @@ import numpy as np
 import optax
 
 from densejax import trees
-from densejax.classification.poison_sets import PoisonSets, load_poison_sets
+from densejax.classification.sources import PoisonSets, load_poison_sets
 from densejax.cli import SweepOptions, main, option, seeds_option, start_folder
 from densejax.minima.poisoning import PoisonTask, step_rate, steps_of_epoch
 from densejax.minima.reading import Basin, Minimum, PictureLoss, column, read_picture_minima

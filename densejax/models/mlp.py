@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from densejax.models.layers2d import Linear
+from densejax.models.layers import Linear
 from densejax.typing import Array
 
 CHEN_WIDTHS = (512, 32, 16, 8, 4)
