@@ -109,7 +109,7 @@ class Summary:
       outcomes: of all members.
       test_knn: float [k], test accuracy of the neighbours by each left encoder; nan where a member
         failed.
-      encoders: folders that ``--pretrained`` takes, of the members that ended well.
+      encoders: folders that ``--pretrained`` takes, of the members that are done.
       files: table and pictures.
     """
 

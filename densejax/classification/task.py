@@ -114,8 +114,8 @@ class ImageTask:
         unknown = set(settings) - set(defaults)
         if unknown:
             raise ValueError(f"settings {sorted(unknown)} are none of {sorted(defaults)}")
-        weights_key, data_key = jax.random.split(key)
-        variables = self.init_variables(weights_key)
+        parameters_key, data_key = jax.random.split(key)
+        variables = self.init_variables(parameters_key)
         return {
             "variables": variables,
             "moments": self._transform().init(self._trained(variables)),

@@ -1,6 +1,6 @@
 """Lines and planes through the space of parameters, random or through points that are known.
 
-Parameters are any pytree of arrays: a dict of Flax, Haiku or PyTorch weights, an Equinox network
+Parameters are any pytree of arrays: a dict of Flax, Haiku or PyTorch parameters, an Equinox network
 without its functions. A random direction is a function of its key, so it is drawn again where it is
 needed and never stored. What depends on few numbers of a whole tree (angles, coordinates, principal
 components) is computed on the host in float64.

@@ -1,6 +1,6 @@
 """Which entries of a parameter are one filter, and directions normalised by them (Li et al. 2018).
 
-A *filter* is all weights that lead into one output unit: ``kernel[..., j]`` in Flax, ``weight[j]``
+A *filter* is all parameters that lead into one output unit: ``kernel[..., j]`` in Flax, ``weight[j]``
 in PyTorch and Equinox. The rule is a mapping from a parameter's path, as ``jax.tree_util.keystr``
 writes it, to the axis (or axes) that count its filters; None says that the parameter has none, as
 biases and the scales of norms, and goes by the rule for biases.
@@ -41,7 +41,7 @@ def filter_axes(params: Params, *, axes: Axes | None = None) -> dict[str, Any]:
     Without a rule of its own a parameter of two or more axes has its filters on the last one (Flax
     kernels ``[..., in, out]``, depthwise ones ``[y, x, 1, out]`` included), or on the first where
     it belongs to a layer of ``equinox.nn``; one of fewer axes has none, and so a bias or a norm's
-    factor (by its name) of any number. What that is wrong for needs a rule: PyTorch weights 0
+    factor (by its name) of any number. What that is wrong for needs a rule: PyTorch's ``weight`` 0
     (``first_axis``), an embedding ``[words, d]`` 0 for a filter a word, a DenseGeneral kernel
     ``[in, heads, d]`` (1, 2) for a filter a unit of a head.
 
@@ -77,7 +77,7 @@ def filter_axes(params: Params, *, axes: Axes | None = None) -> dict[str, Any]:
 
 
 def first_axis(params: Params) -> dict[str, Any]:
-    """``axes`` for PyTorch weights, whose filters are on axis 0: ``[out, in, ...]``.
+    """``axes`` for PyTorch's parameters, whose filters are on axis 0: ``[out, in, ...]``.
 
     A transposed convolution's ``[in, out, ...]`` needs a rule of its own, 1.
 
@@ -161,7 +161,7 @@ def warn_of_leaves(
 
 
 def zero_norm_filters(params: Params, *, axes: Axes | None = None) -> list[str]:
-    """Filters whose weights are all zero: a filter-normalised direction does not move them.
+    """Filters whose parameters are all zero: a filter-normalised direction does not move them.
 
     Args:
       params: tree of concrete arrays.

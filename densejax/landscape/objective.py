@@ -6,7 +6,7 @@ among the names (loss and accuracy in one pass); pure, of any pytree of arrays.
 Batch norm away from a minimum: *frozen* moments are the plain loss,
 ``lambda params: loss({"params": params, "batch_stats": moments})``, what Li et al. 2018 draw. They
 fit no more, and what is seen is partly that; *recalibrated* computes them again at each point, as
-is done for averaged weights (Izmailov et al. 2018) and on paths (Garipov et al. 2018).
+is done for averaged parameters (Izmailov et al. 2018) and on paths (Garipov et al. 2018).
 """
 
 from collections.abc import Callable, Mapping
@@ -147,7 +147,7 @@ def recalibrated(
     Args:
       apply_fn: ``apply_fn(variables, batch, train=True, mutable=["batch_stats"])`` returns anything
         and ``{"batch_stats": moments}``, a weighted mean of the moments given and the batch's with
-        any fixed weights: a Flax network's ``apply`` (of one whose argument is called otherwise,
+        any fixed shares: a Flax network's ``apply`` (of one whose argument is called otherwise,
         a lambda).
       batches: [t, b, ...], t batches of b samples, or a tree of such.
       loss: ``{"params": ..., "batch_stats": ...}`` to a scalar, or to ``{name: scalar}`` with

@@ -197,7 +197,7 @@ def train_curve(
     Garipov, Izmailov, Podoprikhin, Vetrov and Wilson 2018, "Loss Surfaces, Mode Connectivity, and
     Fast Ensembling of DNNs" (section 3): the mean of the loss over t, uniform in 0..1, is minimised
     by the gradient at a random t a step. The ends stay as they are. Departures: Adam where they use
-    SGD with momentum, a penalty on the weights only if the loss has one; the bends start on the
+    SGD with momentum, a penalty on the parameters only if the loss has one; the bends start on the
     segment a little to the side, as on it the gradient may vanish by symmetry.
 
     Args:

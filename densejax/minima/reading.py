@@ -171,7 +171,7 @@ def read_minima(workdir: Path) -> tuple[PointNet, list[Minimum], list[str]]:
       The problem, the minima, and the names of instances that failed.
 
     Raises:
-      FileNotFoundError: the folder holds no problem or no instance that ended.
+      FileNotFoundError: the folder holds no problem or no instance that is done or failed.
       ValueError: a folder's name or its arrays are of another form.
     """
     problem = load_problem(workdir)
@@ -179,7 +179,7 @@ def read_minima(workdir: Path) -> tuple[PointNet, list[Minimum], list[str]]:
     done = [folder for folder in folders if (folder / "DONE").exists()]
     failed = [folder.name for folder in folders if (folder / "FAILED").exists()]
     if not done and not failed:
-        raise FileNotFoundError(f"{workdir}/seeds holds no instance that ended")
+        raise FileNotFoundError(f"{workdir}/seeds holds no instance that is done or failed")
     template = jax.eval_shape(problem.init_variables, jax.random.key(0))
     score = jax.jit(lambda variables: scores(problem, variables))
     minima = []

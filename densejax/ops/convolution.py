@@ -3,7 +3,7 @@
 Transposed convolution, of a kernel that equals its stride, is a matrix product and a rearrangement.
 
 XLA's own 3-D convolution is slow on a CPU: three times slower than the same sum written as a 2-D
-convolution, thirteen times slower inside a loop, and five times slower when the weights are
+convolution, thirteen times slower inside a loop, and five times slower when the kernels are
 batched (a grouped convolution). Here z is folded into the batch (kernels of one plane) or the
 z-shifts are concatenated in the channels (deeper kernels), and every convolution is written
 channels last, so that XLA need not choose a layout. On an accelerator XLA's own is used.
@@ -11,7 +11,7 @@ channels last, so that XLA need not choose a layout. On an accelerator XLA's own
 The convolution and its weight gradient are two primitives, each bilinear and each the other's
 transpose (the input gradient is a convolution with the kernel turned round). So derivatives of any
 order and in any direction (``grad``, ``jvp`` of ``grad``, ``grad`` of ``grad``) stay among the two,
-and ``vmap`` over weights visits one instance after another and never groups channels.
+and ``vmap`` over kernels visits one instance after another and never groups channels.
 """
 
 import functools
