@@ -78,7 +78,7 @@ def read_population(name: str, outcomes: Sequence[Outcome]) -> Population:
 
 
 def finished(workdir: Path, members: Sequence[Member]) -> list[Outcome]:
-    """Those of a sweep's members that are done, stopped early or failed, by its folder; in the members' order."""
+    """Members of a sweep that are done, stopped early or failed, by its folder; in their order."""
     found = [MemberFolder(workdir, member).outcome() for member in members]
     return [outcome for outcome in found if outcome is not None]
 

@@ -1,7 +1,7 @@
 """Which entries of a parameter are one filter, and directions normalised by them (Li et al. 2018).
 
-A *filter* is all parameters that lead into one output unit: ``kernel[..., j]`` in Flax, ``weight[j]``
-in PyTorch and Equinox. The rule is a mapping from a parameter's path, as ``jax.tree_util.keystr``
+A *filter* is all parameters that lead into one output unit: ``kernel[..., j]`` in Flax,
+``weight[j]`` in PyTorch and Equinox. The rule is a mapping from a parameter's path, as ``jax.tree_util.keystr``
 writes it, to the axis (or axes) that count its filters; None says that the parameter has none, as
 biases and the scales of norms, and goes by the rule for biases.
 

@@ -60,7 +60,7 @@ def test_a_folder_keeps_its_problem(tmp_path):
 def test_minima_of_a_folder(tmp_path):
     problem = make_problem()
     save_problem(tmp_path, problem)
-    with pytest.raises(FileNotFoundError, match="no instance that ended"):
+    with pytest.raises(FileNotFoundError, match="no instance that is done or failed"):
         read_minima(tmp_path)
     kept = {}
     for number, name in enumerate(("0001,poison=0.3", "0000,poison=0.3", "0002,poison=0")):
