@@ -1,9 +1,9 @@
 """Which entries of a parameter are one filter, and directions normalised by them (Li et al. 2018).
 
 A *filter* is all parameters that lead into one output unit: ``kernel[..., j]`` in Flax,
-``weight[j]`` in PyTorch and Equinox. The rule is a mapping from a parameter's path, as ``jax.tree_util.keystr``
-writes it, to the axis (or axes) that count its filters; None says that the parameter has none, as
-biases and the scales of norms, and goes by the rule for biases.
+``weight[j]`` in PyTorch and Equinox. The rule is a mapping from a parameter's path, as
+``jax.tree_util.keystr`` writes it, to the axis (or axes) that count its filters; None says that the
+parameter has none, as biases and the scales of norms, and goes by the rule for biases.
 
 Only floating leaves move. As one vector they stand end to end; leaves of other dtypes (counters)
 have no entries in it, and are zero in a tree of directions.
