@@ -105,7 +105,7 @@ def network(encoder: Encoder, classes: int, **options: Any) -> Any:
     return build(classes, **(attributes(encoder) | options))
 
 
-def without_head(variables: Params) -> Params:
+def _without_head(variables: Params) -> Params:
     """``params`` and ``batch_stats`` of a network but for its head; other collections go."""
     params = {name: leaf for name, leaf in variables["params"].items() if name != "head"}
     return {"params": params, "batch_stats": dict(variables.get("batch_stats", {}))}
@@ -124,7 +124,7 @@ def fresh(key: Key, encoder: Encoder) -> Params:
     """
     shapes = variable_shapes(encoder)
     if encoder.architecture == "vit":
-        return without_head(network(encoder, 1).init(key, jnp.zeros(_picture(encoder).shape)))
+        return _without_head(network(encoder, 1).init(key, jnp.zeros(_picture(encoder).shape)))
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
     numbers = jax.random.normal(key, (sum(leaf.size for path, leaf in leaves if _drawn(path)),))
     filled, start = [], 0
@@ -193,7 +193,7 @@ def save_encoder(folder: str | Path, encoder: Encoder, variables: Params) -> Non
     if not path.exists():
         # The description comes last: where it stands, the arrays are whole.
         if not (folder / VARIABLES).exists():
-            save_tree(folder / VARIABLES, without_head(variables))
+            save_tree(folder / VARIABLES, _without_head(variables))
         write_text(path, text)
 
 
@@ -229,7 +229,7 @@ def variable_shapes(encoder: Encoder, *, head: bool = False) -> Params:
     """Shapes and dtypes of an encoder's variables, with those of a head of one class if asked."""
     init = network(encoder, 1).init
     shapes = jax.eval_shape(init, jax.random.key(0), _picture(encoder))
-    return shapes if head else without_head(shapes)
+    return shapes if head else _without_head(shapes)
 
 
 def _picture(encoder: Encoder) -> jax.ShapeDtypeStruct:

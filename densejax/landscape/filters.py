@@ -93,7 +93,7 @@ def first_axis(params: Params) -> dict[str, Any]:
     }
 
 
-def running_moments(params: Params) -> set[str]:
+def _running_moments(params: Params) -> set[str]:
     """Paths of batch norm's running moments, which no direction moves: they are no parameters."""
     named = {
         path
@@ -107,7 +107,7 @@ def running_moments(params: Params) -> set[str]:
 
 def filters_of(params: Params, *, axes: Axes | None = None) -> list[tuple[Any, Any, bool]]:
     """Every leaf, the axes that count its filters (or None), and whether directions move it."""
-    rules, moments = filter_axes(params, axes=axes), running_moments(params)
+    rules, moments = filter_axes(params, axes=axes), _running_moments(params)
     leaves = jax.tree.leaves(params)
     return [
         (leaf, rule, is_float(leaf) and path not in moments)
@@ -129,7 +129,7 @@ def warn_of_leaves(
     Raises:
       ValueError: as ``filter_axes``.
     """
-    leaves, moments = _leaves(params), running_moments(params)
+    leaves, moments = _leaves(params), _running_moments(params)
     fixed = [
         f"{path} ({'running moments' if path in moments else jnp.result_type(leaf)})"
         for path, (_, leaf) in leaves.items()
@@ -223,7 +223,7 @@ def normalise_direction(
 
 def warn_of_moments(params: Params, *, stacklevel: int = 2) -> None:
     """Warn of running moments among parameters that a loss is differentiated by."""
-    if names := sorted(running_moments(params)):
+    if names := sorted(_running_moments(params)):
         warnings.warn(
             f"{len(names)} leaves are running moments, by which the loss is differentiated as by "
             f"parameters: {_few(names)}; give the parameters alone and a loss that closes over the "
@@ -234,7 +234,8 @@ def warn_of_moments(params: Params, *, stacklevel: int = 2) -> None:
 
 def size(tree: Tree) -> int:
     """n, the number of entries of the floating leaves; raises ValueError where there is none."""
-    n = sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(tree) if is_float(leaf))
+    leaves = [leaf for _, leaf in _leaves(tree).values()]
+    n = sum(int(np.prod(jnp.shape(leaf))) for leaf in leaves if is_float(leaf))
     if not n:
         raise ValueError("the parameters have no floating-point entry")
     return n

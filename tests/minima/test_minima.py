@@ -147,7 +147,11 @@ def test_claims_of_a_population_made_by_hand():
             radii = Radii(some, none, some, 0.1, 0.01, 9.0, 0.01, 1.25, dimension=50)
             volume = log_volume(jax.random.key(0), radii, bootstrap=2)
             basins.append(Basin(minimum, radii, volume))
-        return {one.claim: one.verdict for one in compare_shares(basins, published={})}
+        found = compare_shares(basins, published={"order": "figure 3.4", "accuracy": "7 %"})
+        sources = {one.claim: one.published for one in found}
+        assert sources["radius falls with poison"] == "figure 3.4"
+        assert sources["test accuracy with 0.4 of poison is below chance"] == "7 %"
+        return {one.claim: one.verdict for one in found}
 
     wide = verdicts(1)
     assert set(wide.values()) == {"seen"} and len(wide) == 11
