@@ -69,7 +69,7 @@ def filter_axes(params: Params, *, axes: Axes | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path, (name, leaf) in leaves.items():
         ndim = len(np.shape(leaf))
-        usual = 0 if path in equinox else -1
+        usual: int | None = 0 if path in equinox else -1
         if ndim < 2 or path in norms or WITHOUT_FILTERS.search(name):
             usual = None
         found[path] = _checked(path, given.get(path, usual), ndim)

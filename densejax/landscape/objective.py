@@ -51,6 +51,8 @@ def measures_of(loss_fn: LossFunction) -> Callable[[Params], dict[str, jax.Array
 
 
 def _check_scalar(name: str, value: Any) -> None:
+    shape: Any
+    dtype: Any
     try:
         shape, dtype = jnp.shape(value), jnp.result_type(value)
     except (TypeError, ValueError):
