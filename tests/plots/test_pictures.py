@@ -1,5 +1,6 @@
 """Pictures: they are written, say what they hold, hold true proportions, and touch no global."""
 
+import itertools
 import subprocess
 import sys
 
@@ -181,7 +182,7 @@ def test_names_below_bars_do_not_run_into_one_another():
     figure = scores.class_iou(np.full((3, 5), 0.5), class_names=names)
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in figure.axes[0].get_xticklabels()]
-    assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
 
 
 def test_settings_that_do_not_match_their_scores_are_refused(tmp_path):
