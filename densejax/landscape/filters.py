@@ -101,7 +101,11 @@ def _running_moments(params: Params) -> set[str]:
         if is_float(leaf) and ("['batch_stats']" in path or MOMENTS.search(name))
     }
     return named | _inside(
-        params, lambda node: _defined_in(node, "flax.nnx") and _class(node) == "BatchStat"
+        params,
+        lambda node: (
+            (_defined_in(node, "flax.nnx") and _class(node) == "BatchStat")
+            or (_defined_in(node, "equinox.nn") and _class(node) == "StateIndex")
+        ),
     )
 
 
@@ -170,10 +174,10 @@ def zero_norm_filters(params: Params, *, axes: Axes | None = None) -> list[str]:
     Returns:
       Names such as ``['conv']['kernel'][..., 3]``; empty where there is none.
     """
-    rules = filter_axes(params, axes=axes)
     names = []
-    for (path, rule), leaf in zip(rules.items(), jax.tree.leaves(params), strict=True):
-        if rule is None or not is_float(leaf):
+    paths = filter_axes(params, axes=axes)
+    for path, (leaf, rule, moves) in zip(paths, filters_of(params, axes=axes), strict=True):
+        if rule is None or not moves:
             continue
         array = np.asarray(leaf)
         kept = _tuple(rule)

@@ -51,16 +51,14 @@ def measures_of(loss_fn: LossFunction) -> Callable[[Params], dict[str, jax.Array
 
 
 def _check_scalar(name: str, value: Any) -> None:
-    shape: Any
-    dtype: Any
     try:
-        shape, dtype = jnp.shape(value), jnp.result_type(value)
+        dtype = None if value is None else jnp.result_type(value)
     except (TypeError, ValueError):
-        shape = dtype = None
-    if value is None or dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
+        dtype = None
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
         found = f"is a {type(value).__name__}"
-    elif shape != ():
-        found = f"has shape {list(shape)}"
+    elif jnp.shape(value) != ():
+        found = f"has shape {list(jnp.shape(value))}"
     elif jnp.issubdtype(dtype, jnp.complexfloating):
         found = f"is {dtype}"
     else:
