@@ -169,7 +169,7 @@ def run(config: Config, workdir: Path) -> Summary:
     """Train, judge, leave the encoders; returns the summary."""
     train, test = load(config)
     task, share = build(config, train), config.evaluation_share
-    data = share_data(train.images, train.labels, evaluation_share=share)
+    data = contrastive_data(train.images, train.labels, evaluation_share=share)
     if config.batch > len(train.images):
         raise ValueError(f"batch is {config.batch}; {train.name} has {len(train.images)} pictures")
     epoch = len(train.images) // config.batch
@@ -199,7 +199,7 @@ def run(config: Config, workdir: Path) -> Summary:
     )
 
 
-def share_data(images: Array, labels: Array, *, evaluation_share: float) -> Batch:
+def contrastive_data(images: Array, labels: Array, *, evaluation_share: float) -> Batch:
     """What the instances of a ``ContrastiveTask`` share: all pictures, and who judges whom.
 
     Args:
