@@ -155,7 +155,7 @@ def equinox_network():
         eqx.nn.LayerNorm((4, 3, 3)),
         eqx.nn.MultiheadAttention(2, 4, use_query_bias=True, key=keys[1]),
         eqx.nn.Linear(4, 3, key=keys[2]),
-        jax.nn.relu,
+        jax.nn.tanh,
     )
     x = jax.random.normal(keys[3], (6, 2, 5, 5))
     params, rest = eqx.partition(network, eqx.is_inexact_array)
@@ -213,7 +213,7 @@ def test_equinox_curvature_is_the_difference_of_its_gradients():
     )
     expected, _ = ravel_pytree(jax.tree.map(lambda a, b: (a - b) / (2 * step), ahead, behind))
     found, _ = ravel_pytree(jax.jit(lambda v: hessian_vector(loss, params, v))(vector))
-    np.testing.assert_allclose(found, expected, atol=0.02 * float(jnp.abs(expected).max()))
+    np.testing.assert_allclose(found, expected, atol=0.03 * float(jnp.abs(expected).max()))
 
 
 def test_equinox_radii_are_along_its_rows():
