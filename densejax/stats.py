@@ -170,7 +170,7 @@ def bootstrap(
     statistic: Callable[[np.ndarray], np.ndarray],
     n: int,
     *,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     resamples: int = RESAMPLES,
     confidence: float = LEVEL,
     ends: Literal["linear", "nearest"] = "linear",
@@ -178,7 +178,8 @@ def bootstrap(
     """Compute a statistic of n rows with its percentile bootstrap interval (Efron 1979).
 
     Args:
-      statistic: of row numbers [r, n] int -> [r] float.
+      statistic: of row numbers [r, n] int -> [r] float. The interval hangs on the order of its
+        rows: sort them where they are only numbers.
       n: rows, at least 1, independent of each other.
       seed: of the resampling; the same seed gives the same interval.
       resamples: how many populations are drawn, at least 1.
@@ -211,7 +212,7 @@ def bootstrap(
 def bootstrap_median(
     scores: ArrayLike, *, seed: int = 0, resamples: int = 10_000, confidence: float = LEVEL
 ) -> Interval:
-    """Compute the median with its bootstrap interval.
+    """Compute the median with its bootstrap interval; in whatever order the scores come.
 
     The bias-corrected form is not used: its jackknife fails for a median (Efron and Tibshirani
     1993, section 11.6). Few scores give a median few values to take, and so a coarse interval.
@@ -225,7 +226,7 @@ def bootstrap_median(
     Raises:
       ValueError: as ``five_numbers`` and ``bootstrap``.
     """
-    values = _checked(scores, "scores")
+    values = _ranked(scores)
     options: dict[str, Any] = {"seed": seed, "resamples": resamples, "confidence": confidence}
     return bootstrap(lambda rows: np.median(values[rows], axis=1), values.size, **options)
 
@@ -235,7 +236,7 @@ def bootstrap_mean(scores: ArrayLike) -> Interval:
 
     With five seeds it is narrower than it should be; tests use Student's t instead.
     """
-    values = _checked(scores, "scores")
+    values = _ranked(scores)
     return bootstrap(lambda rows: values[rows].mean(axis=1), values.size)
 
 
@@ -475,6 +476,11 @@ def _modes(means: np.ndarray, deviations: np.ndarray, weights: np.ndarray) -> in
 
 def _pair(values: np.ndarray) -> tuple[float, float]:
     return float(values[0]), float(values[1])
+
+
+def _ranked(scores: ArrayLike) -> np.ndarray:
+    """From the highest, as the tables of a run list them."""
+    return np.sort(_checked(scores, "scores"))[::-1]
 
 
 def _checked(scores: ArrayLike | Sequence[float], name: str) -> np.ndarray:

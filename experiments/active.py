@@ -38,8 +38,7 @@ from densejax.active.oracles import KnownLabels, LabelFile
 from densejax.active.records import Plan, Samples, Strategy, Trained, read_rounds, together
 from densejax.active.rounds import Rounds
 from densejax.active.strategies import IN_ROUNDS, Options, check_names, in_rounds
-from densejax.classification.networks import perceptron, with_head
-from densejax.classification.pretrained import Encoder, load_encoder
+from densejax.classification.pretrained import Encoder, load_encoder, perceptron, with_head
 from densejax.classification.sources import Source, held_out_rows, load_source
 from densejax.classification.task import ImageTask
 from densejax.cli import check_same_config, main, option, seeds_option, start_folder

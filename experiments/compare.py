@@ -244,11 +244,12 @@ def compare_runs(config: Config, workdir: Path) -> dict[str, Any]:
         rows = result[table]
         write_csv(workdir / f"{table}.csv", rows[0], [row.values() for row in rows])
     write_json(workdir / "comparison.json", result, indent=2)
+    shown = config.score.replace("_", " ").replace("miou", "MIoU")
     pictures.score_histogram(
         {sweep.name: list(sweep.scores.values()) for sweep in sweeps},
         path=workdir / "histogram.png",
         intervals={row["run"]: (row["median_low"], row["median_high"]) for row in result["runs"]},
-        label=f"{'peak' if config.peak == 'max' else 'lowest'} {config.score} of a seed",
+        label=f"{'peak' if config.peak == 'max' else 'lowest'} {shown} of a seed",
     )
     return result
 

@@ -35,7 +35,7 @@ import numpy as np
 
 from densejax import trees
 from densejax.classification.descent import DescentTask
-from densejax.classification.populations import Comparison, compare, ended, read_population
+from densejax.classification.populations import Comparison, compare, finished, read_population
 from densejax.classification.sources import Source, held_out_rows, load_source
 from densejax.classification.task import image_data
 from densejax.cli import SweepOptions, main, option, seeds_option, start_folder
@@ -169,7 +169,7 @@ def run(config: Config, workdir: Path) -> Comparison:
             schedule=Schedule(config.epochs * per_epoch, per_epoch, per_epoch, per_epoch),
         )
     # Models of earlier commands in the same folder are compared as well.
-    outcomes = {name: ended(workdir / name, members) for name in MODELS}
+    outcomes = {name: finished(workdir / name, members) for name in MODELS}
     populations = [read_population(name, found) for name, found in outcomes.items() if found]
     title = f"{source.name.split()[0]}, {config.epochs} epochs"
     return compare(populations, workdir / "summary", title=title, notes=notes)

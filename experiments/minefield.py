@@ -40,7 +40,6 @@ from densejax.cli import SweepOptions, main, option, start_folder
 from densejax.data.points import spirals, split
 from densejax.landscape.trajectories import kept_iterates
 from densejax.minima import minefield as report
-from densejax.minima.embedding import PUBLISHED_PERPLEXITIES
 from densejax.minima.point_nets import PointNet, save_problem
 from densejax.minima.poisoning import PoisonTask, steps_of_epoch
 from densejax.minima.reading import Basin, column
@@ -71,7 +70,7 @@ class Config(SweepOptions):
     every: int = option(10, "distance of restarts along the good run", unit="epochs", fast=2)
     bad_epochs: int = option(40_000, "full-batch updates of each restart", unit="epochs", fast=40)
     bad_rate: float = option(1e-3, "learning rate of RMSprop after a restart")
-    perplexities: tuple[int, ...] = option(PUBLISHED_PERPLEXITIES, "of t-SNE", fast=(5,))
+    perplexities: tuple[int, ...] = option(report.PUBLISHED_PERPLEXITIES, "of t-SNE", fast=(5,))
     components: int = option(50, "principal components that t-SNE sees")
     embedding_seeds: tuple[int, ...] = option(
         (0, 1), "of t-SNE; the first one's are the figure", fast=(0,)

@@ -33,7 +33,7 @@ import numpy as np
 
 from densejax import trees
 from densejax.classification.descent import DescentTask
-from densejax.classification.populations import Comparison, compare, ended, read_population
+from densejax.classification.populations import Comparison, compare, finished, read_population
 from densejax.classification.sources import Source, load_source
 from densejax.classification.task import image_data
 from densejax.cli import SweepOptions, main, option, seeds_option, start_folder
@@ -164,7 +164,7 @@ def run(config: Config, workdir: Path) -> Comparison:
             schedule=Schedule(config.epochs * per_epoch, per_epoch, every, every),
         )
     # Optimisers of earlier commands in the same folder are compared as well.
-    outcomes = {name: ended(workdir / name, members) for name in (*THESIS, *OTHERS)}
+    outcomes = {name: finished(workdir / name, members) for name in (*THESIS, *OTHERS)}
     populations = [read_population(name, found) for name, found in outcomes.items() if found]
     title = f"{config.network} on {source.name.split()[0]}, {config.epochs} epochs"
     return compare(populations, workdir / "summary", title=title, notes=NOTES)

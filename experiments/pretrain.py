@@ -19,16 +19,22 @@ above takes about 1.9 s of one core for a batch of 128 (measured), from which 50
 pictures are estimated to take half an hour on two free cores.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from densejax.classification.contrastive import ContrastiveTask, MoCoTask, SimCLRTask
-from densejax.classification.encoder_report import Summary, contrastive_data, summarise_encoders
-from densejax.classification.pretrained import Encoder
+from densejax.classification.contrastive import (
+    ContrastiveTask,
+    MoCoTask,
+    SimCLRTask,
+    knn_accuracy,
+)
+from densejax.classification.pretrained import Encoder, save_encoder
 from densejax.cli import (
     SweepOptions,
     main,
@@ -43,8 +49,12 @@ from densejax.data.vision import (
     load_cifar10,
     load_svhn,
 )
-from densejax.training.folders import members_of
+from densejax.io import write_csv
+from densejax.plots.curves import learning_curves
+from densejax.training.checkpoint import restore_tree
+from densejax.training.folders import Outcome, members_of, read_curves
 from densejax.training.sweep import Schedule
+from densejax.typing import Array, Batch
 
 # Settings that change no trained number: a run may go on with others.
 VARYING = ("seeds", "slots", "strategy", "grid", "data_folder")
@@ -89,6 +99,29 @@ class Config(SweepOptions):
     )
     dtype: Literal["float32", "bfloat16"] = option("float32", "of the encoder's computation")
     seeds: tuple[int, ...] = seeds_option(0)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a sweep came to.
+
+    Attributes:
+      outcomes: of all members.
+      test_knn: float [k], test accuracy of the neighbours by each left encoder; nan where a member
+        failed.
+      encoders: folders that ``--pretrained`` takes, of the members that are done.
+      files: table and pictures.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    test_knn: np.ndarray
+    encoders: tuple[Path, ...]
+    files: tuple[Path, ...]
+
+    @property
+    def failed(self) -> int:
+        """Members that failed."""
+        return sum(outcome.status == "FAILED" for outcome in self.outcomes)
 
 
 def load(config: Config) -> tuple[LabelledImages, LabelledImages]:
@@ -155,7 +188,7 @@ def run(config: Config, workdir: Path) -> Summary:
     outcomes = config.run_sweep(
         task, data, members, workdir=workdir, schedule=schedule, events=events
     )
-    return summarise_encoders(
+    return summarise(
         outcomes,
         task,
         train,
@@ -164,6 +197,95 @@ def run(config: Config, workdir: Path) -> Summary:
         folder=workdir / "summary",
         title=f"{config.method} on {config.data}",
     )
+
+
+def contrastive_data(images: Array, labels: Array, *, evaluation_share: float) -> Batch:
+    """What the instances of a ``ContrastiveTask`` share: all pictures, and who judges whom.
+
+    Args:
+      images: [n, y, x, 3] uint8, all of them trained on.
+      labels: [n] int32, which training never sees.
+      evaluation_share: of the pictures, judged by the others; drawn at random, the same each time.
+
+    Returns:
+      ``images``, ``bank_rows``, ``bank_labels``, ``evaluation_rows``, ``evaluation_labels``.
+
+    Raises:
+      ValueError: the share leaves none on either side.
+    """
+    n = len(images)
+    evaluation = max(round(evaluation_share * n), 1)
+    if not 0 < evaluation_share < 1 or evaluation >= n:
+        raise ValueError(
+            f"evaluation_share is {evaluation_share} of {n} pictures; expected some of them"
+        )
+    order = np.asarray(jax.random.permutation(jax.random.key(99), n), np.int32)
+    rows, bank = np.sort(order[:evaluation]), np.sort(order[evaluation:])
+    return {
+        "images": images,
+        "bank_rows": bank,
+        "bank_labels": np.asarray(labels)[bank],
+        "evaluation_rows": rows,
+        "evaluation_labels": np.asarray(labels)[rows],
+    }
+
+
+def summarise(
+    outcomes: Sequence[Outcome],
+    task: ContrastiveTask,
+    train: LabelledImages,
+    test: LabelledImages,
+    *,
+    keep: str,
+    folder: Path,
+    title: str,
+) -> Summary:
+    """Leave the encoders in their members' folders, judge them, write table and curves.
+
+    Args:
+      outcomes: of a sweep.
+      task: what was trained.
+      train: the neighbours.
+      test: whom they judge; neither training nor ranking has seen it.
+      keep: which parameters are left, ``last`` or ``best``.
+      folder: of the table and the pictures; made if absent.
+      title: of the pictures.
+    """
+    template = task.parameters(jax.eval_shape(lambda: task.init(jax.random.key(0), {})))
+
+    @jax.jit
+    def judge(variables: Any, bank: Any, queries: Any) -> jax.Array:
+        features = [task.features(variables, images) for images in (queries, bank)]
+        options = {"classes": task.classes, "neighbours": task.neighbours}
+        return knn_accuracy(
+            features[0], jnp.asarray(test.labels), features[1], jnp.asarray(train.labels), **options
+        )
+
+    scores, encoders = [], []
+    for outcome in outcomes:
+        score = float("nan")
+        if outcome.status == "DONE":
+            variables = restore_tree(outcome.folder / keep, template)["encoder"]
+            save_encoder(outcome.folder, task.encoder, variables)
+            encoders.append(outcome.folder)
+            score = float(judge(variables, train.images, test.images))
+        scores.append(score)
+        name = outcome.member.name
+        print(f"seed {name}  {outcome.status}  test kNN {score:.4f}  {outcome.folder}")
+    folder.mkdir(exist_ok=True)
+    head = ("member", "status", "steps", "best_knn", "best_step", "test_knn")
+    rows = [
+        (o.member.name, o.status, o.step, o.best_score, o.best_step, score)
+        for o, score in zip(outcomes, scores, strict=True)
+    ]
+    files = [write_csv(folder / "scores.csv", head, rows)]
+    for name, label in (("loss", "contrastive loss"), ("knn", "nearest neighbours: accuracy")):
+        steps, values = read_curves(outcomes, name)
+        if np.isfinite(values).any():
+            path = folder / f"{name}.png"
+            learning_curves(steps, values, path=path, label=label, title=title)
+            files.append(path)
+    return Summary(tuple(outcomes), np.array(scores), tuple(encoders), tuple(files))
 
 
 if __name__ == "__main__":

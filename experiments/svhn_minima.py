@@ -40,11 +40,10 @@ import numpy as np
 import optax
 
 from densejax import trees
-from densejax.classification.poison_sets import PoisonSets, load_poison_sets
+from densejax.classification.sources import PoisonSets, load_poison_sets
 from densejax.cli import SweepOptions, main, option, seeds_option, start_folder
-from densejax.minima.image_nets import PictureLoss, read_minima
 from densejax.minima.poisoning import PoisonTask, step_rate, steps_of_epoch
-from densejax.minima.reading import Basin, Minimum, column
+from densejax.minima.reading import Basin, Minimum, PictureLoss, column, read_picture_minima
 from densejax.minima.report import Summary, difference_of_shares, summarise_pictures
 from densejax.models.resnet import svhn_resnet20
 from densejax.stats import Finding, judge, mean_by_seed
@@ -137,7 +136,7 @@ def train(
         )
         template = jax.eval_shape(task.init_variables, jax.random.key(0))
         print(f"{trees.count(template['params']):,} parameters")
-        minima += read_minima(outcomes, template, loss, settings={"poison": 0.0})
+        minima += read_picture_minima(outcomes, template, loss, settings={"poison": 0.0})
         failed += sum(outcome.status == "FAILED" for outcome in outcomes)
     return minima, failed
 

@@ -81,6 +81,13 @@ def test_bootstrap_covers_the_true_median():
     assert 0.88 < covered <= 1
 
 
+def test_intervals_hang_on_no_order_of_the_scores():
+    scores = [0.31, 0.42, 0.33, 0.38, 0.29, 0.45, 0.36, 0.35]
+    for compute in (d.bootstrap_median, d.bootstrap_mean):
+        found = {compute(order) for order in (scores, scores[::-1], sorted(scores))}
+        assert len(found) == 1
+
+
 def test_two_populations_are_found():
     scores = np.concatenate([normal(6, 40, 0.45, 0.02), normal(7, 60, 0.62, 0.03)])
     found = d.bimodality(np.random.default_rng(0).permutation(scores))

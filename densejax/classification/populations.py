@@ -21,7 +21,7 @@ class Population:
     Attributes:
       name: of the way.
       outcomes: of all seeds.
-      last: [n] float64, accuracy after the last step, of the seeds that ended well.
+      last: [n] float64, accuracy after the last step, of the seeds that are done.
       best: [n] float64, highest accuracy of each at any evaluation. Where the evaluation set is the
         test set (as in the thesis' code), choosing by it flatters; ``last`` chooses nothing.
       train: [n] float64, accuracy on the batches of the last interval.
@@ -60,7 +60,7 @@ def read_population(name: str, outcomes: Sequence[Outcome]) -> Population:
       outcomes: of its members, of a task that evaluates ``accuracy``.
 
     Raises:
-      ValueError: a member that ended well has no evaluation.
+      ValueError: a member that is done has no evaluation.
     """
     last, best, train = [], [], []
     for outcome in outcomes:
@@ -77,8 +77,8 @@ def read_population(name: str, outcomes: Sequence[Outcome]) -> Population:
     return Population(name, tuple(outcomes), *columns)
 
 
-def ended(workdir: Path, members: Sequence[Member]) -> list[Outcome]:
-    """Those of a sweep's members that have ended, by its folder; in the members' order."""
+def finished(workdir: Path, members: Sequence[Member]) -> list[Outcome]:
+    """Members of a sweep that are done, stopped early or failed, by its folder; in their order."""
     found = [MemberFolder(workdir, member).outcome() for member in members]
     return [outcome for outcome in found if outcome is not None]
 

@@ -1,4 +1,5 @@
-"""Encoders on disk: a network without its head, and what is needed to use it again.
+"""Encoders on disk: a network without its head, and what is needed to use it again; and networks
+to classify pictures with, as a task takes them, from scratch or from an encoder.
 
 A folder ``encoder/`` holds ``params`` and ``batch_stats`` without the head, ``encoder.json`` beside
 it says which network that is and how its pictures are standardised.
@@ -7,7 +8,7 @@ it says which network that is and how its pictures are standardised.
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from densejax.classification.task import HEAD
 from densejax.data.images import CIFAR10_MEAN, CIFAR10_STD
 from densejax.io import write_text
+from densejax.models.mlp import MLP, check_dropout
 from densejax.models.resnet import resnet18, resnet20, resnet50
 from densejax.models.vit import ViT
 from densejax.training.checkpoint import restore_tree, save_tree
@@ -31,6 +34,8 @@ _RESNETS = {
 ARCHITECTURES = (*_RESNETS, "vit")
 DESCRIPTION = "encoder.json"
 VARIABLES = "encoder"
+# Of a linear head's fresh kernel; thesis, 5.5: N(0, 1e-3), read as the deviation.
+HEAD_STD = 1e-3
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def network(encoder: Encoder, classes: int, **options: Any) -> Any:
     return build(classes, **(attributes(encoder) | options))
 
 
-def without_head(variables: Params) -> Params:
+def _without_head(variables: Params) -> Params:
     """``params`` and ``batch_stats`` of a network but for its head; other collections go."""
     params = {name: leaf for name, leaf in variables["params"].items() if name != "head"}
     return {"params": params, "batch_stats": dict(variables.get("batch_stats", {}))}
@@ -119,7 +124,7 @@ def fresh(key: Key, encoder: Encoder) -> Params:
     """
     shapes = variable_shapes(encoder)
     if encoder.architecture == "vit":
-        return without_head(network(encoder, 1).init(key, jnp.zeros(_picture(encoder).shape)))
+        return _without_head(network(encoder, 1).init(key, jnp.zeros(_picture(encoder).shape)))
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
     numbers = jax.random.normal(key, (sum(leaf.size for path, leaf in leaves if _drawn(path)),))
     filled, start = [], 0
@@ -127,7 +132,7 @@ def fresh(key: Key, encoder: Encoder) -> Params:
         if _drawn(path):
             part = numbers[start : start + leaf.size].reshape(leaf.shape)
             fan_out = leaf.size // leaf.shape[-2]
-            filled.append(part * math.sqrt(2 / fan_out))  # He et al. 2015, as layers2d.HE_FAN_OUT
+            filled.append(part * math.sqrt(2 / fan_out))  # He et al. 2015, as layers.HE_FAN_OUT
             start += leaf.size
         else:
             one = path[-1].key in ("scale", "var")
@@ -188,7 +193,7 @@ def save_encoder(folder: str | Path, encoder: Encoder, variables: Params) -> Non
     if not path.exists():
         # The description comes last: where it stands, the arrays are whole.
         if not (folder / VARIABLES).exists():
-            save_tree(folder / VARIABLES, without_head(variables))
+            save_tree(folder / VARIABLES, _without_head(variables))
         write_text(path, text)
 
 
@@ -224,10 +229,99 @@ def variable_shapes(encoder: Encoder, *, head: bool = False) -> Params:
     """Shapes and dtypes of an encoder's variables, with those of a head of one class if asked."""
     init = network(encoder, 1).init
     shapes = jax.eval_shape(init, jax.random.key(0), _picture(encoder))
-    return shapes if head else without_head(shapes)
+    return shapes if head else _without_head(shapes)
 
 
 def _picture(encoder: Encoder) -> jax.ShapeDtypeStruct:
     model = network(encoder, 1)
     side = model.size if encoder.architecture == "vit" else 32
     return jax.ShapeDtypeStruct((1, side, side, len(encoder.mean)), jnp.float32)
+
+
+# ---- networks that a task takes ----
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a task needs to know of a network.
+
+    Attributes:
+      init: fresh variables from a key.
+      apply: as ``ImageTask.network``.
+      mean: of each channel, by which pictures are standardised; empty where they are not.
+      std: of each channel.
+    """
+
+    init: Callable[[Key], Params]
+    apply: Callable[..., Any]
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+
+
+def perceptron(
+    classes: int,
+    shape: Sequence[int],
+    *,
+    widths: Sequence[int] = (),
+    dropout: float = 0.0,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Network:
+    """An ``MLP``; without hidden layers the head alone, drawn from N(0, 1e-3).
+
+    Args:
+      classes: c.
+      shape: of a sample, without the batch.
+      widths: of the hidden layers.
+      dropout: of hidden values.
+      mean: of each channel; empty for features.
+      std: of each channel.
+
+    Raises:
+      ValueError: dropout without a hidden layer to drop values of, or not in [0, 1).
+    """
+    check_dropout("MLP", dropout)
+    if dropout and not widths:
+        raise ValueError(f"dropout is {dropout}; a head alone has no layer of dropout")
+    head_std = None if widths else HEAD_STD
+    model = MLP(classes, widths=tuple(widths), dropout=dropout, head_std=head_std)
+
+    def init(key: Key) -> Params:
+        return model.init(key, jnp.zeros((1, *shape)))
+
+    return Network(init, model.apply, mean, std)
+
+
+def with_head(
+    encoder: Encoder,
+    classes: int,
+    *,
+    stored: Params | None = None,
+    frozen_norm: bool = False,
+    dropout: float = 0.0,
+) -> Network:
+    """An encoder with a fresh head, whose kernel is drawn from N(0, 1e-3).
+
+    Args:
+      encoder: which, and the moments of its pictures.
+      classes: c.
+      stored: its variables without a head; drawn anew for each key where None.
+      frozen_norm: of a ResNet, whether the norm's running moments are used in training too, and
+        stay.
+      dropout: of the features in front of the head.
+
+    Raises:
+      ValueError: ``dropout`` is not in [0, 1).
+    """
+    check_dropout(encoder.architecture, dropout)
+    options = {} if encoder.architecture == "vit" else {"frozen_norm": frozen_norm}
+    model = network(encoder, classes, dropout=dropout, **options)
+
+    def init(key: Key) -> Params:
+        body_key, head_key = jax.random.split(key)
+        body = fresh(body_key, encoder) if stored is None else stored
+        kernel = HEAD_STD * jax.random.normal(head_key, (encoder.features, classes))
+        head = {"kernel": kernel, "bias": jnp.zeros(classes)}
+        return jax.tree.map(jnp.asarray, dict(body, params=dict(body["params"], **{HEAD: head})))
+
+    return Network(init, model.apply, encoder.mean, encoder.std)

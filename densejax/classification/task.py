@@ -8,19 +8,36 @@ round of active learning are one population, trained by one compiled program.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from densejax.classification.batches import Drawn, shuffled
 from densejax.data.images import standardise, to_unit
 from densejax.losses import weighted_cross_entropy
 from densejax.typing import UNLABELLED, Array, Batch, Key, Measures, Params, Tree
 
 HEAD = "head"  # the name of the linear head among a network's parameters
+
+
+class Drawn(NamedTuple):
+    """A batch of a step.
+
+    Attributes:
+      loss: what is trained -> (mean loss, (logits [b, c], changed collections of the network)).
+      labels: [b] int32, -1 for a picture that only fills the batch up.
+      order: [l] int32, the order of the epoch.
+      epoch: number of the epoch, 0 up.
+      turn: number of the batch in it, 0 up.
+    """
+
+    loss: Callable[[Params], tuple[jax.Array, tuple[jax.Array, Params]]]
+    labels: jax.Array
+    order: jax.Array
+    epoch: jax.Array
+    turn: jax.Array
 
 
 @dataclass(frozen=True)
@@ -97,8 +114,8 @@ class ImageTask:
         unknown = set(settings) - set(defaults)
         if unknown:
             raise ValueError(f"settings {sorted(unknown)} are none of {sorted(defaults)}")
-        weights_key, data_key = jax.random.split(key)
-        variables = self.init_variables(weights_key)
+        parameters_key, data_key = jax.random.split(key)
+        variables = self.init_variables(parameters_key)
         return {
             "variables": variables,
             "moments": self._transform().init(self._trained(variables)),
@@ -391,3 +408,10 @@ def class_weights(counts: Array) -> np.ndarray:
     counts = np.asarray(counts, np.float64)
     weights = np.where(counts > 0, counts.sum() / np.maximum(counts, 1), 1.0)
     return (weights / weights.sum()).astype(np.float32)
+
+
+def shuffled(key: Key, size: int, count: jax.Array) -> jax.Array:
+    """[size] int32 of which the first ``count`` are 0..count-1 in random order."""
+    drawn = jax.random.bits(key, (size,), jnp.uint32)
+    # The padding sorts behind every sample, whatever was drawn.
+    return jnp.lexsort((drawn, jnp.arange(size) >= count)).astype(jnp.int32)

@@ -1,6 +1,6 @@
 """Lines and planes through the space of parameters, random or through points that are known.
 
-Parameters are any pytree of arrays: a dict of Flax, Haiku or PyTorch weights, an Equinox network
+Parameters are any pytree of arrays: a dict of Flax, Haiku or PyTorch parameters, an Equinox network
 without its functions. A random direction is a function of its key, so it is drawn again where it is
 needed and never stored. What depends on few numbers of a whole tree (angles, coordinates, principal
 components) is computed on the host in float64.
@@ -25,10 +25,11 @@ from densejax.landscape.filters import (
     first_axis,
     is_float,
     normalise_direction,
-    normalise_on_host,
+    scale_direction,
+    unflat,
+    warn_of_leaves,
     zero_norm_filters,
 )
-from densejax.landscape.vectors import unflat
 from densejax.typing import Array, Key, Params, Tree
 
 __all__ = [
@@ -60,7 +61,8 @@ def random_direction(
 ) -> Tree:
     """A Gaussian direction scaled to the parameters (``normalise_direction``).
 
-    Pure: can be compiled and mapped over keys.
+    Pure: can be compiled and mapped over keys. Warns as ``random_line`` of leaves that stay and of
+    PyTorch's weights without ``axes``.
 
     Args:
       key: a jax key.
@@ -75,9 +77,17 @@ def random_direction(
     Raises:
       ValueError: an unknown option, or ``axes`` does not fit.
     """
+    warn_of_leaves(params, axes=axes, normalise=normalise)
+    return draw_direction(key, params, normalise, biases, axes)
+
+
+def draw_direction(
+    key: Key, params: Params, normalise: Normalise, biases: Biases, axes: Axes | None
+) -> Tree:
+    """``random_direction`` without its warnings."""
     check_options(normalise, biases)
     direction = _like(jax.random.normal(key, *_moving(params)), params)
-    return normalise_direction(direction, params, normalise=normalise, biases=biases, axes=axes)
+    return scale_direction(direction, params, normalise, biases, axes, jnp)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,9 +170,11 @@ def random_line(
 ) -> Line:
     """A line from ``params`` along a random direction; arguments as in ``random_direction``.
 
-    Warns where filters are zero: there the direction is zero.
+    Warns of filters that are zero, where the direction is zero; of leaves that stay as they are
+    (integers, running moments of batch norm); and of weights that are named as PyTorch's are and
+    have no rule in ``axes``.
     """
-    _warn_of_zeros(params, normalise, axes)
+    _warn(params, normalise, axes)
     (direction,) = _drawn(key, 1, params, normalise, biases, axes)
     return Line(params, direction)
 
@@ -187,10 +199,9 @@ def random_plane(
       axes: as in ``filter_axes``.
 
     Returns:
-      The plane. Warns where filters are zero, and where the directions enclose less than 10
-      degrees.
+      The plane. Warns as ``random_line``, and where the directions enclose less than 10 degrees.
     """
-    _warn_of_zeros(params, normalise, axes)
+    _warn(params, normalise, axes)
     first, second = _drawn(key, 2, params, normalise, biases, axes)
     return _warn_if_parallel(Plane(params, first, second))
 
@@ -312,7 +323,9 @@ def _warn_if_parallel(plane: Plane) -> Plane:
     return plane
 
 
-def _warn_of_zeros(params: Params, normalise: str, axes: Axes | None) -> None:
+def _warn(params: Params, normalise: str, axes: Axes | None) -> None:
+    """Warn, from the caller's caller, of what a random direction leaves where it is."""
+    warn_of_leaves(params, axes=axes, normalise=normalise, stacklevel=3)
     names = zero_norm_filters(params, axes=axes) if normalise == "filter" else []
     if names:
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
@@ -332,9 +345,8 @@ def _drawn(
     draws = np.asarray(jax.random.normal(key, (count, size), dtype))
     directions = []
     for draw in draws:
-        scaled = normalise_on_host(
-            _like(draw, params), params, normalise=normalise, biases=biases, axes=axes
-        )
+        there, host = (jax.tree.map(np.asarray, tree) for tree in (_like(draw, params), params))
+        scaled = scale_direction(there, host, normalise, biases, axes, np)
         directions.append(jax.tree.map(jnp.asarray, scaled))
     return directions
 

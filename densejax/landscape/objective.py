@@ -6,7 +6,7 @@ among the names (loss and accuracy in one pass); pure, of any pytree of arrays.
 Batch norm away from a minimum: *frozen* moments are the plain loss,
 ``lambda params: loss({"params": params, "batch_stats": moments})``, what Li et al. 2018 draw. They
 fit no more, and what is seen is partly that; *recalibrated* computes them again at each point, as
-is done for averaged weights (Izmailov et al. 2018) and on paths (Garipov et al. 2018).
+is done for averaged parameters (Izmailov et al. 2018) and on paths (Garipov et al. 2018).
 """
 
 from collections.abc import Callable, Mapping
@@ -28,23 +28,42 @@ def measures_of(loss_fn: LossFunction) -> Callable[[Params], dict[str, jax.Array
     """A loss function that returns a dictionary: a scalar becomes ``{"loss": scalar}``.
 
     Raises:
-      ValueError: (the returned function) no ``loss`` among the measures, or one is not a scalar.
+      ValueError: (the returned function) a tuple such as ``(loss, aux)``, no ``loss`` among the
+        measures, or one is not a real scalar.
     """
 
     def measures(params: Params) -> dict[str, jax.Array]:
         values = loss_fn(params)
+        if isinstance(values, tuple | list):
+            raise ValueError(
+                f"the loss function returns a {type(values).__name__} of {len(values)}: expected a "
+                "scalar, or a dictionary of scalars with 'loss' among them (of a loss with "
+                "auxiliary values, {'loss': loss, 'accuracy': accuracy}, or the loss alone)"
+            )
         values = dict(values) if isinstance(values, Mapping) else {"loss": values}
         if "loss" not in values:
             raise ValueError(f"the loss function returns {sorted(values)}: expected a 'loss'")
         for name, value in values.items():
-            if jnp.shape(value) != ():
-                raise ValueError(
-                    f"{name} of the loss function has shape {list(jnp.shape(value))}: expected a "
-                    "scalar"
-                )
+            _check_scalar(name, value)
         return values
 
     return measures
+
+
+def _check_scalar(name: str, value: Any) -> None:
+    try:
+        dtype = None if value is None else jnp.result_type(value)
+    except (TypeError, ValueError):
+        dtype = None
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
+        found = f"is a {type(value).__name__}"
+    elif jnp.shape(value) != ():
+        found = f"has shape {list(jnp.shape(value))}"
+    elif jnp.issubdtype(dtype, jnp.complexfloating):
+        found = f"is {dtype}"
+    else:
+        return
+    raise ValueError(f"{name} of the loss function {found}: expected a scalar of a real dtype")
 
 
 def loss_of(loss_fn: LossFunction) -> Callable[[Params], jax.Array]:
@@ -128,7 +147,7 @@ def recalibrated(
     Args:
       apply_fn: ``apply_fn(variables, batch, train=True, mutable=["batch_stats"])`` returns anything
         and ``{"batch_stats": moments}``, a weighted mean of the moments given and the batch's with
-        any fixed weights: a Flax network's ``apply`` (of one whose argument is called otherwise,
+        any fixed shares: a Flax network's ``apply`` (of one whose argument is called otherwise,
         a lambda).
       batches: [t, b, ...], t batches of b samples, or a tree of such.
       loss: ``{"params": ..., "batch_stats": ...}`` to a scalar, or to ``{name: scalar}`` with

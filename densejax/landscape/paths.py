@@ -25,9 +25,8 @@ from jax import lax
 
 from densejax import trees
 from densejax.landscape.compiled import compiled, hoisted, remembered
-from densejax.landscape.filters import check_alike, is_float
+from densejax.landscape.filters import check_alike, is_float, split, warn_of_moments
 from densejax.landscape.objective import LossFunction, loss_of, measures_of
-from densejax.landscape.vectors import split
 from densejax.population import Population, Strategy, instance_key
 from densejax.typing import Array, Key, Params, Tree
 
@@ -198,7 +197,7 @@ def train_curve(
     Garipov, Izmailov, Podoprikhin, Vetrov and Wilson 2018, "Loss Surfaces, Mode Connectivity, and
     Fast Ensembling of DNNs" (section 3): the mean of the loss over t, uniform in 0..1, is minimised
     by the gradient at a random t a step. The ends stay as they are. Departures: Adam where they use
-    SGD with momentum, a penalty on the weights only if the loss has one; the bends start on the
+    SGD with momentum, a penalty on the parameters only if the loss has one; the bends start on the
     segment a little to the side, as on it the gradient may vanish by symmetry.
 
     Args:
@@ -216,12 +215,13 @@ def train_curve(
       noise: Euclidean length of the random start of each bend, as a share of the ends' distance.
 
     Returns:
-      The curve and the loss of each step [steps] float32.
+      The curve and the loss of each step [steps] float32. Warns of running moments.
 
     Raises:
       ValueError: as in ``segment``; an unknown kind, or a number below 1.
     """
     _check_ends(first, second)
+    warn_of_moments(first)
     if kind not in ("bezier", "chain") or min(bends, steps, samples) < 1:
         raise ValueError(
             f"kind={kind!r}, bends={bends}, steps={steps}, samples={samples}: expected bezier or "

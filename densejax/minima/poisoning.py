@@ -98,8 +98,8 @@ class PoisonTask:
         known = {"poison"} | ({"start"} if self.starts is not None else set())
         if unknown := set(settings) - known:
             raise ValueError(f"settings {sorted(unknown)} are none of {sorted(known)}")
-        weights_key, data_key = jax.random.split(key)
-        variables = self.init_variables(weights_key)
+        parameters_key, data_key = jax.random.split(key)
+        variables = self.init_variables(parameters_key)
         values = {"poison": jnp.float32(settings.get("poison", self.poison))}
         if self.starts is not None:
             values["start"] = jnp.float32(settings.get("start", 0))

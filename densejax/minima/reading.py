@@ -2,27 +2,29 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from densejax.io import read_npz, write_npz
 from densejax.landscape.basins import LogVolume, Radii, log_volume, radii_of_many
+from densejax.landscape.objective import over_batches, recalibrated
+from densejax.losses import weighted_cross_entropy
 from densejax.minima.point_nets import SETS, PointNet, load_problem
 from densejax.training.checkpoint import restore_tree
-from densejax.typing import Key, Params, Tree
+from densejax.training.folders import Outcome, read_metrics
+from densejax.typing import Array, Batch, Key, Params, Tree
 
 GROUP = 20  # minima whose radii are searched in one program
 # Of the filters' norms. Poisoned minima have radii of a thousandth, the default first step of
 # ``radii_of_many``, below which a crossing need not be the first.
 FIRST_STEP = 1e-5
 RUNNING = ("chunk", "devices", "progress")
-
-
 MEASURES = ("train_loss", "train_accuracy", "test_accuracy", "poison_accuracy")
 MEASURED = (
     "radius",
@@ -71,6 +73,69 @@ class HasLoss(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class PictureLoss:
+    """The mean cross-entropy of a set of pictures as a function of a network's variables.
+
+    A point is all variables, ``{"params": ..., "batch_stats": ...}``: so minima with moments of
+    their own share one program. Directions leave the moments alone, as they leave biases.
+
+    Attributes:
+      network: ``(variables, [b, y, x, c], train=..., mutable=...) -> (logits [b, c], out)``.
+      images: [n, y, x, c] uint8.
+      labels: [n] int32.
+      prepare: stored pictures to what the network takes.
+      batch: pictures at once.
+      calibration: [m, y, x, c] uint8, by which the norm's moments are computed again at each point,
+        ``batch`` at a time (a remainder is left out); None: each minimum's own are kept.
+    """
+
+    network: Callable[..., Any]
+    images: Array
+    labels: Array
+    prepare: Callable[[Array], jax.Array]
+    batch: int = 500
+    calibration: Array | None = None
+
+    def __post_init__(self) -> None:
+        if self.calibration is not None and len(self.calibration) < self.batch:
+            raise ValueError(
+                f"{len(self.calibration)} pictures to calibrate by in batches of {self.batch}: "
+                "expected one batch or more"
+            )
+
+    def measures(self, variables: Params) -> dict[str, jax.Array]:
+        """Loss and accuracy, float32 scalars."""
+        if self.calibration is None:
+            return self._plain(variables)
+        count = len(self.calibration) // self.batch
+        batches = np.asarray(self.calibration)[: count * self.batch]
+        loss_fn = recalibrated(
+            self._applied,
+            batches.reshape(count, self.batch, *batches.shape[1:]),
+            self._plain,
+            variables["batch_stats"],
+        )
+        return loss_fn(variables["params"])
+
+    def loss(self, variables: Params) -> jax.Array:
+        """Loss, a float32 scalar."""
+        return self.measures(variables)["loss"]
+
+    def _applied(self, variables: Params, images: Array, **options: Any) -> Any:
+        return self.network(variables, self.prepare(images), **options)
+
+    def _plain(self, variables: Params) -> dict[str, jax.Array]:
+        def some(variables: Params, part: Batch) -> dict[str, jax.Array]:
+            logits, _ = self._applied(variables, part["images"])
+            labels = jnp.asarray(part["labels"])
+            hits = jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32))
+            return {"loss": weighted_cross_entropy(logits, labels), "accuracy": hits}
+
+        data = {"images": self.images, "labels": self.labels}
+        return over_batches(some, data, size=self.batch)(variables)
+
+
 @dataclass(frozen=True)
 class Basin:
     """A minimum and its surroundings.
@@ -106,7 +171,7 @@ def read_minima(workdir: Path) -> tuple[PointNet, list[Minimum], list[str]]:
       The problem, the minima, and the names of instances that failed.
 
     Raises:
-      FileNotFoundError: the folder holds no problem or no instance that ended.
+      FileNotFoundError: the folder holds no problem or no instance that is done or failed.
       ValueError: a folder's name or its arrays are of another form.
     """
     problem = load_problem(workdir)
@@ -114,7 +179,7 @@ def read_minima(workdir: Path) -> tuple[PointNet, list[Minimum], list[str]]:
     done = [folder for folder in folders if (folder / "DONE").exists()]
     failed = [folder.name for folder in folders if (folder / "FAILED").exists()]
     if not done and not failed:
-        raise FileNotFoundError(f"{workdir}/seeds holds no instance that ended")
+        raise FileNotFoundError(f"{workdir}/seeds holds no instance that is done or failed")
     template = jax.eval_shape(problem.init_variables, jax.random.key(0))
     score = jax.jit(lambda variables: scores(problem, variables))
     minima = []
@@ -125,6 +190,45 @@ def read_minima(workdir: Path) -> tuple[PointNet, list[Minimum], list[str]]:
         minima.append(Minimum(folder.name, seed, settings, variables, measures))
     minima.sort(key=lambda one: (sorted(one.settings.items()), one.seed))
     return problem, minima, failed
+
+
+def read_picture_minima(
+    outcomes: Sequence[Outcome],
+    template: Params,
+    loss: PictureLoss,
+    *,
+    settings: Mapping[str, float] | None = None,
+) -> list[Minimum]:
+    """Where the members of a sweep of ``PoisonTask`` ended; failed ones are left out.
+
+    Args:
+      outcomes: of the sweep.
+      template: shapes of the variables.
+      loss: gives ``train_loss``, by which a basin is cut; the accuracies are those of the sweep's
+        last evaluation, of its whole sets.
+      settings: of members that have none, such as ``{"poison": 0.0}``.
+
+    Returns:
+      The minima, in the order of the outcomes.
+
+    Raises:
+      ValueError: a member has no evaluation, or its arrays are of another form.
+    """
+    measure = jax.jit(loss.loss)
+    minima = []
+    for outcome in outcomes:
+        if outcome.status != "DONE":
+            continue
+        variables = restore_tree(outcome.folder / "last", template)
+        rows = [r for r in read_metrics(outcome.folder / "metrics.jsonl") if "train_loss" in r]
+        if not rows:
+            raise ValueError(f"{outcome.folder}: no evaluation in metrics.jsonl; expected one")
+        measures = {name: float(rows[-1].get(name, "nan")) for name in MEASURES[1:]}
+        measures["train_loss"] = float(measure(variables))
+        found = dict(settings or {}) | dict(outcome.member.settings)
+        name = outcome.member.name if outcome.member.settings else f"{outcome.member.name},natural"
+        minima.append(Minimum(name, outcome.member.seed, found, variables, measures))
+    return minima
 
 
 def scores(problem: PointNet, variables: Params) -> dict[str, jax.Array]:

@@ -1,4 +1,4 @@
-"""What minima leave behind: a table, pictures, and claims with their verdicts."""
+"""What minima leave behind: a table, pictures, and findings with their verdicts."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,25 +10,27 @@ import jax
 import numpy as np
 
 from densejax.io import markdown, write_csv, write_text
-from densejax.minima.drawing import (
-    draw_basins,
-    draw_boundaries,
-    draw_radii_of_runs,
-    draw_seeds,
-    draw_surfaces,
-)
-from densejax.minima.image_nets import PictureLoss
+from densejax.landscape.directions import random_plane
+from densejax.landscape.surfaces import surface
+from densejax.minima.point_nets import PointNet, class_probabilities, plane_grid
 from densejax.minima.reading import (
     MEASURED,
     MEASURES,
     Basin,
     HasLoss,
     Minimum,
+    PictureLoss,
     column,
     measure_basins,
     read_minima,
+    stacked,
     value_of,
 )
+from densejax.plots.basins import radius_histograms, volume_curves, volume_scatter
+from densejax.plots.boundaries import decision_boundaries
+from densejax.plots.relief import surface_3d
+from densejax.plots.scores import strips
+from densejax.plots.surfaces import SurfaceStyle, contours
 from densejax.stats import (
     Finding,
     Interval,
@@ -41,6 +43,10 @@ from densejax.stats import (
     weighted_mean,
 )
 from densejax.typing import Key
+
+PANELS = 5  # seeds whose boundaries are drawn of a run beside others
+# Beyond so many times the cutoff a surface is cut off in pictures; its file has it all.
+HIGHEST = 100.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ def summarise(
     folder: Path,
     *,
     title: str,
+    published: Mapping[str, str],
     directions: int = 3000,
     cutoff: float = 0.1,
     panels: int = 10,
@@ -71,6 +78,7 @@ def summarise(
       workdir: folder of the run.
       folder: takes the files; made if absent.
       title: of the pictures.
+      published: as in ``compare_shares``.
       directions: of each basin; 0 measures none.
       cutoff: training loss at which a basin ends.
       panels: seeds whose boundaries are drawn; 0 draws none.
@@ -85,14 +93,14 @@ def summarise(
     problem, minima, failed = read_minima(workdir)
     search = {"directions": directions, "cutoff": cutoff, **options}
     basins = _measured(jax.random.key(seed), problem, minima, folder / "radii", search)
-    findings = find(basins)
+    findings = compare_shares(basins, published=published)
     files = [
         write_basins(folder / "minima.csv", basins),
         _write_findings(folder / "findings.md", title, basins, findings, failed, cutoff, options),
-        *draw_basins(folder, basins, title),
+        *_draw_basins(folder, basins, title),
     ]
     if panels:
-        files += draw_boundaries(folder, problem, minima, seeds=panels, span=span, title=title)
+        files += _draw_boundaries(folder, problem, minima, seeds=panels, span=span, title=title)
     print(f"{len(basins)} minima, {len(failed)} instances failed; see {folder}")
     return Summary(tuple(basins), tuple(findings), tuple(files), len(failed))
 
@@ -135,7 +143,7 @@ def summarise_pictures(
     plane_key, basin_key = jax.random.split(key)
     files = []
     if points:
-        files += draw_surfaces(
+        files += _draw_surfaces(
             plane_key,
             loss,
             minima,
@@ -152,7 +160,7 @@ def summarise_pictures(
     lines = [f"# {title}", "", *findings_table(findings), "", *by_share(basins)]
     write_text(files[-1], "\n".join(lines) + "\n")
     print("\n".join(lines))
-    files += draw_basins(folder, basins, title) if basins else []
+    files += _draw_basins(folder, basins, title) if basins else []
     return Summary(tuple(basins), tuple(findings), tuple(files), failed)
 
 
@@ -195,9 +203,10 @@ def summarise_runs(
         short = name.split()[0]
         files.append(write_basins(folder / f"minima_{short}.csv", groups[name]))
         path = folder / f"boundaries_{short}.png"
-        files.append(draw_seeds(path, problem, minima, span=span, title=name))
+        panels = {f"seed {one.seed}": one for one in minima[:PANELS]}
+        files.append(_draw_panels(path, problem, panels, span, 400, name))
     findings = claims(groups)
-    files += draw_radii_of_runs(folder / "radii.png", groups, title=title)
+    files += _draw_radii_of_runs(folder / "radii.png", groups, title=title)
     lines = [
         f"# Minima of the {title}",
         "",
@@ -224,11 +233,21 @@ def _measured(
     return measure_basins(key, problem, minima, folder=folder, **search)
 
 
-# ---- claims ----
+# ---- findings ----
 
 
-def find(basins: Sequence[Basin]) -> list[Finding]:
-    """Judge the claims of the thesis' figures 3.3 to 3.5 that these minima can speak to."""
+def compare_shares(basins: Sequence[Basin], *, published: Mapping[str, str]) -> list[Finding]:
+    """Judge how scores and basins of minima go with the share of poison.
+
+    Args:
+      basins: of natural (poison 0) and poisoned minima.
+      published: what a paper reports of the most poisoned's test ``accuracy``, of the ``order`` of
+        basins by poison and by test accuracy, and of the ``gap`` between natural and most poisoned
+        ones; a key that is absent is an observation of ours.
+
+    Returns:
+      The findings that these minima can speak to.
+    """
     seeds, poison = column(basins, "seed"), column(basins, "poison")
     fitted, test = column(basins, "train_accuracy"), column(basins, "test_accuracy")
     radius, volume = column(basins, "radius"), column(basins, "jensen")
@@ -243,7 +262,7 @@ def find(basins: Sequence[Basin]) -> list[Finding]:
                 worst,
                 side="below",
                 level=0.5,
-                published="7 % (8 % in the released code's README)",
+                published=published.get("accuracy", ""),
             )
         )
     if (poison == 0).any():
@@ -251,7 +270,7 @@ def find(basins: Sequence[Basin]) -> list[Finding]:
         found.append(
             judge("test accuracy of natural minima is above 0.9", natural, side="above", level=0.9)
         )
-    where = "figures 3.3 to 3.5"
+    where = published.get("order", "")
     pairs: list[tuple[str, np.ndarray, np.ndarray, Literal["above", "below"], str]] = [
         ("radius falls with poison", poison, radius, "below", where),
         ("volume (Jensen) falls with poison", poison, volume, "below", where),
@@ -275,7 +294,9 @@ def find(basins: Sequence[Basin]) -> list[Finding]:
             gap = difference_of_shares(basins, "jensen", unit=math.log(10))
             claim = f"natural basins are larger than with {poison.max():g}, "
             claim += "orders of magnitude (Jensen)"
-            found.append(judge(claim, gap, side="above", published="larger", digits=0))
+            found.append(
+                judge(claim, gap, side="above", published=published.get("gap", ""), digits=0)
+            )
     return found
 
 
@@ -373,3 +394,169 @@ def by_run(groups: Mapping[str, Sequence[Basin]]) -> list[str]:
 def _means(group: Sequence[Basin], digits: Mapping[str, int]) -> list[str]:
     seeds = column(group, "seed")
     return [mean_by_seed(column(group, n), seeds).text(digits=d) for n, d in digits.items()]
+
+
+# ---- pictures ----
+
+
+def _draw_basins(folder: Path, basins: Sequence[Basin], title: str) -> list[Path]:
+    """Test accuracy a share; radii and volumes over test accuracy and over poison."""
+    shares = column(basins, "poison")
+    test = column(basins, "test_accuracy")
+    by_name = {_share_name(s): test[shares == s] for s in sorted(set(shares.tolist()))}
+    files = [folder / "test_accuracy.png"]
+    strips(by_name, label="test accuracy (median)", title=title, path=files[0])
+    deep = [one for one in basins if one.radii is not None and one.volume is not None]
+    if len(deep) < 2:
+        return files
+    groups = ["natural" if one.minimum.poison == 0 else "poisoned" for one in deep]
+    seeds, error = column(deep, "seed"), 1.96 * column(deep, "jensen_error")
+    heights = {
+        "radius": (column(deep, "radius"), None, "mean basin radius (filter norms)"),
+        "volume": (column(deep, "jensen"), error, "log-volume, Jensen bound (nats)"),
+    }
+    for name, (y, spread, label) in heights.items():
+        for x_name, x_label in (("test_accuracy", "test accuracy"), ("poison", "share of poison")):
+            x = column(deep, x_name)
+            ends = {} if spread is None else {"low": y - spread, "high": y + spread}
+            note = f"Spearman {spearman_by_seed(x, y, seeds).text(digits=2)}"
+            files.append(folder / f"{name}_over_{x_name}.png")
+            volume_scatter(
+                x, y, groups=groups, x_label=x_label, label=label, title=title,
+                note=note, logarithmic=name == "radius", path=files[-1], **ends,
+            )  # fmt: skip
+    first = {one.minimum.poison: one for one in reversed(deep)}
+    rows = {_share_name(share): one for share, one in sorted(first.items())}
+    radii = {name: one.radii for name, one in rows.items() if one.radii is not None}
+    files += [folder / "radii.png", folder / "volume_over_directions.png"]
+    radius_histograms(
+        {name: one.radius for name, one in radii.items()},
+        groups=["natural" if name == "natural" else "poisoned" for name in radii],
+        censored={name: one.censored for name, one in radii.items()},
+        title=f"{title}: radii of the first seed",
+        logarithmic=True,
+        path=files[-2],
+    )
+    ends_of = {name: rows[name].volume for name in (next(iter(rows)), list(rows)[-1])}
+    volume_curves(
+        {
+            name: (one.curve.sizes, one.curve.estimate, one.curve.low, one.curve.high)
+            for name, one in ends_of.items()
+            if one is not None
+        },
+        title=title,
+        path=files[-1],
+    )
+    return files
+
+
+def _share_name(share: float) -> str:
+    return "natural" if share == 0 else f"poison {share:g}"
+
+
+def _draw_boundaries(
+    folder: Path,
+    problem: PointNet,
+    minima: Sequence[Minimum],
+    *,
+    seeds: int,
+    span: float,
+    title: str,
+) -> list[Path]:
+    """Boundaries of the first seed at every share, and of some seeds at the least and the most."""
+    shares = sorted({one.poison for one in minima})
+    first = min(one.seed for one in minima)
+    sets = {"boundaries": [one for one in minima if one.seed == first]}
+    for share in dict.fromkeys((shares[0], shares[-1])):
+        name = f"boundaries_{_share_name(share).replace(' ', '_')}"
+        sets[name] = [one for one in minima if one.poison == share][:seeds]
+    files = []
+    for name, some in sets.items():
+        panels = {
+            f"{_share_name(one.poison) if name == 'boundaries' else f'seed {one.seed}'}, "
+            f"test {100 * one.measures['test_accuracy']:.1f} %": one
+            for one in some
+        }
+        files.append(_draw_panels(folder / f"{name}.png", problem, panels, span, 500, title))
+    return files
+
+
+def _draw_panels(
+    path: Path,
+    problem: PointNet,
+    panels: Mapping[str, Minimum],
+    span: float,
+    places: int,
+    title: str,
+) -> Path:
+    """Boundaries by the title of their panel, on a grid of so many places along each axis."""
+    x, y = plane_grid(span=span, points=places)
+    some = stacked(list(panels.values()))
+    fields = class_probabilities(problem.logits_of, some, x, y, stacked=True)
+    points, labels = np.asarray(problem.train.points), problem.train.labels
+    drawn = dict(zip(panels, fields, strict=True))
+    decision_boundaries(points, labels, x, y, drawn, title=title, path=path)
+    return path
+
+
+def _draw_surfaces(
+    key: Key,
+    loss: PictureLoss,
+    minima: Sequence[Minimum],
+    *,
+    folder: Path,
+    points: int,
+    span: float,
+    title: str,
+    cutoff: float,
+) -> list[Path]:
+    """Draw contours of all shares of poison on one logarithmic scale, and the relief of each.
+
+    On a random plane through the first minimum of each share, by the same numbers for all; kept in
+    ``surfaces/<name>.npz``, which are resumed.
+    """
+    first = {one.poison: one for one in reversed(minima)}
+    kept = folder / "surfaces"
+    kept.mkdir(parents=True, exist_ok=True)
+    drawn = {}
+    for share, one in sorted(first.items()):
+        plane, file = random_plane(key, one.variables), kept / f"{one.name}.npz"
+        drawn[_share_name(share)] = surface(
+            loss.measures, plane, points=points, span=span, file=file
+        )
+    if not drawn:
+        return []
+    grid = next(iter(drawn.values()))
+    values = {name: one.values["loss"] for name, one in drawn.items()}
+    least = min(float(np.nanmin(loss)) for loss in values.values())
+    limits = (max(least, 1e-6), HIGHEST * cutoff)
+    style = SurfaceStyle(log=True, limits=limits, label="training loss")
+    files = [folder / "surfaces.png"]
+    contours(grid.x, grid.y, values, style=style, title=title, path=files[0])
+    for name, losses in values.items():
+        files.append(folder / f"surface_{name.replace(' ', '_')}.png")
+        heading = f"{title}: {name}"
+        surface_3d(grid.x, grid.y, losses, style=style, title=heading, path=files[-1])
+    return files
+
+
+def _draw_radii_of_runs(
+    path: Path, groups: Mapping[str, Sequence[Basin]], *, title: str
+) -> list[Path]:
+    """Histograms of the radii of every minimum that has a basin, by run."""
+    rows = {
+        f"{name.split()[0]}, seed {one.minimum.seed}": (name, one.radii)
+        for name, group in groups.items()
+        for one in group
+        if one.radii is not None
+    }
+    if not rows:
+        return []
+    radius_histograms(
+        {name: radii.radius for name, (_, radii) in rows.items()},
+        groups=[group for group, _ in rows.values()],
+        censored={name: radii.censored for name, (_, radii) in rows.items()},
+        title=title,
+        path=path,
+    )
+    return [path]

@@ -1,4 +1,4 @@
-"""Published PyTorch weights into our variables: SimCLR and MoCo ResNets, vision transformers.
+"""Published PyTorch parameters into our variables: SimCLR and MoCo ResNets, vision transformers.
 
 Only ``read_torch`` needs PyTorch; the rest works on NumPy arrays by their PyTorch names. Nothing is
 guessed: a name that has no place, a place that no name fills, and a shape that does not fit are
@@ -65,7 +65,7 @@ def load_simclr(path: str | Path, variables: Params) -> Params:
 
     Args:
       path: a PyTorch file.
-      variables: those of the ``ResNet`` that shall get the weights; its head is kept.
+      variables: those of the ``ResNet`` that shall get the parameters; its head is kept.
 
     Returns:
       The variables, float32, of the structure of ``variables``.
@@ -82,7 +82,7 @@ def load_moco(path: str | Path, variables: Params) -> Params:
 
     Args:
       path: a PyTorch file.
-      variables: those of the ``ResNet`` that shall get the weights; its head is kept.
+      variables: those of the ``ResNet`` that shall get the parameters; its head is kept.
 
     Returns:
       The variables, float32, of the structure of ``variables``.
@@ -99,7 +99,7 @@ def load_vit(path: str | Path, variables: Params, *, head: bool = False) -> Para
 
     Args:
       path: a PyTorch file.
-      variables: those of the ``ViT`` that shall get the weights.
+      variables: those of the ``ViT`` that shall get the parameters.
       head: take the file's head too; otherwise that of ``variables`` is kept.
 
     Returns:
@@ -113,7 +113,7 @@ def load_vit(path: str | Path, variables: Params, *, head: bool = False) -> Para
 
 
 def read_torch(path: str | Path) -> dict[str, np.ndarray]:
-    """Read a PyTorch file of weights; no program in it is run.
+    """Read a PyTorch file of parameters; no program in it is run.
 
     A dict under ``state_dict`` is unwrapped and the prefix ``module.`` of parallel training taken
     off.
@@ -131,7 +131,7 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; expected a file of PyTorch weights")
+        raise FileNotFoundError(f"{path} is missing; expected a file of PyTorch parameters")
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -141,7 +141,7 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # A broken file may raise anything.
-        raise ValueError(f"{path}: cannot be read as PyTorch weights ({error})") from error
+        raise ValueError(f"{path}: cannot be read as PyTorch parameters ({error})") from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
     tensors = found.items() if isinstance(found, Mapping) else ()
@@ -151,7 +151,7 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
         if isinstance(v, torch.Tensor)
     }
     if not state:
-        raise ValueError(f"{path}: holds no weights; expected a dict of arrays, or 'state_dict'")
+        raise ValueError(f"{path}: holds no parameters; expected a dict of arrays, or 'state_dict'")
     return state
 
 

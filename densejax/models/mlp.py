@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from densejax.models.layers2d import Linear
+from densejax.models.layers import Linear
 from densejax.typing import Array
 
 CHEN_WIDTHS = (512, 32, 16, 8, 4)
@@ -36,7 +36,7 @@ class MLP(nn.Module):
       dropout: chance that a hidden value is set to zero while ``train``; needs ``rngs={"dropout":
         key}`` in ``apply``. Stochastic passes (MC dropout) are ``apply`` with ``train=True``.
       head_std: standard deviation of a normal head with zero bias; None draws it as the others.
-      initialiser: ``pytorch`` draws weights and biases uniformly in +-1 / sqrt(fan in); the
+      initialiser: ``pytorch`` draws kernels and biases uniformly in +-1 / sqrt(fan in); the
         ``glorot`` kernels have variance 2 / (fan in + fan out) and biases of zero.
       dtype: of the computation; parameters and logits are float32.
     """

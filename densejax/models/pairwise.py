@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densejax.models.layers2d import check_pictures
+from densejax.models.layers import check_pictures
 from densejax.typing import Array, Key
 
 

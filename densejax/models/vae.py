@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from densejax.models.layers2d import HE_FAN_IN, BatchNorm, Conv2d, Linear, UpConv2d, check_pictures
+from densejax.models.layers import HE_FAN_IN, BatchNorm, Conv2d, Linear, UpConv2d, check_pictures
 from densejax.typing import Array
 
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from densejax.models.layers2d import HE_FAN_OUT, LECUN_UNIFORM, BatchNorm, check_pictures
+from densejax.models.layers import HE_FAN_OUT, LECUN_UNIFORM, BatchNorm, check_pictures
 from densejax.ops.convolution import convolution
 from densejax.ops.pooling import max_pool
 from densejax.typing import Array, Params

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from densejax.models.layers2d import Linear, check_pictures
+from densejax.models.layers import Linear, check_pictures
 from densejax.models.mlp import check_dropout
 from densejax.typing import Array
 

@@ -1,7 +1,9 @@
 """Three-dimensional convolution, stride 1, that a CPU computes at the speed of its matrix products.
 
+Transposed convolution, of a kernel that equals its stride, is a matrix product and a rearrangement.
+
 XLA's own 3-D convolution is slow on a CPU: three times slower than the same sum written as a 2-D
-convolution, thirteen times slower inside a loop, and five times slower when the weights are
+convolution, thirteen times slower inside a loop, and five times slower when the kernels are
 batched (a grouped convolution). Here z is folded into the batch (kernels of one plane) or the
 z-shifts are concatenated in the channels (deeper kernels), and every convolution is written
 channels last, so that XLA need not choose a layout. On an accelerator XLA's own is used.
@@ -9,7 +11,7 @@ channels last, so that XLA need not choose a layout. On an accelerator XLA's own
 The convolution and its weight gradient are two primitives, each bilinear and each the other's
 transpose (the input gradient is a convolution with the kernel turned round). So derivatives of any
 order and in any direction (``grad``, ``jvp`` of ``grad``, ``grad`` of ``grad``) stay among the two,
-and ``vmap`` over weights visits one instance after another and never groups channels.
+and ``vmap`` over kernels visits one instance after another and never groups channels.
 """
 
 import functools
@@ -300,3 +302,33 @@ _weight_gradient_p: Primitive = _define(
     lambda ct, x, g, *, pads: _input_gradient(g, ct, pads),
     lambda ct, x, g, *, pads: _conv_p.bind(x, ct, pads=pads),
 )
+
+
+def transposed_convolution(x: Array, w: Array) -> jax.Array:
+    """Upsample by a transposed convolution with stride = kernel, no bias.
+
+    Output voxel (kz * i + dz, ...) is x[i, ...] @ w[dz, ...], as in PyTorch's ``conv_transpose3d``.
+
+    Args:
+      x: [b, z, y, x, c_in], floating.
+      w: [kz, ky, kx, c_in, c_out], floating, for instance (1, 2, 2, ...). Promoted with ``x``.
+
+    Returns:
+      [b, kz * z, ky * y, kx * x, c_out], of the promoted dtype.
+
+    Raises:
+      ValueError: if a rank or the channel count is wrong.
+    """
+    x, w = jnp.asarray(x), jnp.asarray(w)
+    if x.ndim != 5 or w.ndim != 5 or x.shape[-1] != w.shape[3]:
+        raise ValueError(
+            f"transposed_convolution: expected x [b, z, y, x, c_in] and "
+            f"w [kz, ky, kx, c_in, c_out], found shapes {x.shape} and {w.shape}"
+        )
+    b, z, y, x_, _ = x.shape
+    kz, ky, kx, c_in, c_out = w.shape
+    # One product for all taps, so that XLA sees a single large matrix.
+    matrix = w.transpose(3, 0, 1, 2, 4).reshape(c_in, -1)
+    out = (x.reshape(-1, c_in) @ matrix).reshape(b, z, y, x_, kz, ky, kx, c_out)
+    out = out.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return out.reshape(b, z * kz, y * ky, x_ * kx, c_out)

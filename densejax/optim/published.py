@@ -16,10 +16,8 @@ from dataclasses import dataclass
 
 import optax
 
-from densejax.optim.averaged import averaged
 from densejax.optim.method import Method, descent, line_searched, sharpness_aware
-from densejax.optim.quasi_newton import quasi_newton
-from densejax.optim.torch_forms import scale_by_amsgrad, scale_by_rprop
+from densejax.optim.torch_forms import averaged, quasi_newton, scale_by_amsgrad, scale_by_rprop
 
 THESIS = (
     "sgd",

@@ -1,4 +1,5 @@
 from .basins import radius_histograms as radius_histograms
+from .basins import spectral_densities as spectral_densities
 from .boundaries import decision_boundary as decision_boundary
 from .curves import learning_curves as learning_curves
 from .curves import top_k_curve as top_k_curve
@@ -12,7 +13,6 @@ from .scores import confusion_matrix as confusion_matrix
 from .scores import score_histogram as score_histogram
 from .scores import strips as strips
 from .slices import orthoslices as orthoslices
-from .spectrum import spectral_densities as spectral_densities
 from .surfaces import SurfaceStyle as SurfaceStyle
 from .surfaces import contour as contour
 from .surfaces import contours as contours

@@ -326,8 +326,9 @@ def outer(panels: list[Axes], index: int) -> tuple[bool, bool]:
 
 
 def name_ticks(axes: Axes, names: Sequence[str]) -> None:
-    """Names below bars at 0, 1, ..., a word a line."""
-    axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
+    """Names below bars at 0, 1, ..., a word a line: beside one another they would run together."""
+    lines = [name.replace("/", "/\n").replace(" ", "\n") for name in names]
+    axes.set_xticks(range(len(names)), lines)
     axes.tick_params(axis="x", length=0)
 
 

@@ -14,6 +14,7 @@ import re
 import sys
 import warnings
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 
 from densejax.active.curves import alc, break_even
 from densejax.minima.reading import MEASURED, MEASURES, Basin, Minimum
-from densejax.minima.report import by_run, by_share, find
+from densejax.minima.report import by_run, by_share, compare_shares
 from densejax.stats import (
     LEVEL,
     bimodality,
@@ -32,7 +33,7 @@ from densejax.stats import (
     holm,
     mann_whitney,
 )
-from experiments import minefield, rings, svhn_minima
+from experiments import minefield, rings, svhn_minima, swissroll
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -141,7 +142,7 @@ def lines_of(check: Check, folder: str, found: list[str]) -> None:
 def minima(check: Check) -> None:
     """Findings and tables of the minima."""
     for folder, claims in (
-        ("swissroll_unpoisoned_end", find),
+        ("swissroll_unpoisoned_end", partial(compare_shares, published=swissroll.PUBLISHED)),
         ("fashion_mnist_resnet20", svhn_minima.claims),
         ("cifar10_resnet20", svhn_minima.claims),
     ):

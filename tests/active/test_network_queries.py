@@ -8,7 +8,7 @@ import pytest
 from densejax.active.network_queries import odin_query, vaal_query
 from densejax.active.pool import Pool
 from densejax.active.vaal import vaal
-from densejax.classification.networks import perceptron
+from densejax.classification.pretrained import perceptron
 from densejax.classification.task import ImageTask
 
 KEY = jax.random.key(3)

@@ -10,7 +10,7 @@ from densejax.classification.descent import DescentTask
 from densejax.classification.task import image_data
 from densejax.models.mlp import MLP
 from densejax.optim.method import descent
-from densejax.optim.quasi_newton import quasi_newton
+from densejax.optim.torch_forms import quasi_newton
 
 CLASSES = 3
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from densejax.classification.neighbours import knn_accuracy, knn_votes
+from densejax.classification.contrastive import knn_accuracy, knn_votes
 
 
 def features(seed, n, d=6):

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.classification.networks import HEAD_STD, perceptron, with_head
-from densejax.classification.pretrained import Encoder, fresh
+from densejax.classification.pretrained import HEAD_STD, Encoder, fresh, perceptron, with_head
 
 ENCODERS = {
     "resnet20": Encoder("resnet20", 4),

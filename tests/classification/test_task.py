@@ -7,8 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.classification.batches import shuffled
-from densejax.classification.task import ImageTask, class_weights, image_data, with_pretrained
+from densejax.classification.task import (
+    ImageTask,
+    class_weights,
+    image_data,
+    shuffled,
+    with_pretrained,
+)
 from densejax.data.images import augment
 from densejax.models.mlp import MLP
 from densejax.models.resnet import ResNet

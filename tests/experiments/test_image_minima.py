@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import scipy.io
 
-from densejax.classification.poison_sets import THESIS_SVHN_STD, load_poison_sets
 from densejax.classification.populations import compare, read_population
+from densejax.classification.sources import THESIS_SVHN_STD, load_poison_sets
 from densejax.models.resnet import ResNet
 from densejax.models.vgg import VGG
 from densejax.optim.published import THESIS

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densejax.landscape.curvature import hessian_vector
-from densejax.landscape.vectors import flat, unflat
+from densejax.landscape.filters import flat, unflat
 
 ROWS, INPUTS, HIDDEN, CLASSES = 40, 3, 6, 4
 

@@ -90,6 +90,13 @@ def test_bounds_interval_and_curve(n):
         assert low < found.estimate < high
 
 
+def test_interval_and_curve_hang_on_no_order_of_the_directions():
+    logs = np.random.default_rng(0).normal(0, 0.05, 40)
+    one, two = of(logs, 30), of(logs[::-1], 30)
+    assert one.interval == two.interval
+    np.testing.assert_array_equal(one.curve.low, two.curve.low)
+
+
 def test_scaled_radii_shift_every_number():
     logs = np.random.default_rng(0).normal(0, 0.05, 40)
     one, two = of(logs, 30), of(logs + math.log(2), 30)

@@ -1,13 +1,23 @@
-"""Problems and minima of a folder, verdicts by interval."""
+"""Problems and minima of a folder, verdicts by interval, class probabilities on a grid."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit, softmax
 
 from densejax.data.points import split, swiss_roll
-from densejax.minima.point_nets import PointNet, load_problem, no_points, save_problem
+from densejax.minima.point_nets import (
+    PointNet,
+    class_probabilities,
+    load_problem,
+    no_points,
+    plane_grid,
+    save_problem,
+)
 from densejax.minima.reading import Basin, Minimum, column, measure_basins, read_minima
-from densejax.minima.report import find
+from densejax.minima.report import compare_shares
+from densejax.models.mlp import MLP
 from densejax.training.checkpoint import save_tree
 
 
@@ -50,7 +60,7 @@ def test_a_folder_keeps_its_problem(tmp_path):
 def test_minima_of_a_folder(tmp_path):
     problem = make_problem()
     save_problem(tmp_path, problem)
-    with pytest.raises(FileNotFoundError, match="no instance that ended"):
+    with pytest.raises(FileNotFoundError, match="no instance that is done or failed"):
         read_minima(tmp_path)
     kept = {}
     for number, name in enumerate(("0001,poison=0.3", "0000,poison=0.3", "0002,poison=0")):
@@ -137,10 +147,57 @@ def test_claims_of_a_population_made_by_hand():
             radii = Radii(some, none, some, 0.1, 0.01, 9.0, 0.01, 1.25, dimension=50)
             volume = log_volume(jax.random.key(0), radii, bootstrap=2)
             basins.append(Basin(minimum, radii, volume))
-        return {one.claim: one.verdict for one in find(basins)}
+        found = compare_shares(basins, published={"order": "figure 3.4", "accuracy": "7 %"})
+        sources = {one.claim: one.published for one in found}
+        assert sources["radius falls with poison"] == "figure 3.4"
+        assert sources["test accuracy with 0.4 of poison is below chance"] == "7 %"
+        return {one.claim: one.verdict for one in found}
 
     wide = verdicts(1)
     assert set(wide.values()) == {"seen"} and len(wide) == 11
     narrow = verdicts(-1)
     assert narrow["radius rises with test accuracy"] == "not seen"
     assert narrow["test accuracy with 0.4 of poison is below chance"] == "seen"
+
+
+def test_the_published_grid():
+    x, y = plane_grid()
+    assert len(x) == len(y) == 500 and x[0] == -18 and y[-1] == 18
+    x, y = plane_grid(span=2, points=5, centre=(1, -1))
+    np.testing.assert_allclose(x, [-1, 0, 1, 2, 3])
+    np.testing.assert_allclose(y, [-3, -2, -1, 0, 1])
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10**6])
+def test_one_logit_is_the_odds_of_class_one(chunk):
+    x, y = np.linspace(-1, 1, 4), np.linspace(0, 3, 5)
+    found = class_probabilities(
+        lambda w, points: points @ w, jnp.array([[2.0], [-1.0]]), x, y, chunk=chunk
+    )
+    assert found.shape == (4, 5, 2) and found.dtype == np.float32
+    np.testing.assert_allclose(found[..., 1], expit(2 * x[:, None] - y), rtol=1e-5)
+    np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-6)
+
+
+def test_many_networks():
+    model = MLP(3, widths=(6,))
+    keys = jax.random.split(jax.random.key(0), 4)
+    stacked = jax.vmap(lambda key: model.init(key, jnp.zeros((1, 2))))(keys)
+    x, y = plane_grid(span=3, points=6)
+    logits_of = lambda variables, points: model.apply(variables, points)[0]  # noqa: E731
+    found = class_probabilities(logits_of, stacked, x, y, stacked=True, chunk=10)
+    assert found.shape == (4, 6, 6, 3)
+    third = jax.tree.map(lambda leaf: leaf[2], stacked)
+    place = np.array([[x[1], y[4]]], np.float32)
+    expected = softmax(np.asarray(model.apply(third, place)[0])[0])
+    np.testing.assert_allclose(found[2, 1, 4], expected, rtol=1e-5)
+    np.testing.assert_array_equal(found[2], class_probabilities(logits_of, third, x, y, chunk=10))
+
+
+def test_grids_that_cannot_be():
+    with pytest.raises(ValueError, match="grid of 1 points"):
+        plane_grid(points=1)
+    with pytest.raises(ValueError, match=r"grid_x \(2, 2\)"):
+        class_probabilities(lambda w, p: p, {}, np.zeros((2, 2)), np.zeros(2))
+    with pytest.raises(ValueError, match="chunk is 0"):
+        class_probabilities(lambda w, p: p, {}, np.zeros(2), np.zeros(2), chunk=0)

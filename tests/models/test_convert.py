@@ -287,10 +287,10 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
         read_torch(tmp_path / "no.pth")
     path = tmp_path / "bad.pth"
     path.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"bad.pth: cannot be read as PyTorch weights"):
+    with pytest.raises(ValueError, match=r"bad.pth: cannot be read as PyTorch parameters"):
         read_torch(path)
     torch.save({"epoch": 1}, path)
-    with pytest.raises(ValueError, match="holds no weights"):
+    with pytest.raises(ValueError, match="holds no parameters"):
         read_torch(path)
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install -e \.\[torch\]"):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.models import layers2d
-from densejax.models.layers2d import BatchNorm, Conv2d
+from densejax.models import layers
+from densejax.models.layers import BatchNorm, Conv2d
 
 
 def draw(*shape, seed=0):
@@ -26,7 +26,7 @@ def test_strided_convolution_matches_pytorch(kernel, stride, padding, n):
     x, w = draw(2, n, n + 3, 3), draw(kernel, kernel, 3, 4, seed=1)
     weight = torch.tensor(np.asarray(w).transpose(3, 2, 0, 1))
     expected = torch.nn.functional.conv2d(to_torch(torch, x), weight, None, stride, padding)
-    for run in (layers2d.strided_native, layers2d.strided_folded):
+    for run in (layers.strided_native, layers.strided_folded):
         found = run(x, w, stride=stride, padding=padding)
         np.testing.assert_allclose(found.transpose(0, 3, 1, 2), expected, rtol=1e-4, atol=1e-5)
 
@@ -37,7 +37,7 @@ def test_transposed_convolution_matches_pytorch():
     weight = torch.tensor(np.ascontiguousarray(w[::-1, ::-1].transpose(2, 3, 0, 1)))
     options = {"stride": 2, "padding": 1}
     expected = torch.nn.functional.conv_transpose2d(to_torch(torch, x), weight, **options)
-    for run in (layers2d.doubled_native, layers2d.doubled_folded):
+    for run in (layers.doubled_native, layers.doubled_folded):
         found = run(x, w)
         np.testing.assert_allclose(found.transpose(0, 3, 1, 2), expected, rtol=1e-4, atol=1e-5)
 
@@ -46,10 +46,10 @@ def test_gradients_of_instances_side_by_side_are_those_of_each():
     x, w = draw(2, 2, 6, 6, 3), draw(2, 3, 3, 3, 4, seed=1)
 
     def loss(x, w):
-        return jnp.square(layers2d.strided_folded(x, w, stride=2, padding=1)).sum()
+        return jnp.square(layers.strided_folded(x, w, stride=2, padding=1)).sum()
 
     def reference(x, w):
-        return jnp.square(layers2d.strided_native(x, w, stride=2, padding=1)).sum()
+        return jnp.square(layers.strided_native(x, w, stride=2, padding=1)).sum()
 
     found = jax.vmap(jax.grad(loss, (0, 1)))(x, w)
     for i in range(2):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from densejax.ops.transposed import transposed_convolution
+from densejax.ops.convolution import transposed_convolution
 
 KERNELS = [(1, 2, 2), (2, 2, 2)]
 

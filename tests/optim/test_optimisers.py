@@ -9,12 +9,10 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from densejax.optim.averaged import averaged
 from densejax.optim.method import Method, line_searched, sharpness_aware
 from densejax.optim.proximal import conjugate_gradients, proximal
 from densejax.optim.published import OTHERS, THESIS, setting
-from densejax.optim.quasi_newton import quasi_newton
-from densejax.optim.torch_forms import scale_by_amsgrad
+from densejax.optim.torch_forms import averaged, quasi_newton, scale_by_amsgrad
 
 STEPS = 25
 

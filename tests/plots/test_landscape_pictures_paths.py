@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densejax.plots.basins import spectral_densities
 from densejax.plots.paths import barrier_matrix, path_profiles, trajectory_losses
-from densejax.plots.spectrum import spectral_densities
 
 T = np.linspace(0, 1, 51)
 

@@ -1,5 +1,6 @@
 """Pictures: they are written, say what they hold, hold true proportions, and touch no global."""
 
+import itertools
 import subprocess
 import sys
 
@@ -174,6 +175,14 @@ def test_ticks_of_a_logarithmic_axis_are_few_round_and_told_apart(limits):
     assert len(set(texts)) == len(ticks) and not axes.get_xticks(minor=True).size
     for value in ticks:
         assert float(f"{value:.2g}") == pytest.approx(value)
+
+
+def test_names_below_bars_do_not_run_into_one_another():
+    names = ["membrane", "glia/extracellular", "mitochondria", "synapse", "intracellular"]
+    figure = scores.class_iou(np.full((3, 5), 0.5), class_names=names)
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].get_xticklabels()]
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
 
 
 def test_settings_that_do_not_match_their_scores_are_refused(tmp_path):

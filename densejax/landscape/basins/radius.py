@@ -33,7 +33,7 @@ from densejax.landscape.basins.spheres import (
     extent,
     given,
 )
-from densejax.landscape.filters import Axes, Biases, Normalise, is_float
+from densejax.landscape.filters import Axes, Biases, Normalise, is_float, warn_of_leaves
 from densejax.landscape.objective import LossFunction
 from densejax.population import instance_key
 from densejax.typing import Key, Params, Tree
@@ -103,78 +103,22 @@ class Radii:
         return text
 
 
-def radii(
-    key: Key,
-    loss_fn: LossFunction,
-    params: Params,
-    *,
-    directions: int = 3000,
-    first: int = 0,
-    cutoff: float = 0.1,
-    span: float | None = None,
-    first_step: float | None = None,
-    growth: float = GROWTH,
-    rtol: float = RTOL,
-    geometry: Geometry = "spheres",
-    normalise: Normalise = "filter",
-    biases: Biases = "zero",
-    axes: Axes | None = None,
-    chunk: int = 0,
-    devices: Sequence[jax.Device] | None = None,
-    progress: bool = True,
-) -> Radii:
+def radii(key: Key, loss_fn: LossFunction, params: Params, **options: Any) -> Radii:
     """Radii of one minimum along random directions.
 
     Args:
       key: direction number i is drawn from ``fold_in(key, i)``, whatever the other options.
       loss_fn: of parameters, pure; returns a scalar or ``{name: scalar}`` with ``loss``.
       params: tree of arrays, the minimum.
-      directions: k, how many.
-      first: number of the first one; more directions can be added later (``joined``).
-      cutoff: of the loss; the published 0.1.
-      span: largest distance; where the moved entries have moved by their own norm if None (1 for
-        filter-normalised spheres).
-      first_step: smallest distance that is looked at; 1e-3 of the span if None. Where the loss is
-        above the cutoff there already, a crossing below it is found, not always the first.
-      growth: factor from one distance to the next until the cutoff is crossed: the resolution of
-        *first*, at the price of log(span / first_step) / log(growth) evaluations at most.
-      rtol: width of the final bracket relative to the radius, 1e-6 to 0.1.
-      geometry: "spheres" as published or "ellipsoid", what the volume's formula means.
-      normalise: "filter", "layer" or "none".
-      biases: "zero", "weights" or "random": what parameters without filters do.
-      axes: which axis counts the filters, where it is not the last (``filters.filter_axes``).
-      chunk: directions side by side on a device; 0 times a few sizes. Results of two chunk sizes
-        agree to rounding, those of one are the same bits on any number of devices of a kind.
-      devices: all local ones if None.
-      progress: show a bar with directions/s and the time left.
+      **options: of ``radii_of_many``, such as ``directions``, ``cutoff``, ``geometry``, ``axes``.
 
     Returns:
-      The radii. Warns where all directions are censored, and where some cross within the first
-      step.
+      The radii; warns as ``radii_of_many``.
 
     Raises:
-      ValueError: the loss at the centre is not below the cutoff (both are given) or no scalar, an
-        option is out of its range, or no parameter would move.
+      ValueError: as in ``radii_of_many``.
     """
-    return radii_of_many(
-        key,
-        loss_fn,
-        _alone(params),
-        directions=directions,
-        first=first,
-        cutoff=cutoff,
-        span=span,
-        first_step=first_step,
-        growth=growth,
-        rtol=rtol,
-        geometry=geometry,
-        normalise=normalise,
-        biases=biases,
-        axes=axes,
-        chunk=chunk,
-        devices=devices,
-        progress=progress,
-    )[0]
+    return radii_of_many(key, loss_fn, _alone(params), **options)[0]
 
 
 def radii_of_many(
@@ -198,31 +142,55 @@ def radii_of_many(
     devices: Sequence[jax.Device] | None = None,
     progress: bool = True,
 ) -> list[Radii]:
-    """Radii of several minima of one structure, in one program.
+    """Radii of several minima of one structure along random directions, in one program.
 
     All minima have the same keys: their directions are the same normal numbers, scaled to each
     one's filters. Differences between minima are so freed of some noise; for independent radii
     call ``radii`` with a key each.
 
     Args:
-      key: as in ``radii``.
-      loss_fn: of parameters, or of parameters and settings where these are given.
+      key: direction number i is drawn from ``fold_in(key, i)``, whatever the other options.
+      loss_fn: pure; of parameters, or of parameters and settings where these are given; returns a
+        scalar or ``{name: scalar}`` with ``loss``.
       minima: tree of arrays [k, ...], stacked parameters.
       settings: tree of arrays [k, ...] that differ between minima, such as a poisoning factor.
-      directions: as in ``radii``, and so all that follow; ``axes`` are of one minimum's parameters.
+      directions: how many of each minimum.
+      first: number of the first one; more directions can be added later (``joined``).
+      cutoff: of the loss; the published 0.1.
+      span: largest distance; where the moved entries have moved by their own norm if None (1 for
+        filter-normalised spheres).
+      first_step: smallest distance that is looked at; 1e-3 of the span if None. Where the loss is
+        above the cutoff there already, a crossing below it is found, not always the first.
+      growth: factor from one distance to the next until the cutoff is crossed: the resolution of
+        *first*, at the price of log(span / first_step) / log(growth) evaluations at most.
+      rtol: width of the final bracket relative to the radius, 1e-6 to 0.1.
+      geometry: "spheres" as published or "ellipsoid", what the volume's formula means.
+      normalise: "filter", "layer" or "none".
+      biases: "zero", "weights" or "random": what parameters without filters do.
+      axes: which axis counts the filters, where it is not the last (``filters.filter_axes``),
+        of one minimum's parameters.
+      chunk: directions side by side on a device; 0 times a few sizes. Results of two chunk sizes
+        agree to rounding, those of one are the same bits on any number of devices of a kind.
+      devices: all local ones if None.
+      progress: show a bar with directions/s and the time left.
 
     Returns:
-      The radii of every minimum.
+      The radii of every minimum. Warns where all directions of one are censored, where some cross
+      within the first step, and of leaves as ``directions.random_line`` does.
 
     Raises:
-      ValueError: as in ``radii``; the number of the minimum is named.
+      ValueError: the loss at a centre is not below the cutoff (both are given, and the number of
+        the minimum) or no scalar, an option is out of its range, or no parameter would move.
     """
     drawing: Any = {"geometry": geometry, "normalise": normalise, "biases": biases, "axes": axes}
+    for leaf in jax.tree.leaves(minima):
+        is_float(leaf)
     counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(minima)}
     if len(counts) != 1 or counts == {()}:
         raise ValueError(f"minima have leading axes {sorted(counts)}: expected one number of them")
     host = jax.device_get(minima)
     each = [jax.tree.map(lambda leaf, k=k: leaf[k], host) for k in range(counts.pop()[0])]
+    warn_of_leaves(each[0], axes=axes, normalise=normalise)
     extents = [extent(one, **drawing) for one in each]
     limits = [_limits(one, cutoff, span, first_step, growth, rtol) for one in extents]
     centres = _checked_centres(loss_fn, minima, settings, cutoff, devices)

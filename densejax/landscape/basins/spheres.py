@@ -27,8 +27,8 @@ import numpy as np
 from jax import lax
 
 from densejax import trees
-from densejax.landscape.directions import random_direction
-from densejax.landscape.filters import Axes, Biases, Normalise, check_options, filter_axes, is_float
+from densejax.landscape.directions import draw_direction
+from densejax.landscape.filters import Axes, Biases, Normalise, check_options, filters_of, is_float
 from densejax.population import instance_key
 from densejax.typing import Key, Params, Tree
 
@@ -84,13 +84,13 @@ def drawn_direction(
     """
     _check_geometry(geometry, normalise, biases)
     if geometry == "spheres":
-        return random_direction(key, params, normalise=normalise, biases=biases, axes=axes)
-    gauss = random_direction(key, params, normalise="none", biases=biases, axes=axes)
-    rules = filter_axes(params, axes=axes)
-    leaves, structure = jax.tree.flatten(params)
+        return draw_direction(key, params, normalise, biases, axes)
+    gauss = draw_direction(key, params, "none", biases, axes)
     scales = [
-        _scale(leaf, rule, normalise, biases)
-        for leaf, rule in zip(leaves, rules.values(), strict=True)
+        _scale(leaf, rule, normalise)
+        if moves and (rule is not None or biases == "random")
+        else jnp.zeros((), jnp.float32)
+        for leaf, rule, moves in filters_of(params, axes=axes)
     ]
     # Entries that cannot move are no part of the sphere either.
     free = [
@@ -101,7 +101,7 @@ def drawn_direction(
         (scale * z / length).astype(z.dtype) if is_float(z) else z
         for scale, z in zip(scales, free, strict=True)
     ]
-    return jax.tree.unflatten(structure, moved)
+    return jax.tree.unflatten(jax.tree.structure(params), moved)
 
 
 def extent(
@@ -120,9 +120,8 @@ def extent(
     """
     _check_geometry(geometry, normalise, biases)
     entries, constraints, log_scale, square = 0, 0, 0.0, 0.0
-    rules = filter_axes(params, axes=axes)
-    for leaf, rule in zip(jax.tree.leaves(params), rules.values(), strict=True):
-        if not is_float(leaf) or (rule is None and biases != "random"):
+    for leaf, rule, moves in filters_of(params, axes=axes):
+        if not moves or (rule is None and biases != "random"):
             continue
         norms, size = _norms(np.asarray(leaf, np.float64), rule, normalise)
         square += float(np.sum(norms**2))
@@ -150,10 +149,8 @@ def _others(ndim: int, rule: Any, normalise: str) -> tuple[int, ...]:
     return tuple(axis for axis in range(ndim) if axis not in kept)
 
 
-def _scale(leaf: Any, rule: Any, normalise: str, biases: str) -> jax.Array:
-    """D of a parameter, of a shape that goes with it; 0 where it does not move."""
-    if not is_float(leaf) or (rule is None and biases == "zero"):
-        return jnp.zeros((), jnp.float32)
+def _scale(leaf: Any, rule: Any, normalise: str) -> jax.Array:
+    """D of a parameter, of a shape that goes with it."""
     if normalise == "none":
         return jnp.ones((), jnp.float32)
     w = jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))

@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import gammaln, logsumexp
 
+from densejax import stats
 from densejax.landscape.basins.radius import Radii
 from densejax.landscape.basins.spheres import key_data
 from densejax.typing import Key
@@ -170,9 +171,15 @@ def log_volume(
     assert dimension is not None
     offset = log_unit_ball(dimension) + (log_scale or 0.0)
     terms = dimension * logs
-    random = np.random.default_rng(key_data(key)[0].ravel())
-    resampled = [random.choice(terms, len(terms)) for _ in range(bootstrap)]
-    low, high = offset + _quantiles(np.array([_log_mean_exp(one) for one in resampled]), level)
+    seed, rising = key_data(key)[0].ravel().tolist(), np.sort(terms)
+    resampled = stats.bootstrap(
+        lambda rows: logsumexp(rising[rows], axis=1) - math.log(len(terms)),
+        len(terms),
+        seed=seed,
+        resamples=bootstrap,
+        confidence=level,
+        ends="nearest",  # a resample of zero radii is minus infinity
+    )
     finite = np.isfinite(terms).all() and len(terms) > 1
     spread = float(terms.std(ddof=1)) if finite else math.nan
     return LogVolume(
@@ -181,9 +188,9 @@ def log_volume(
         jensen_error=spread / math.sqrt(len(terms)),
         maximum=offset + float(terms.max()),
         effective_samples=effective_samples(terms),
-        interval=(float(low), float(high)),
+        interval=(offset + resampled.low, offset + resampled.high),
         level=level,
-        curve=_curve(random, terms, offset, bootstrap, level),
+        curve=_curve(np.random.default_rng(seed), rising, offset, bootstrap, level),
         dimension=dimension,
         directions=len(terms),
         censored=censored,
@@ -212,13 +219,9 @@ def _curve(
     sizes = np.array(sorted({size for size in rounded if size < count} | {count}))
     sums = [np.logaddexp.accumulate(random.permutation(terms))[sizes - 1] for _ in range(subsets)]
     estimates = offset + np.array(sums) - np.log(sizes)
-    low, high = _quantiles(estimates, level)
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(estimates, ends, axis=0, method="nearest")
     return Curve(sizes, np.median(estimates, axis=0), low, high)
-
-
-def _quantiles(values: np.ndarray, level: float) -> np.ndarray:
-    """Of the first axis; not interpolated, as a resample of zero radii is minus infinity."""
-    return np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0, method="nearest")
 
 
 def _check(logs: np.ndarray, dimension: int | None, bootstrap: int, level: float) -> None:

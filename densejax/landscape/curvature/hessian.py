@@ -22,9 +22,16 @@ from densejax.landscape.compiled import compiled, remembered
 from densejax.landscape.curvature import lanczos
 from densejax.landscape.curvature.lanczos import Eigenpairs, Which
 from densejax.landscape.directions import Plane
-from densejax.landscape.filters import check_alike, is_float
+from densejax.landscape.filters import (
+    check_alike,
+    flat,
+    is_float,
+    size,
+    split,
+    unflat,
+    warn_of_moments,
+)
 from densejax.landscape.objective import LossFunction, loss_of, measures_of
-from densejax.landscape.vectors import flat, size, split, unflat
 from densejax.typing import Key, Params, Tree
 
 # Of the range of the spectrum: wide enough that the few dozen nodes of a continuous part join.
@@ -42,12 +49,13 @@ def hessian_vector(loss_fn: LossFunction, params: Params, vector: Tree) -> Tree:
       vector: tree of the same structure and shapes.
 
     Returns:
-      Tree like ``params``; zero where those are not floating.
+      Tree like ``params``; zero where those are not floating. Warns of running moments.
 
     Raises:
       ValueError: the trees differ, or the loss is not a scalar.
     """
     check_alike(params, vector, names=("the parameters", "the vector"))
+    warn_of_moments(params)
     moving, join = split(jax.tree.map(jnp.asarray, params))
     loss = loss_of(loss_fn)
     along = [

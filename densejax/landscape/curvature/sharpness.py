@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from densejax import trees
+from densejax.landscape.filters import split, warn_of_moments
 from densejax.landscape.objective import LossFunction, loss_of
-from densejax.landscape.vectors import split
 from densejax.typing import Array, Key, Params
 
 
@@ -30,12 +30,13 @@ def ascent_sharpness(
       radius: Euclidean length of the step, 0 or more.
 
     Returns:
-      Scalar [], in units of the loss.
+      Scalar [], in units of the loss. Warns of running moments among the parameters.
 
     Raises:
       ValueError: the loss is not a scalar.
     """
     loss = loss_of(loss_fn)
+    warn_of_moments(params)
     moving, join = split(params)
     value, gradient = jax.value_and_grad(lambda moving: loss(join(moving)))(moving)
     length = trees.norm(gradient)
@@ -73,6 +74,7 @@ def box_sharpness(
       ValueError: as in ``ascent_sharpness``.
     """
     loss = loss_of(loss_fn)
+    warn_of_moments(params)
     moving, join = split(params)
     box = [epsilon * (jnp.abs(leaf) + 1) for leaf in moving]
     offset = [b * jnp.tanh(d) for b, d in zip(box, trees.random_like(key, moving), strict=True)]

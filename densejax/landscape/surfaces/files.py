@@ -106,7 +106,7 @@ def open_grid(file: Path, plane: Plane, x: np.ndarray, y: np.ndarray) -> Kept | 
         )
     if ours["centre"] != theirs["centre"]:
         raise ValueError(
-            f"{file} is of another network: of the same shapes, but the weights at the plane's "
+            f"{file} is of another network: of the same shapes, but the parameters at the plane's "
             "centre differ"
         )
     for name in ("first", "second"):

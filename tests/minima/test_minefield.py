@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from densejax.minima.embedding import embed, kernel_vectors, outliers
+from densejax.minima.minefield import embed, kernel_vectors, outliers
 from densejax.models.mlp import MLP
 
 
