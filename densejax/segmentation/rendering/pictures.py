@@ -11,8 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from densejax.data.levels import Level
-from densejax.plots import animation, overlays, volumes
-from densejax.plots.scenes import Body, Renderer
+from densejax.plots import animation, overlays, scenes
+from densejax.plots.scenes import Body
 from densejax.segmentation.rendering import mesh_files, meshes
 from densejax.segmentation.rendering.sections import counts_along, informative_sections
 from densejax.segmentation.rendering.subjects import Subject, coarse_level
@@ -131,7 +131,6 @@ def draw_bodies(
     folder: Path,
     *,
     corners_nm: np.ndarray,
-    renderer: Renderer,
     title: str,
     together: str = "all",
     turntable: bool = False,
@@ -144,7 +143,6 @@ def draw_bodies(
       folder: for ``surfaces_NAME.png``, ``all.png`` and ``turntable.mp4`` (``.gif`` where there is
         no ffmpeg, which is said).
       corners_nm: [2, 3], of the volume, (z, y, x).
-      renderer: ``vtk`` or ``matplotlib``.
       title: of the pictures.
       together: name of the picture of all.
       turntable: whether to make the film.
@@ -152,19 +150,22 @@ def draw_bodies(
 
     Returns:
       The files.
+
+    Raises:
+      RuntimeError: pyvista is not installed, or cannot draw here.
     """
     paths = []
-    options: dict[str, Any] = {"corners_nm": corners_nm, "renderer": renderer}
+    options: dict[str, Any] = {"corners_nm": corners_nm}
     for body in bodies:
         alone = dataclasses.replace(body, opacity=1.0)
         paths.append(folder / f"surfaces_{file_name(body.name)}.png")
-        volumes.picture([alone], title=f"{title}   {body.name}", path=paths[-1], **options)
+        scenes.picture([alone], title=f"{title}   {body.name}", path=paths[-1], **options)
     options["title"] = title
     paths.append(folder / f"{together}.png")
-    volumes.picture(bodies, path=paths[-1], **options)
+    scenes.picture(bodies, path=paths[-1], **options)
     if turntable:
         path = folder / f"turntable{animation.film_suffix(report=print)}"
-        paths.append(volumes.turntable(bodies, path, frames=frames, **options))
+        paths.append(scenes.turntable(bodies, path, frames=frames, **options))
     return paths
 
 
