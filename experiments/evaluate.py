@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from densejax.cli import main, option, start_folder
-from densejax.segmentation.evaluation.counting import count_inputs
 from densejax.segmentation.evaluation.inputs import open_inputs
+from densejax.segmentation.evaluation.report import count_inputs
 from densejax.segmentation.evaluation.writing import (
     finished_report,
     print_inputs,

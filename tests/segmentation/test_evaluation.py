@@ -12,7 +12,7 @@ from densejax import metrics
 from densejax.data.formats import LazyArray
 from densejax.segmentation import label_blocks
 from densejax.segmentation.evaluation import streaming as evaluation
-from densejax.segmentation.evaluation.annotators import agreement
+from densejax.segmentation.evaluation.comparisons import agreement
 from densejax.segmentation.evaluation.partitions import count_pairs
 from densejax.segmentation.label_blocks import block_boxes, box_voxels, run_blocks
 from densejax.segmentation.label_volumes import Labelling, lay_over
