@@ -29,12 +29,12 @@ from densejax.segmentation.objects.components import Keep
 from densejax.segmentation.objects.instances import (
     Result,
     check_finished,
+    format_summary,
     make_instances,
     middle_of,
     resolve_classes,
     write_world,
 )
-from densejax.segmentation.objects.table import format_summary
 
 # Settings that change no result.
 VARYING = ("threads", "library")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from densejax.data.formats import LazyArray
 from densejax.plots import films, overlays, scenes, style
-from densejax.segmentation.rendering.sections import counts_along, informative_sections
+from densejax.segmentation.rendering.subjects import counts_along, informative_sections
 
 NAMES = ("background", "cell", "mitochondrion")
 VOXEL = (50.0, 10.0, 10.0)

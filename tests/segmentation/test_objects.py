@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from densejax.segmentation.objects.measures import measure_objects
-from densejax.segmentation.objects.surface_area import DIRECTIONS, crossing_areas
-from densejax.segmentation.objects.table import (
+from densejax.segmentation.objects.instances import (
     object_columns,
     summarise,
     write_csv,
     write_parquet,
 )
+from densejax.segmentation.objects.measures import DIRECTIONS, crossing_areas, measure_objects
 
 VOXEL = (50.0, 10.0, 8.0)
 

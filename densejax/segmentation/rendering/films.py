@@ -15,7 +15,7 @@ from densejax.data.windows import check_windows, evaluation_corners
 from densejax.inference.predict import Sizes, centrality, input_tile
 from densejax.io import write_npz
 from densejax.plots import animation, films
-from densejax.segmentation.rendering.sections import counts_along, informative_sections
+from densejax.segmentation.rendering.subjects import counts_along, informative_sections
 from densejax.segmentation.task import WindowTask
 from densejax.training.folders import read_metrics
 from densejax.training.recording import Recording, frames_of

@@ -13,9 +13,13 @@ from tqdm import tqdm
 from densejax.data.levels import Level
 from densejax.plots import animation, overlays, scenes
 from densejax.plots.scenes import Body
-from densejax.segmentation.rendering import mesh_files, meshes
-from densejax.segmentation.rendering.sections import counts_along, informative_sections
-from densejax.segmentation.rendering.subjects import Subject, coarse_level
+from densejax.segmentation.rendering import meshes
+from densejax.segmentation.rendering.subjects import (
+    Subject,
+    coarse_level,
+    counts_along,
+    informative_sections,
+)
 
 HEAT_NAMES = {"entropy": "entropy / log(c)", "disagreement": "share of members that disagree"}
 VEILED, VEIL = 0.12, 0.12  # share of the volume from which a class would hide the others; opacity
@@ -175,7 +179,7 @@ def write_meshes(
     folder: Path,
     *,
     kinds: Sequence[str],
-    unit: mesh_files.Unit,
+    unit: meshes.Unit,
     together: str = "all",
 ) -> list[Path]:
     """One GLB of all surfaces, and a PLY of each.
@@ -190,11 +194,11 @@ def write_meshes(
             raise ValueError(f"--meshes: {kind!r} is neither glb nor ply")
         if kind == "glb":
             path = folder / f"{together}.glb"
-            paths.append(mesh_files.write_glb(surfaces, path, colours=colours, unit=unit))
+            paths.append(meshes.write_glb(surfaces, path, colours=colours, unit=unit))
             continue
         for name, surface in surfaces.items():
             path = folder / f"{file_name(name)}.ply"
-            paths.append(mesh_files.write_ply(surface, path, colour=colours[name], unit=unit))
+            paths.append(meshes.write_ply(surface, path, colour=colours[name], unit=unit))
     return paths
 
 
