@@ -1,6 +1,7 @@
 """The way of a block: out to an annotator, corrected, taken back, merged. Small worlds on disk."""
 
 import csv
+import itertools
 import json
 import shutil
 
@@ -70,7 +71,7 @@ def predicted(tmp_path):
 
 
 def export(out, workdir, *, count=3, by="disagreement", **options):
-    options = {"shape": BLOCK} | options
+    options = {"shape": BLOCK, "least_distance_nm": 0.0} | options
     return export_blocks(open_predicted(out, by=by), workdir, count=count, by=by, **options)
 
 
@@ -144,6 +145,22 @@ def test_blocks_keep_their_distance(predicted, tmp_path):
     centres = [(np.array(b["offset"]) + np.array(BLOCK) / 2) * VOXEL for b in listed(folder)]
     gaps = [np.linalg.norm(a - b) for i, a in enumerate(centres) for b in centres[:i]]
     assert len(centres) > 2 and min(gaps) >= 90.0
+
+
+def test_blocks_are_diverse_where_no_distance_is_asked_for(predicted, tmp_path):
+    out, _, _ = predicted
+    options = {"shape": (1, 8, 10), "least_distance_nm": None}
+    for _ in range(2):
+        folder = export(out, tmp_path / "work", count=12, **options)
+        scores = [block["score"] for block in listed(folder)]
+        assert scores == sorted(scores, reverse=True) and len(scores) == 12
+    taken = [block for path in (tmp_path / "work").glob("export_*") for block in listed(path)]
+    for one, other in itertools.combinations(taken, 2):
+        z, y, x = abs(np.subtract(one["offset"], other["offset"]))
+        assert z > 1 or y >= 8 or x >= 10
+    # A fair sample is not spread out.
+    at_random = export(out, tmp_path / "random", count=60, by="random", **options)
+    assert len(listed(at_random)) == 60
 
 
 @pytest.mark.parametrize("by", ["entropy", "random"])
