@@ -14,8 +14,8 @@ Data: a prediction of ``experiments.predict``, with the volume that it labels.
 ``--export`` writes the most doubtful blocks that nobody has yet, far apart and never two
 neighbouring sections of one place; the same command again gives the next ones. ``--collect`` takes
 an export back, as often as the annotator likes: it prints what counts of each block, and keeps
-everything that it was ever given. Several exports, of several predictions of one volume, go into one
-``--workdir``. Expected: a list of blocks within seconds for 10^8 voxels (the prediction is read
+everything that it was ever given. Several exports, of several predictions of one volume, go into
+one ``--workdir``. Expected: a list of blocks within seconds for 10^8 voxels (the prediction is read
 once), in less than 1 GB of memory for any volume.
 """
 

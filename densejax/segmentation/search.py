@@ -126,7 +126,7 @@ def draw_architecture(key: Key, ranges: Ranges, *, window: tuple[int, int, int])
       ValueError: a range is not two numbers in order, or none can be drawn from it; or the window
         is too small for the poolings.
     """
-    check_ranges(ranges, window=window)
+    _check_ranges(ranges, window=window)
     count = _BOTTOM + 1 + 2 * ranges.poolings[1]
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(np.arange(count))
     numbers = np.asarray(jax.vmap(jax.random.uniform)(keys), float)
@@ -145,8 +145,8 @@ def draw_architecture(key: Key, ranges: Ranges, *, window: tuple[int, int, int])
     )
 
 
-def check_ranges(ranges: Ranges, *, window: tuple[int, int, int]) -> None:
-    """Refuse ranges from which nothing sensible can be drawn; see ``draw_architecture``."""
+def _check_ranges(ranges: Ranges, *, window: tuple[int, int, int]) -> None:
+    """Refuse ranges from which nothing sensible can be drawn."""
     least = {"poolings": 1, "width": 1, "convolutions": 1, "cubes": 0}
     for name, values in vars(ranges).items():
         if len(values) != 2 or values[0] > values[1]:

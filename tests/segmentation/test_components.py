@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from densejax.data.ome_zarr import open_level
 from densejax.data.volumes import Volume, open_volume
-from densejax.segmentation.objects.block import Selection, label_block, library_used
+from densejax.segmentation.objects.block import Selection, _library_used, label_block
 from densejax.segmentation.objects.components import ComponentSearch, Keep
 
 VOXEL = (50.0, 10.0, 10.0)
@@ -264,6 +264,6 @@ def test_bad_searches_are_refused(tmp_path):
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cc3d", None)
-    assert library_used("auto") == "scipy"
+    assert _library_used("auto") == "scipy"
     with pytest.raises(ImportError, match=r"pip install 'densejax\[instances\]'"):
-        library_used("cc3d")
+        _library_used("cc3d")

@@ -217,7 +217,7 @@ def test_only_changed_voxels_count_on_request_unless_the_annotator_says_more(pre
     assert [b.name for b in found.blocks] == ["block_0001", "block_0002", "block_0003"]
     for block, labels in zip(found.blocks, expected, strict=False):
         np.testing.assert_array_equal(block.read(), labels)
-    volume = corrections.corrected_box(found.blocks, (0, 0, 0), VOLUME)
+    volume = corrections._corrected_box(found.blocks, (0, 0, 0), VOLUME)
     for block, labels in zip(blocks, expected, strict=True):
         whole = tuple(slice(o, o + n) for o, n in zip(block["offset"], BLOCK, strict=True))
         np.testing.assert_array_equal(volume[whole], labels)
@@ -284,7 +284,7 @@ def test_two_annotators_of_a_voxel_are_counted_and_the_later_wins(predicted, tmp
     collected = collect_blocks(two, work)
     assert collected.again["block_0001"] == collected.conflicts["block_0001"] == 160
     found = corrections.read_corrections(work)
-    volume = corrections.corrected_box(found.blocks, corner, (2, 8, 20))
+    volume = corrections._corrected_box(found.blocks, corner, (2, 8, 20))
     np.testing.assert_array_equal(volume, labels)
     once = corrections.labels_once(found.blocks)
     assert [int((block >= 0).sum()) for block in once] == [0, 320]

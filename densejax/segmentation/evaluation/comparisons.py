@@ -75,12 +75,8 @@ def agreement(counts: LabelCounts, *, organelles: Sequence[int] = ()) -> Agreeme
     )
 
 
-def parse_pairwise(entries: Sequence[str]) -> list[tuple[str, str]]:
-    """Names and paths from ``name:path`` entries, in their order.
-
-    Raises:
-      ValueError: an entry has no name or no path, or a name occurs twice or is taken.
-    """
+def _parse_pairwise(entries: Sequence[str]) -> list[tuple[str, str]]:
+    """Names and paths from ``name:path`` entries, in their order; each name once."""
     found: list[tuple[str, str]] = []
     for entry in entries:
         name, colon, path = entry.partition(":")
@@ -113,7 +109,7 @@ def open_annotators(
     """
     found = list(known)
     places = {_place(labelling.path): i for i, labelling in enumerate(known)}
-    for name, path in parse_pairwise(entries):
+    for name, path in _parse_pairwise(entries):
         labelling = open_labelling(path, name=name, voxel_nm=voxel_nm)
         place = places.get(_place(labelling.path))
         if place is None:

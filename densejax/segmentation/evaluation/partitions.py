@@ -106,10 +106,10 @@ def count_pairs(truth: np.ndarray, predicted: np.ndarray) -> PairCounts:
         _count_runs(first[start : start + _PIECE], second[start : start + _PIECE])
         for start in range(0, first.size, _PIECE)
     ]
-    return merge_pairs(pieces)
+    return _merge_pairs(pieces)
 
 
-def merge_pairs(tables: Sequence[PairCounts]) -> PairCounts:
+def _merge_pairs(tables: Sequence[PairCounts]) -> PairCounts:
     """Add tables; none at all is the empty table."""
     if len(tables) == 1:
         return tables[0]
@@ -126,7 +126,7 @@ class PairMerger:
     """Adds the tables of many blocks; small ones wait until together they are worth a sort."""
 
     def __init__(self) -> None:
-        self._merged = merge_pairs([])
+        self._merged = _merge_pairs([])
         self._waiting: list[PairCounts] = []
 
     def add(self, table: PairCounts) -> None:
@@ -137,7 +137,7 @@ class PairMerger:
 
     def merged(self) -> PairCounts:
         """The table of all blocks so far."""
-        self._merged = merge_pairs([self._merged, *self._waiting])
+        self._merged = _merge_pairs([self._merged, *self._waiting])
         self._waiting = []
         return self._merged
 
@@ -404,7 +404,7 @@ def boundary_scores(truth: np.ndarray, predicted: np.ndarray, boundary: int) -> 
         found = found.astype(np.int64) + used
         used += max(int(count), int(pieces)) + 1
         tables.append(count_pairs(regions, found + 1))
-    table = merge_pairs(tables)
+    table = _merge_pairs(tables)
     rand = adapted_rand(table)
     variation = variation_of_information(table)
     known = truth >= 0

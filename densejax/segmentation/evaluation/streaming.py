@@ -118,7 +118,7 @@ def count_labels(
         if not cell_mask_nm > 0:
             cell = np.delete(np.arange(classes), background)
             return {"tables": tables, "near": tables[0][:, cell, :-1].sum(1)}
-        mask = near_cell(
+        mask = _near_cell(
             labellings[0],
             region,
             box,
@@ -231,17 +231,8 @@ def read_classes(labelling: Labelling, region: Region, box: Box, classes: int) -
     return classes_there
 
 
-def pair_table(first: np.ndarray, second: np.ndarray, classes: int) -> np.ndarray:
-    """Count pairs of classes.
-
-    Args:
-      first: ``[...]`` uint8, 0..c-1 or ``NONE``.
-      second: ``[...]`` uint8, the same shape.
-      classes: c.
-
-    Returns:
-      ``[c + 1, c + 1]`` int64, rows ``first``, the last row and column for ``NONE``.
-    """
+def _pair_table(first: np.ndarray, second: np.ndarray, classes: int) -> np.ndarray:
+    """Pairs of classes of two arrays of bytes, [c + 1, c + 1] int64, the last for ``NONE``."""
     first, second = np.ravel(first), np.ravel(second)
     width = classes + 1
     count = _count_two_at_once if width**2 <= 2**8 else _count_one_by_one
@@ -272,7 +263,7 @@ def _count_one_by_one(first: np.ndarray, second: np.ndarray, width: int) -> np.n
     return np.bincount(first.astype(np.uint16) * np.uint16(width) + second, minlength=width**2)
 
 
-def near_cell(
+def _near_cell(
     labelling: Labelling,
     region: Region,
     box: Box,
@@ -281,10 +272,9 @@ def near_cell(
     background: int,
     distance_nm: float,
 ) -> np.ndarray:
-    """Where a box is within a distance of a labelling's cell, [z, y, x] bool.
+    """Where a box is within a distance in nm of a labelling's cell, [z, y, x] bool.
 
-    Distances are Euclidean between centres of voxels, in nm; the surroundings of the box are read
-    as far as the distance reaches, so that blocks fit together.
+    The surroundings are read as far as the distance reaches, so that blocks fit together.
     """
     reach = [math.ceil(distance_nm / size) for size in labelling.voxel_nm]
     wide = [
@@ -310,7 +300,7 @@ def _all_pairs(read: Sequence[np.ndarray], classes: int) -> np.ndarray:
     count = len(read)
     tables = np.zeros((count, count, classes + 1, classes + 1), np.int64)
     for i, j in itertools.combinations(range(count), 2):
-        tables[i, j] = pair_table(read[i], read[j], classes)
+        tables[i, j] = _pair_table(read[i], read[j], classes)
         tables[j, i] = tables[i, j].T
     for i in range(count):
         # What a labelling says of itself is what any other table says of it.

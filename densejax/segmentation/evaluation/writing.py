@@ -59,19 +59,10 @@ class Picture:
     caption: str
 
 
-def draw_pictures(
+def _draw_pictures(
     evaluation: Evaluation, folder: Path, *, image: Labelling | None = None
 ) -> list[Picture]:
-    """Draw everything that was counted.
-
-    Args:
-      evaluation: what was compared.
-      folder: where the PNGs go.
-      image: grey levels that cover the region, laid over the labellings.
-
-    Returns:
-      The pictures in the order of the page.
-    """
+    """Draw everything that was counted, in the order of the page."""
     return [
         *_scores(evaluation, folder),
         _cut(evaluation, folder, image),
@@ -239,7 +230,7 @@ def write_report(evaluation: Evaluation, inputs: Inputs, workdir: Path) -> dict[
     """
     report = report_numbers(evaluation) | {"notes": list(inputs.notes)}
     report |= {"inputs": _described(inputs), "provenance": plain(provenance())}
-    pictures = draw_pictures(evaluation, workdir / "pictures", image=inputs.image)
+    pictures = _draw_pictures(evaluation, workdir / "pictures", image=inputs.image)
     report["pictures"] = {
         str(picture.path.relative_to(workdir)): picture.caption for picture in pictures
     }

@@ -120,12 +120,8 @@ class Selection:
         return chosen & ~np.isin(values, self.not_counted) if self.not_counted else chosen
 
 
-def library_used(library: Library) -> Literal["cc3d", "scipy"]:
-    """The library that ``library`` comes to here.
-
-    Raises:
-      ImportError: ``cc3d`` is asked for and not installed.
-    """
+def _library_used(library: Library) -> Literal["cc3d", "scipy"]:
+    """The library that ``library`` comes to here."""
     if library == "scipy":
         return "scipy"
     try:
@@ -159,7 +155,7 @@ def label_block(
         raise ValueError(f"connectivity {connectivity}: expected one of {CONNECTIVITIES}")
     if not codes.any():
         return np.zeros(codes.shape, np.uint32), np.zeros(0, codes.dtype)
-    if library_used(library) == "cc3d":
+    if _library_used(library) == "cc3d":
         found, count = _by_cc3d(codes, connectivity)
     else:
         found, count = _by_scipy(codes, connectivity)

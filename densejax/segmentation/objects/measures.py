@@ -129,7 +129,7 @@ def measure_objects(
 
     def work(box: Box) -> Tables:
         around, core = _read_around(instances, box, shape)
-        return measure_block(around, core, box, count=count, sources=sources)
+        return _measure_block(around, core, box, count=count, sources=sources)
 
     done = run_blocks(boxes, work, what="measure objects", folder=folder, threads=threads)
     total = _Totals(count, sources, voxel_nm)
@@ -156,7 +156,7 @@ def measure_objects(
 Source = Callable[[Runs, Box], np.ndarray]
 
 
-def measure_block(
+def _measure_block(
     around: np.ndarray,
     core: np.ndarray,
     box: Box,
@@ -164,20 +164,12 @@ def measure_block(
     count: int,
     sources: Mapping[str, Source],
 ) -> Tables:
-    """Count what one block adds to its objects.
+    """Count what one block adds to its m objects; by name, their ``ids`` [m] and what is counted.
 
-    Args:
-      around: [z, y, x] ids of the block, of one more layer beyond its high faces (zeros outside the
-        volume), and of one of zeros before a low face at the volume's border.
-      core: the part of it that is the block.
-      box: of the block in the volume.
-      count: of objects.
-      sources: name -> sums of a map over runs.
-
-    Returns:
-      By name, for the m objects seen: ``ids`` [m], ``voxels`` [m], ``low`` and ``high`` [m, 3],
-      ``moments`` [m, 3] (sums of indices), ``crossings`` [m, 13], one array [m] a source; and for p
-      touching pairs ``pairs`` [p, 2] and ``faces`` [p, 3], shared faces across z, y, x.
+    ``around`` has one more layer beyond the block's high faces (zeros outside the volume), and one
+    of zeros before a low face at the volume's border; ``core`` is the part of it that is the block.
+    Beside sums of each source [m]: ``moments`` [m, 3] (sums of indices), ``crossings`` [m, 13], and
+    for p touching pairs ``pairs`` [p, 2] and ``faces`` [p, 3], shared faces across z, y, x.
     """
     runs = find_runs(core)
     runs = runs.select(runs.values > 0)
@@ -245,7 +237,7 @@ class _Totals:
         self.moments = np.zeros((count, 3), np.float64)
         self.surface = np.zeros(count, np.float64)
         self.sums = {name: np.zeros(count, np.int64) for name in sources}
-        self._areas = crossing_areas(voxel_nm)
+        self._areas = _crossing_areas(voxel_nm)
         self._pairs: list[np.ndarray] = []
         self._faces: list[np.ndarray] = []
 
@@ -340,15 +332,8 @@ def _mean(sums: np.ndarray, voxels: np.ndarray) -> np.ndarray:
         return sums * MAP_SCALE / voxels
 
 
-def crossing_areas(voxel_nm: Sequence[float]) -> np.ndarray:
-    """The surface that one crossing stands for, in each direction.
-
-    Args:
-      voxel_nm: (z, y, x), nm.
-
-    Returns:
-      [13] float64, nm^2, in the order of ``DIRECTIONS``; their product with the crossings is S.
-    """
+def _crossing_areas(voxel_nm: Sequence[float]) -> np.ndarray:
+    """Surface in nm^2 that one crossing stands for in each of ``DIRECTIONS``, [13] float64."""
     steps = np.array(DIRECTIONS) * np.asarray(voxel_nm, float)
     lengths = np.linalg.norm(steps, axis=1)
     units = steps / lengths[:, None]

@@ -103,12 +103,8 @@ def section_data(volume: LabelledVolume, *, section: int, window: Sizes, output:
     }
 
 
-def recorded_members(run: str | Path) -> list[Path]:
-    """Folders of a run's members that have frames, ended or still in training, by name.
-
-    Raises:
-      FileNotFoundError: the run recorded nothing; the message says how to.
-    """
+def _recorded_members(run: str | Path) -> list[Path]:
+    """Folders of a run's members that have frames, ended or still in training, by name."""
     run = Path(run)
     if not (run / SECTION_FILE).is_file():
         raise FileNotFoundError(
@@ -122,7 +118,7 @@ def recorded_members(run: str | Path) -> list[Path]:
     return found
 
 
-def best_member(folders: list[Path]) -> Path:
+def _best_member(folders: list[Path]) -> Path:
     """The folder of the member with the best evaluation so far; the first of equals."""
 
     def score(folder: Path) -> float:
@@ -149,8 +145,8 @@ def films_of(run: str | Path, folder: Path, *, seed: str = "") -> list[Path]:
       FileNotFoundError: the run recorded nothing.
       ValueError: there is no such member.
     """
-    members = recorded_members(run)
-    chosen = best_member(members)
+    members = _recorded_members(run)
+    chosen = _best_member(members)
     if seed:
         wanted = f"{int(seed):04d}" if seed.isdecimal() else seed
         found = [member for member in members if member.name == wanted]
@@ -158,25 +154,11 @@ def films_of(run: str | Path, folder: Path, *, seed: str = "") -> list[Path]:
             names = ", ".join(member.name for member in members)
             raise ValueError(f"{run}: no frames of member {seed!r}; there are those of {names}")
         chosen = found[0]
-    return make_films(run, chosen, folder, suffix=animation.film_suffix(report=print))
+    return _make_films(run, chosen, folder, suffix=animation.film_suffix(report=print))
 
 
-def make_films(run: str | Path, member: Path, folder: Path, *, suffix: str = ".mp4") -> list[Path]:
-    """The two films of one member.
-
-    Args:
-      run: the run's folder.
-      member: the member's folder, with frames.
-      folder: for the films.
-      suffix: ``.mp4`` or ``.gif``.
-
-    Returns:
-      Paths of ``NAME_probabilities`` and ``NAME_segmentation``.
-
-    Raises:
-      ValueError: frames are not of the recorded section.
-      RuntimeError: an MP4 is asked for and there is no ffmpeg.
-    """
+def _make_films(run: str | Path, member: Path, folder: Path, *, suffix: str = ".mp4") -> list[Path]:
+    """Make ``NAME_probabilities`` and ``NAME_segmentation`` of one member."""
     with np.load(Path(run) / SECTION_FILE) as held:
         section = films.Section(
             image=held["image"],

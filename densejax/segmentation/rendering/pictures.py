@@ -162,7 +162,7 @@ def draw_bodies(
     options: dict[str, Any] = {"corners_nm": corners_nm}
     for body in bodies:
         alone = dataclasses.replace(body, opacity=1.0)
-        paths.append(folder / f"surfaces_{file_name(body.name)}.png")
+        paths.append(folder / f"surfaces_{_file_name(body.name)}.png")
         scenes.picture([alone], title=f"{title}   {body.name}", path=paths[-1], **options)
     options["title"] = title
     paths.append(folder / f"{together}.png")
@@ -197,12 +197,12 @@ def write_meshes(
             paths.append(meshes.write_glb(surfaces, path, colours=colours, unit=unit))
             continue
         for name, surface in surfaces.items():
-            path = folder / f"{file_name(name)}.ply"
+            path = folder / f"{_file_name(name)}.ply"
             paths.append(meshes.write_ply(surface, path, colour=colours[name], unit=unit))
     return paths
 
 
-def file_name(name: str) -> str:
+def _file_name(name: str) -> str:
     """A class's name as part of a file's."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "class"
 

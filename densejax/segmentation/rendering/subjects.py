@@ -82,7 +82,7 @@ def open_prediction(folder: Path, *, volume: str = "", dataset: str = "") -> Sub
     offset, shape = about.get("offset", [0, 0, 0]), labels[0].array.shape
     image = None
     try:
-        image = open_image(
+        image = _open_image(
             volume or about["volume"],
             shape,
             voxel_nm=about["voxel_nm"],
@@ -136,11 +136,11 @@ def open_files(
         names = tuple(style.class_names(None, max(2, min(most + 1, 255))))
     shown = None
     if image:
-        shown = open_image(image, levels[0].array.shape, voxel_nm=levels[0].voxel_nm)
+        shown = _open_image(image, levels[0].array.shape, voxel_nm=levels[0].voxel_nm)
     return Subject(levels, names, shown, name=_name(labels), labels_path=labels, image_path=image)
 
 
-def open_image(
+def _open_image(
     path: str,
     shape: Sequence[int],
     *,
