@@ -150,7 +150,7 @@ class Loop:
             schedule=self.further if start else self.first,
             base_seed=self.seed,
             reporter=_Quiet(score=task.score),
-            begin=continued.Continued(tuple(start)).begin,
+            begin=continued.Continued(tuple(start)).warm_start,
         ).run()
         failed = [o.folder for o in outcomes if o.status == "FAILED"]
         if failed:

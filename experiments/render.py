@@ -45,7 +45,9 @@ class Config:
     voxel_nm: tuple[float, ...] = option((), "voxel size z,y,x of --labels", unit="nm")
     class_names: tuple[str, ...] = option((), "names of the classes 0, 1, ... of --labels")
     classes: tuple[str, ...] = option((), "names or numbers to draw; default: all but the first")
-    objects: tuple[int, ...] = option((), "ids of instances.zarr to draw as well", fast=())
+    objects: tuple[int, ...] = option(
+        (), "ids of objects in instances.zarr to draw as well", fast=()
+    )
     sections: int = option(9, "sections of the montage")
     surfaces: bool = option(True, "draw surfaces in three dimensions")
     level: int | None = option(None, "pyramid level of the surfaces; none chooses by --triangles")

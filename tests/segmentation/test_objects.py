@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from densejax.segmentation.objects.instances import (
+from densejax.segmentation.objects.measures import DIRECTIONS, _crossing_areas, measure_objects
+from densejax.segmentation.objects.segmentation import (
     object_columns,
     summarise,
     write_csv,
     write_parquet,
 )
-from densejax.segmentation.objects.measures import DIRECTIONS, _crossing_areas, measure_objects
 
 VOXEL = (50.0, 10.0, 8.0)
 

@@ -41,7 +41,7 @@ class Evaluation:
       counts: of all labellings.
       class_names: c names.
       organelles: classes of MIoU(org), or empty.
-      objects: shared voxels of instances, true and predicted.
+      objects: voxels shared by true and predicted objects.
       agreement: of everybody with everybody, where asked for.
       sweep: of thresholds, where asked for.
       complete: whether every block was counted.
@@ -203,9 +203,9 @@ def _classes(evaluation: Evaluation) -> dict[str, Any]:
 
 def _fractions(evaluation: Evaluation) -> dict[str, Any]:
     counts = evaluation.counts
-    reach = counts.cell_mask_nm
+    distance = counts.cell_mask_nm
     first = counts.names[0]
-    where = f"within {reach:g} nm of that cell" if reach else "inside that cell"
+    where = f"within {distance:g} nm of that cell" if distance else "inside that cell"
     return _entry(
         {
             name: {
@@ -218,7 +218,7 @@ def _fractions(evaluation: Evaluation) -> dict[str, Any]:
         f"Voxels of a class over voxels of the cell. {CELL} For {first} it is all of its own "
         f"labels; for the others it is what they do not call background {where}, whether or not "
         f"{first} has a label there.",
-    ) | {"cell_mask_nm": reach}
+    ) | {"cell_mask_nm": distance}
 
 
 def _objects(table: partitions.PairCounts) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def count_objects(
     threads: int = 0,
     first_blocks: int = 0,
 ) -> PairCounts:
-    """Count the voxels that objects of two instance volumes share.
+    """Count the voxels that objects of two instance segmentations share.
 
     Args:
       predicted: ids, 0 for none.
@@ -276,10 +276,10 @@ def _near_cell(
 
     The surroundings are read as far as the distance reaches, so that blocks fit together.
     """
-    reach = [math.ceil(distance_nm / size) for size in labelling.voxel_nm]
+    margins = [math.ceil(distance_nm / size) for size in labelling.voxel_nm]
     wide = [
         slice(max(0, side.start - r), min(size, side.stop + r))
-        for side, r, size in zip(box, reach, region.shape, strict=True)
+        for side, r, size in zip(box, margins, region.shape, strict=True)
     ]
     inner = tuple(
         slice(side.start - w.start, side.stop - w.start) for side, w in zip(box, wide, strict=True)

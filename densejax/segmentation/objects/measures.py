@@ -92,7 +92,7 @@ class Objects:
 
 
 def measure_objects(
-    instances: Any,
+    objects: Any,
     *,
     classes: np.ndarray,
     voxel_nm: Sequence[float],
@@ -107,7 +107,7 @@ def measure_objects(
     """Measure all objects of a volume.
 
     Args:
-      instances: [z, y, x] unsigned integers, 0 or 1..n, sliced to numpy.
+      objects: [z, y, x] unsigned integers, 0 or 1..n, sliced to numpy.
       classes: [n], label of each object.
       voxel_nm: (z, y, x), nm.
       origin_nm: centre of the first voxel (z, y, x), nm.
@@ -123,12 +123,12 @@ def measure_objects(
       ValueError: a map has another shape, an object has a class without probabilities, or an id is
         above n.
     """
-    shape, count = tuple(instances.shape), len(classes)
+    shape, count = tuple(objects.shape), len(classes)
     sources = _sources(shape, classes, maps or {}, probabilities)
     boxes: Any = cut_blocks(shape, chunks, voxels=block_voxels)
 
     def work(box: Box) -> Tables:
-        around, core = _read_around(instances, box, shape)
+        around, core = _read_around(objects, box, shape)
         return _measure_block(around, core, box, count=count, sources=sources)
 
     done = run_blocks(boxes, work, what="measure objects", folder=folder, threads=threads)
@@ -313,11 +313,11 @@ def _values(block: Any) -> np.ndarray:
     return np.ascontiguousarray(block if read is None else read().result())
 
 
-def _read_around(instances: Any, box: Box, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _read_around(objects: Any, box: Box, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """A block with the layers that ``measure_block`` wants, and its part that is the block."""
     wide = tuple(slice(s.start, min(s.stop + 1, n)) for s, n in zip(box, shape, strict=True))
     margins = [(int(s.start == 0), int(s.stop == n)) for s, n in zip(box, shape, strict=True)]
-    around = np.pad(_values(instances[wide]), margins)
+    around = np.pad(_values(objects[wide]), margins)
     core = around[
         tuple(
             slice(before, before + s.stop - s.start)

@@ -90,11 +90,11 @@ def section_data(volume: LabelledVolume, *, section: int, window: Sizes, output:
     corners = corners + np.array([first, 0, 0], corners.dtype)
     central = centrality((1, high, wide))[0]
     inside = np.arange(high * wide, dtype=np.int32).reshape(high, wide)
-    reach, places = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+    best, places = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
     for index, (_, y, x) in enumerate(corners.tolist()):
         at = (slice(y, y + high), slice(x, x + wide))
-        better = central > reach[at]
-        reach[at] = np.where(better, central, reach[at])
+        better = central > best[at]
+        best[at] = np.where(better, central, best[at])
         places[at] = np.where(better, index * high * wide + inside, places[at])
     return {
         "images": np.stack([input_tile(images, corner, output, window) for corner in corners]),

@@ -1,4 +1,4 @@
-"""The objects of a segmented volume, from labels to tables: found, measured, summarised."""
+"""The instance segmentation of a labelled volume: objects found, measured, summarised."""
 
 import csv
 import math
@@ -138,7 +138,7 @@ def middle_of(labelling: Labelling, shape: Sequence[int]) -> Labelling:
     return replace(labelling, array=part, offset=(z, y, x), prediction=None)
 
 
-def make_instances(
+def segment_objects(
     labelling: Labelling,
     out: Path,
     *,
@@ -161,7 +161,7 @@ def make_instances(
       classes: the labels that are searched, or None for every label above 0.
       keep: which components become objects.
       connectivity: neighbours of a voxel: 6, 18 or 26.
-      library: that labels a block.
+      library: that labels the components of a block.
       version: of NGFF.
       threads: blocks at once; 0 is one a core.
 
