@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from densejax.data.formats import LazyArray
-from densejax.plots import films, overlays, scenes, style
+from densejax.plots import overlays, scenes, style
 from densejax.segmentation.rendering.subjects import counts_along, informative_sections
 
 NAMES = ("background", "cell", "mitochondrion")
@@ -251,30 +251,3 @@ def test_a_driver_that_kills_its_process_is_survived(monkeypatch, tmp_path):
     why = scenes.why_not()
     assert "libEGL or libOSMesa" in why and "bad X server" in why
     scenes.why_not.cache_clear()
-
-
-def frames(folder, section, steps=(0, 10, 20)):
-    rng = np.random.default_rng(0)
-    files = []
-    for step in steps:
-        shares = rng.random((*section.image.shape, 3)) + step * np.eye(3)[section.truth % 3]
-        shares = 255 * shares / shares.sum(-1, keepdims=True)
-        files.append(folder / f"{step:04d}.npz")
-        np.savez(files[-1], probabilities=np.rint(shares).astype(np.uint8))
-    return films.Frames(list(steps), files, [10, 20], [0.4, 0.6], "seed 0000")
-
-
-def test_films_have_a_picture_a_frame_and_refuse_another_section(tmp_path):
-    image, labels = world()
-    section = films.Section(image[5], labels[5], (10, 10), NAMES, "world, section 5")
-    held = frames(tmp_path, section)
-    assert held.heading(0) == "seed 0000   step 0 of 20"
-    assert held.heading(2).endswith("evaluation MIoU 0.600")
-    for make in (films.probability_film, films.segmentation_film):
-        with Image.open(make(held, section, tmp_path / "film.gif")) as film:
-            assert film.n_frames == 3
-    other = films.Section(image[5, 1:], labels[5, 1:], (10, 10), NAMES)
-    with pytest.raises(ValueError, match=r"0000\.npz: shape \(60, 80, 3\); expected \(59, 80, 3\)"):
-        films.probability_film(held, other, tmp_path / "film.gif")
-    with pytest.raises(ValueError, match="no frame"):
-        films.segmentation_film(films.Frames([], []), section, tmp_path / "film.gif")
