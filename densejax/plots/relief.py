@@ -199,14 +199,11 @@ def _add_cells(
     )
     # Slopes are in the proportions of the box, not in the values' units; azimuths run from north.
     up = DEPTH * (heights[tuple(nearest)] - colours.low) / (colours.high - colours.low)
-    lit = LightSource(azdeg=90 - light[1], altdeg=light[0]).shade_rgb(
-        shown.swapaxes(0, 1),
-        up.T,
-        blend_mode="soft",
-        dx=(x - x[0]) / np.ptp(x),
-        dy=-(y - y[0]) / np.ptp(y),
+    bright = LightSource(azdeg=90 - light[1], altdeg=light[0]).hillshade(
+        up.T, dx=(x - x[0]) / np.ptp(x), dy=-(y - y[0]) / np.ptp(y)
     )
-    mean = lit.swapaxes(0, 1).reshape(-1, 3)[faces].mean(axis=1)
+    lit = np.clip(shown * (0.6 + 0.5 * bright.T[..., None]), 0, 1)
+    mean = lit.reshape(-1, 3)[faces].mean(axis=1)
     axes.add_collection3d(
         Poly3DCollection(
             points.reshape(-1, 3)[faces], facecolors=mean, linewidth=0, antialiased=False, zorder=2
@@ -267,7 +264,7 @@ def _dress(
     labels: tuple[str, str],
 ) -> None:
     axes.set_box_aspect(
-        (1, float(np.clip(np.ptp(part.y) / np.ptp(part.x), 0.5, 2)), DEPTH), zoom=0.94
+        (1, float(np.clip(np.ptp(part.y) / np.ptp(part.x), 0.5, 2)), DEPTH), zoom=0.9
     )
     axes.set_xlim(part.x[0], part.x[-1])
     axes.set_ylim(part.y[0], part.y[-1])
