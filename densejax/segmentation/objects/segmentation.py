@@ -1,6 +1,5 @@
 """The instance segmentation of a labelled volume: objects found, measured, summarised."""
 
-import csv
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -276,9 +275,8 @@ def _write_tables(objects: Objects, voxels: int, labelling: Labelling, out: Path
 
 
 def _read_columns(path: Path) -> dict[str, list[str]]:
-    with path.open() as file:
-        header, *rows = list(csv.reader(file)) or [[]]
-    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+    rows = io.read_csv(path)
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 
 def object_columns(objects: Objects, *, class_names: Sequence[str] | None = None) -> dict[str, Any]:
