@@ -100,7 +100,7 @@ def run(config: Config, workdir: Path) -> Rendered:
     subject = build(config, workdir)
     numbers = subjects.chosen_classes(subject, config.classes)
     if config.renderer == "vtk" and config.surfaces and why_not():
-        raise RuntimeError(f"--renderer=vtk: {why_not()}")
+        raise ValueError(f"--renderer=vtk: {why_not()}")
     objects = _objects(config, subject)
     start_folder(config, folder, ignore=[field.name for field in fields(config)])
     files = renders.draw_planes(subject, folder, sections=config.sections)

@@ -42,7 +42,7 @@ def write_surface(
       The path.
 
     Raises:
-      RuntimeError: pyvista is not installed.
+      ModuleNotFoundError: pyvista is not installed.
       ValueError: there is no such height, shapes do not match, no point is computed, a height is
         negative where it is logarithmic, or the name does not end in ``.vtp``.
     """
@@ -87,7 +87,7 @@ def write_trajectory(
       The path.
 
     Raises:
-      RuntimeError: pyvista is not installed.
+      ModuleNotFoundError: pyvista is not installed.
       ValueError: shapes do not match, a place is not finite, a loss is nan, or negative where
         heights are logarithmic, or the name does not end in ``.vtp``.
     """
@@ -123,7 +123,7 @@ def _write(
         import pyvista
         from vtkmodules.vtkIOXML import vtkXMLPolyDataWriter
     except ImportError as error:
-        raise RuntimeError(
+        raise ModuleNotFoundError(
             "VTK files need the package pyvista, which is not installed: "
             "pip install 'densejax[render]'"
         ) from error

@@ -221,7 +221,7 @@ def test_without_the_extra_surfaces_are_measured_but_not_drawn(prediction, monke
     assert f"surfaces are not drawn: {why}" in said
     assert "orthoslices_labels.png" in names_in(folder)
     assert not [name for name in names_in(folder) if name.startswith("surfaces_")]
-    with pytest.raises(RuntimeError, match=r"--renderer=vtk.*densejax\[render\]"):
+    with pytest.raises(ValueError, match=r"--renderer=vtk.*densejax\[render\]"):
         render.run(replace(SMALL, renderer="vtk", classes=("2",)), prediction)
 
 

@@ -132,6 +132,6 @@ def test_errors_name_what_was_wrong(tmp_path):
 
 def test_without_pyvista_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyvista", None)
-    with pytest.raises(RuntimeError, match=r"pip install 'densejax\[render\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'densejax\[render\]'"):
         vtk.write_surface(X, Y, {"loss": LOSS}, tmp_path / "s.vtp")
     assert not list(tmp_path.iterdir())

@@ -283,5 +283,5 @@ def test_names_and_absent_libraries_are_said(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no surface"):
         meshes.write_glb({}, tmp_path / "a.glb")
     monkeypatch.setitem(sys.modules, "trimesh", None)
-    with pytest.raises(RuntimeError, match=r"densejax\[render\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"densejax\[render\]"):
         meshes.write_ply(surface, tmp_path / "a.ply")

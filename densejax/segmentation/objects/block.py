@@ -129,7 +129,9 @@ def _library_used(library: Library) -> Literal["cc3d", "scipy"]:
     except ImportError as error:
         if library == "auto":
             return "scipy"
-        raise ImportError("cc3d is not installed: pip install 'densejax[instances]'") from error
+        raise ModuleNotFoundError(
+            "cc3d is not installed: pip install 'densejax[instances]'"
+        ) from error
     return "cc3d"
 
 

@@ -337,7 +337,7 @@ def write_glb(
 
     Raises:
       ValueError: there is no surface, or the name ends otherwise.
-      RuntimeError: trimesh is not installed.
+      ModuleNotFoundError: trimesh is not installed.
     """
     path = _checked(path, ".glb")
     if not surfaces:
@@ -373,7 +373,7 @@ def write_ply(
 
     Raises:
       ValueError: the name ends otherwise.
-      RuntimeError: trimesh is not installed.
+      ModuleNotFoundError: trimesh is not installed.
     """
     trimesh = _trimesh()
     path = _checked(path, ".ply")
@@ -390,7 +390,7 @@ def _trimesh() -> Any:
     try:
         import trimesh
     except ImportError as error:
-        raise RuntimeError(
+        raise ModuleNotFoundError(
             "meshes as GLB or PLY need the package trimesh, which is not installed: "
             "pip install 'densejax[render]'"
         ) from error

@@ -186,7 +186,7 @@ def write_meshes(
 
     Raises:
       ValueError: a kind is neither ``glb`` nor ``ply``.
-      RuntimeError: trimesh is not installed.
+      ModuleNotFoundError: trimesh is not installed.
     """
     paths = []
     for kind in kinds:
