@@ -136,6 +136,8 @@ def _write(
     writer = vtkXMLPolyDataWriter()
     writer.SetInputData(mesh)
     writer.SetDataModeToBinary()
+    writer.SetCompressorTypeToNone()
+    writer.SetHeaderTypeToUInt64()
     writer.WriteToOutputStringOn()
     writer.Write()
     return write_text(path, writer.GetOutputString())
