@@ -30,7 +30,7 @@ def parse(path):
         content = raw[8:]
         assert int.from_bytes(raw[:8], "little") == len(content)
         values = np.frombuffer(content, TYPES[element.attrib["type"]])
-        parts = int(element.attrib["NumberOfComponents"])
+        parts = int(element.attrib.get("NumberOfComponents", 1))
         return values.reshape(-1, parts) if parts > 1 else values
 
     def cells(name):
