@@ -222,7 +222,7 @@ def test_a_picture_and_a_turn_have_legend_axes_and_frames(tmp_path, assert_reada
     figure = scenes.picture(bodies, title="two", path=path, **options)
     assert_readable(figure, least=2)
     said = {text.get_text() for text in figure.axes[0].texts}
-    assert {"x  0.8 µm", "y  0.6 µm", "z  0.4 µm", "100 nm"} <= said
+    assert {"x  0.8 µm", "y  0.6 µm", "z  0.4 µm", "200 nm"} <= said
     assert matplotlib.image.imread(path).shape[1] == round(scenes.WIDTH * style.DPI)
     film = scenes.turntable(bodies, tmp_path / "t.gif", frames=4, seconds=1, **options)
     with Image.open(film) as turning:
