@@ -6,6 +6,7 @@ cells; axes, lines on the floor and marks are matplotlib's either way, in one pa
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import LightSource
@@ -199,9 +200,8 @@ def _add_cells(
     )
     # Slopes are in the proportions of the box, not in the values' units; azimuths run from north.
     up = DEPTH * (heights[tuple(nearest)] - colours.low) / (colours.high - colours.low)
-    bright = LightSource(azdeg=90 - light[1], altdeg=light[0]).hillshade(
-        up.T, dx=(x - x[0]) / np.ptp(x), dy=-(y - y[0]) / np.ptp(y)
-    )
+    steps: dict[str, Any] = {"dx": (x - x[0]) / np.ptp(x), "dy": -(y - y[0]) / np.ptp(y)}
+    bright = LightSource(azdeg=90 - light[1], altdeg=light[0]).hillshade(up.T, **steps)
     lit = np.clip(shown * (0.6 + 0.5 * bright.T[..., None]), 0, 1)
     mean = lit.reshape(-1, 3)[faces].mean(axis=1)
     axes.add_collection3d(

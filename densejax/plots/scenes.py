@@ -296,7 +296,7 @@ def _set(
         interpolation="nearest",
     )
     _scale_bar(axes, view)
-    centred = {"ha": "center", "va": "center"} | style.SMALL
+    centred: dict[str, Any] = {"ha": "center", "va": "center", **style.SMALL}
     names = [
         axes.text(0, 0, f"{name}  {length / 1000:.3g} µm", **centred)
         for name, length in zip("xyz", np.ptp(view.ends, axis=0), strict=True)
@@ -314,7 +314,7 @@ def _set(
             across = np.array([along[1], -along[0]]) / max(length, 1e-9)
             middle = (start + stop) / 2
             outwards = across * (1 if across @ (middle - np.array(size) / 2) > 0 else -1)
-            text.set_position(tuple(middle + _BESIDE * dpi * outwards))
+            text.set_position((middle + _BESIDE * dpi * outwards).tolist())
             text.set_rotation(float(np.degrees(np.arctan2(along[1], along[0]))))
             # An edge that points at the eye has no room for its name.
             text.set_visible(length > 0.8 * dpi)
@@ -329,7 +329,7 @@ def _scale_bar(axes: Axes, view: View) -> None:
     length, text = round_length(view.pixel_nm * width / 5000)
     pixels = 1000 * length / view.pixel_nm
     right, low = 0.97 * width, 0.035 * height
-    bar = {"color": style.INK, "linewidth": 2.6, "solid_capstyle": "butt"}
+    bar: dict[str, Any] = {"color": style.INK, "linewidth": 2.6, "solid_capstyle": "butt"}
     axes.plot([right - pixels, right], [low, low], **bar)
     place = (right - pixels / 2, low + 0.015 * height)
     axes.text(*place, text, ha="center", va="bottom", fontsize=style.LABEL_SIZE, color=style.INK)

@@ -197,10 +197,10 @@ def choose_diverse_blocks(
     Returns:
       [at most count] int, indexes into ``blocks``, best first; ties go to the lowest index.
     """
-    sides = np.array(blocks.shape) * voxel_nm
+    sides = np.multiply(blocks.shape, voxel_nm)
     distance, chosen = float(sides.max()), np.zeros(0, int)
     while len(chosen) < count and distance > 0:
-        held = [(blocks.corners[index], blocks.shape) for index in chosen]
+        held = [(corner, blocks.shape) for corner in blocks.corners[chosen].tolist()]
         more = choose_blocks(
             blocks,
             count=count - len(chosen),
