@@ -11,11 +11,12 @@ Data: a prediction of ``experiments.predict``, with the volume that it labels.
     python -m experiments.segment --init_from=RUN --extra_labels=corrections \\
         --learning_rate=3e-4 --workdir=NEXT
 
-``--export`` writes the most doubtful blocks that nobody has yet, so the same command again gives
-the next ones. ``--collect`` takes an export back, as often as the annotator likes: it prints what
-counts of each block, and keeps everything that it was ever given. Several exports, of several
-predictions of one volume, go into one ``--workdir``. Expected: a list of blocks within seconds for
-10^8 voxels (the prediction is read once), in less than 1 GB of memory for any volume.
+``--export`` writes the most doubtful blocks that nobody has yet, far apart and never two
+neighbouring sections of one place; the same command again gives the next ones. ``--collect`` takes
+an export back, as often as the annotator likes: it prints what counts of each block, and keeps
+everything that it was ever given. Several exports, of several predictions of one volume, go into
+one ``--workdir``. Expected: a list of blocks within seconds for 10^8 voxels (the prediction is read
+once), in less than 1 GB of memory for any volume.
 """
 
 from dataclasses import dataclass
@@ -45,7 +46,12 @@ class Config:
         "disagreement", "what ranks the blocks; random is a fair sample"
     )
     seed: int = option(0, "of the order of --by=random")
-    distance_nm: float = option(0.0, "least distance between centres of blocks", unit="nm")
+    distance_nm: float | None = option(
+        None,
+        "least distance between centres of blocks; default: the longest side of a block, less "
+        "where too few are left, and no neighbouring sections of one place (--by=random: 0)",
+        unit="nm",
+    )
     image: str = option("", "the image volume, where it has moved since the prediction")
     changed_only: bool = option(
         False, "count changed labels alone: members that train on with them unlearn the rest"

@@ -2,8 +2,8 @@
 
 Compares a prediction, or any label volume, with true labels: intersection over union and Dice of
 each class, MIoU(all) and MIoU(org), confusion, adjusted Rand, the published test score, the volume
-fractions of the organelles in the cell; of instances the adapted Rand error, the variation of
-information and matched objects. One pass over the voxels in blocks, in a bounded memory.
+fractions of the organelles in the cell; of objects the adapted Rand error, the variation of
+information and the matches. One pass over the voxels in blocks, in a bounded memory.
 
 Data: a folder of ``experiments.predict`` or a label volume of any format, and labels.
 
@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from densejax.cli import main, option, start_folder
-from densejax.segmentation.evaluation.counting import count_inputs
 from densejax.segmentation.evaluation.inputs import open_inputs
+from densejax.segmentation.evaluation.report import count_inputs
 from densejax.segmentation.evaluation.writing import (
     finished_report,
     print_inputs,
@@ -46,8 +46,12 @@ class Config:
 
     prediction: str = option("", "folder of experiments.predict, or a label volume [file::array]")
     labels: str = option("", "true labels: a volume of any format [file::array]")
-    instances: str = option("", "predicted instances; default: the prediction's instances.zarr")
-    instance_labels: str = option("", "true instances, 0 for none; without it none are compared")
+    instances: str = option(
+        "", "predicted instance segmentation; default: the prediction's instances.zarr"
+    )
+    instance_labels: str = option(
+        "", "true instance segmentation, 0 for no object; without it none is compared"
+    )
     image: str = option("", "grey levels for the picture; default: the prediction's volume")
     class_names: tuple[str, ...] = option((), "names of the classes; default: the prediction's")
     organelles: tuple[int, ...] = option(

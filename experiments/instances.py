@@ -26,15 +26,15 @@ from typing import Literal
 from densejax.cli import main, option, start_folder
 from densejax.segmentation.label_volumes import Labelling, open_labelling
 from densejax.segmentation.objects.components import Keep
-from densejax.segmentation.objects.instances import (
+from densejax.segmentation.objects.segmentation import (
     Result,
     check_finished,
-    make_instances,
+    format_summary,
     middle_of,
     resolve_classes,
+    segment_objects,
     write_world,
 )
-from densejax.segmentation.objects.table import format_summary
 
 # Settings that change no result.
 VARYING = ("threads", "library")
@@ -65,7 +65,9 @@ class Config:
     exclude_border: bool = option(False, "leave out objects that touch the border of the volume")
     version: Literal["0.4", "0.5"] = option("0.5", "NGFF: 0.4 (Zarr 2) or 0.5 (Zarr 3)")
     library: Literal["auto", "cc3d", "scipy"] = option(
-        "auto", "that labels a block; the result is the same"
+        "auto",
+        "what labels connected components: cc3d (extra instances), SciPy, or auto, which is cc3d "
+        "where it is installed; the result is the same",
     )
     threads: int = option(0, "blocks at once; 0 is one a core")
     part: tuple[int, ...] = option(
@@ -123,7 +125,7 @@ def run(config: Config, workdir: Path) -> Result:
         f"{' x '.join(f'{v:g}' for v in labelling.voxel_nm)} nm; objects of {chosen}",
         flush=True,
     )
-    result = make_instances(
+    result = segment_objects(
         labelling,
         workdir,
         classes=classes,

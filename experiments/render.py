@@ -14,9 +14,9 @@ recorded (``experiments.segment --record=200``).
 
 Pictures go to ``OUT/renders``; the same command draws them anew. Surfaces are of the finest pyramid
 level within ``--triangles``, closed at the volume's border, and smoothed (areas are those of the
-smoothed surfaces); the labels need not fit in memory. Meshes are in micrometres, x, y, z. VTK draws
-without a display, by EGL or OSMesa; without the extra ``render``, or where neither library is
-there, matplotlib draws, and the console says so.
+smoothed surfaces); the labels need not fit in memory. Meshes are in micrometres, x, y, z. pyvista,
+of the extra ``render``, draws without a display, by EGL or OSMesa; where it is absent or cannot
+draw, the surfaces are measured and written but not drawn, and the console says so.
 """
 
 from dataclasses import dataclass, fields
@@ -28,12 +28,10 @@ import numpy as np
 from densejax.cli import main, option, start_folder
 from densejax.data.levels import Level, open_levels
 from densejax.plots import style
-from densejax.plots.scenes import find_renderer
+from densejax.plots.scenes import why_not
 from densejax.segmentation.rendering import films as section_films
 from densejax.segmentation.rendering import pictures as renders
 from densejax.segmentation.rendering import subjects, viewer
-
-MATPLOTLIB_TRIANGLES = 200_000  # what it draws in seconds
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,9 @@ class Config:
     voxel_nm: tuple[float, ...] = option((), "voxel size z,y,x of --labels", unit="nm")
     class_names: tuple[str, ...] = option((), "names of the classes 0, 1, ... of --labels")
     classes: tuple[str, ...] = option((), "names or numbers to draw; default: all but the first")
-    objects: tuple[int, ...] = option((), "ids of instances.zarr to draw as well", fast=())
+    objects: tuple[int, ...] = option(
+        (), "ids of objects in instances.zarr to draw as well", fast=()
+    )
     sections: int = option(9, "sections of the montage")
     surfaces: bool = option(True, "draw surfaces in three dimensions")
     level: int | None = option(None, "pyramid level of the surfaces; none chooses by --triangles")
@@ -57,7 +57,9 @@ class Config:
     frames: int = option(120, "pictures of the turntable", fast=6)
     meshes: tuple[Literal["glb", "ply"], ...] = option((), "files of the surfaces")
     unit: Literal["um", "nm"] = option("um", "of the coordinates in the files")
-    renderer: Literal["auto", "vtk", "matplotlib"] = option("auto", "what draws surfaces")
+    renderer: Literal["auto", "vtk"] = option(
+        "auto", "what draws surfaces: VTK where it can, or VTK or an error"
+    )
     neuroglancer: bool = option(
         False, "serve the volume on 127.0.0.1 and print the address", fast=False
     )
@@ -97,6 +99,8 @@ def run(config: Config, workdir: Path) -> Rendered:
         return _listed(files)
     subject = build(config, workdir)
     numbers = subjects.chosen_classes(subject, config.classes)
+    if config.renderer == "vtk" and config.surfaces and why_not():
+        raise ValueError(f"--renderer=vtk: {why_not()}")
     objects = _objects(config, subject)
     start_folder(config, folder, ignore=[field.name for field in fields(config)])
     files = renders.draw_planes(subject, folder, sections=config.sections)
@@ -126,17 +130,12 @@ def _surfaces(
     together: str,
 ) -> list[Path]:
     """Pictures, film and files of the surfaces of classes or objects."""
-    renderer, why = (config.renderer, "") if config.renderer != "auto" else find_renderer()
-    budget = config.triangles
-    if why:
-        budget = min(budget, MATPLOTLIB_TRIANGLES)
-        print(f"matplotlib draws the surfaces, of at most {budget:,} triangles: {why}", flush=True)
     found = renders.build_bodies(
         levels,
         names,
         colours,
         volume_nm3=float(np.prod(np.diff(subject.corners_nm, axis=0))),
-        budget=budget,
+        budget=config.triangles,
         level=config.level,
         smoothing=config.smoothing,
     )
@@ -151,11 +150,13 @@ def _surfaces(
         unit=config.unit,
         together=together,
     )
+    if why_not():
+        print(f"surfaces are not drawn: {why_not()}", flush=True)
+        return files
     return files + renders.draw_bodies(
         [body for _, body in found.values()],
         folder,
         corners_nm=subject.corners_nm,
-        renderer=renderer,
         title=subject.name,
         together=together,
         turntable=config.turntable,

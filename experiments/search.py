@@ -37,8 +37,14 @@ from densejax.models.layers import draw_parameters
 from densejax.segmentation import sources
 from densejax.segmentation.prepare import sweep_data
 from densejax.segmentation.report import print_volumes
-from densejax.segmentation.search.architectures import Architecture, Ranges, draw_architecture
-from densejax.segmentation.search.report import Entry, Summary, summarise_search
+from densejax.segmentation.search import (
+    Architecture,
+    Entry,
+    Ranges,
+    Summary,
+    draw_architecture,
+    summarise_search,
+)
 from densejax.segmentation.task import WindowTask
 from densejax.training.folders import Member, MemberFolder, Outcome
 from densejax.training.logs import Reporter

@@ -194,7 +194,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
         workdir=workdir,
         schedule=schedule,
         reporter=reporter,
-        begin=origin.begin,
+        begin=origin.warm_start,
         recording=recording,
     )
     if timed:

@@ -277,6 +277,22 @@ def test_mean_is_the_bootstrap_of_scipy():
     np.testing.assert_allclose([found.low, found.high], expected, atol=2e-3)
 
 
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_sign_flips_by_flipping_them_all(n):
+    gaps = normal(n, n, 0.03)
+    sums = [abs(np.dot(signs, gaps)) for signs in itertools.product((-1, 1), repeat=n)]
+    assert d.sign_flip_p(gaps) == pytest.approx(np.mean(np.array(sums) >= abs(gaps.sum()) - 1e-12))
+
+
+def test_many_sign_flips_are_drawn():
+    # Of many differences the sum is normal under the hypothesis.
+    gaps = normal(5, 60, 0.01)
+    expected = 2 * stats.norm.sf(abs(gaps.sum()) / np.sqrt((gaps**2).sum()))
+    assert d.sign_flip_p(gaps) == pytest.approx(expected, abs=0.02) == d.sign_flip_p(gaps)
+    with pytest.raises(ValueError, match=r"gaps\[1\] is nan"):
+        d.sign_flip_p([0.1, np.nan])
+
+
 def test_text_of_intervals_and_tables(tmp_path):
     nan = float("nan")
     assert f"{d.Interval(0.5, 0.25, nan):.1f}" == "0.5 (0.2 to nan)"

@@ -8,6 +8,8 @@ from .overlays import montage as montage
 from .paths import barrier_matrix as barrier_matrix
 from .paths import path_profiles as path_profiles
 from .relief import surface_3d as surface_3d
+from .scenes import picture as picture
+from .scenes import turntable as turntable
 from .scores import class_iou as class_iou
 from .scores import confusion_matrix as confusion_matrix
 from .scores import score_histogram as score_histogram
@@ -17,5 +19,3 @@ from .surfaces import SurfaceStyle as SurfaceStyle
 from .surfaces import contour as contour
 from .surfaces import contours as contours
 from .surfaces import line_profiles as line_profiles
-from .volumes import picture as picture
-from .volumes import turntable as turntable

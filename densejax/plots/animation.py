@@ -315,7 +315,7 @@ def _palette(counts: np.ndarray, sums: np.ndarray) -> Image.Image:
 
 
 def _write_mp4(frames: Iterator[np.ndarray], path: Path, seconds: float, hold: float) -> None:
-    program = find_ffmpeg()
+    program = _find_ffmpeg()
     first = next(frames)
     height, width = first.shape[:2]
     command = [program, "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
@@ -344,7 +344,7 @@ def _write_mp4(frames: Iterator[np.ndarray], path: Path, seconds: float, hold: f
             )
 
 
-def find_ffmpeg() -> str:
+def _find_ffmpeg() -> str:
     """The program that writes an MP4.
 
     Raises:
@@ -366,7 +366,7 @@ def find_ffmpeg() -> str:
 def film_suffix(*, report: Callable[[str], Any]) -> str:
     """``.mp4``, or ``.gif`` where there is no ffmpeg; ``report`` is told why."""
     try:
-        find_ffmpeg()
+        _find_ffmpeg()
     except RuntimeError as error:
         report(f"a GIF in place of an MP4: {error}")
         return ".gif"

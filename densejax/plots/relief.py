@@ -1,26 +1,33 @@
-"""Relief: a lit surface in three dimensions, with the pieces that stand on it."""
+"""Relief: a lit surface in three dimensions, with the pieces that stand on it.
+
+The surface is drawn by pyvista where it is installed and can draw, else by matplotlib, in flat
+cells; axes, lines on the floor and marks are matplotlib's either way, in one parallel projection.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.artist import Artist
-from matplotlib.backend_bases import RendererBase
+from matplotlib.colors import LightSource
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d import proj3d
+from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 from numpy.typing import ArrayLike
+from scipy import ndimage
 
-from densejax.plots import scales
+from densejax.plots import scales, scenes
 from densejax.plots import style as page
 from densejax.plots.surfaces import PLAIN, SurfaceStyle, checked_run
 
-FINEST = 160  # facets a side: what the eye still tells apart at this size
 DEPTH = 0.62  # height of the box over its width
 ELEVATION = 42.0  # of the eye, in degrees
-AMBIENT, DIFFUSE, GLOSS = 0.5, 0.55, 0.16
+PIXELS = 1400  # of the surface's picture, across
+_LOOK = {"ambient": 0.45, "diffuse": 0.6, "specular": 0.16, "specular_power": 24}
 
 
 def surface_3d(
@@ -39,9 +46,9 @@ def surface_3d(
 ) -> Figure:
     """A surface in relief, lit from one side, its lines on the floor below.
 
-    Between grid points the relief is bilinear: what is seen is what was computed. Values beyond
-    the scale are cut off at its ends, which the bar tells by arrows. Cells with a missing corner
-    are left out. A trajectory and minima are drawn over the relief also where it would hide them.
+    Between grid points nothing is invented: facets join the values. Values beyond the scale are
+    cut off at its ends, which the bar tells by arrows. Cells with a missing corner are left out. A
+    trajectory and minima are drawn over the relief also where it would hide them.
 
     Args:
       x: ``[p]`` float, rising.
@@ -89,14 +96,13 @@ def _draw(
     labels: tuple[str, str],
 ) -> Axes3D:
     """Draw a surface ``[p, q]`` into a figure and return its axes, heights as `Scale` has them."""
-    axes = figure.add_axes((-0.01, 0.025, 0.86, 0.97), projection="3d", computed_zorder=False)
+    axes = figure.add_axes(
+        (-0.01, 0.025, 0.86, 0.97), projection="3d", computed_zorder=False, proj_type="ortho"
+    )
     assert isinstance(axes, Axes3D)
     heights = np.clip(colours.heights(part.values), colours.low, colours.high)
     floor = colours.low - 0.22 * (colours.high - colours.low)
     view = view or _open_view(heights)
-    x, y, z, faces = _lit(
-        part.x, part.y, heights, colours, light=(light[0], view[1] + light[1]), eye=view
-    )
     axes.view_init(*view)
     _dress(axes, part, colours, floor, labels)
     if part.complete and colours.lines:
@@ -112,46 +118,97 @@ def _draw(
             linewidths=0.8,
             zorder=1,
         )
-    axes.add_artist(_Lit(x, y, z, faces))
+    points = np.stack([*np.meshgrid(part.x, part.y, indexing="ij"), heights], axis=-1)
+    direction = (light[0], view[1] + light[1])
+    if scenes.why_not():
+        _add_cells(axes, points, colours, light=direction)
+    else:
+        _add_picture(axes, points, colours, light=direction, eye=view)
     return axes
 
 
-class _Lit(Artist):
-    """A surface of small triangles, from the far to the near, colours running between corners.
+def cells(values: np.ndarray) -> np.ndarray:
+    """The corners of the cells of a grid ``[p, q]`` that miss none, ``[m, 4]`` flat indexes."""
+    index = np.arange(values.size).reshape(values.shape)
+    corners = [index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:]]
+    found = np.stack([corner.ravel() for corner in corners], axis=1)
+    return found[~np.isnan(values.ravel()[found]).any(axis=1)]
 
-    Of a height over a plane, farther cells never hide nearer ones, so the order of depth is enough.
-    Agg leaves no seams between such triangles, where it does between polygons.
-    """
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, z: np.ndarray, faces: np.ndarray) -> None:
-        super().__init__()
-        self.set_zorder(2)
-        self.corners = np.stack([*np.meshgrid(x, y, indexing="ij"), z], axis=-1)
-        self.faces = faces
+def _add_picture(
+    axes: Axes3D,
+    points: np.ndarray,
+    colours: scales.Scale,
+    *,
+    light: tuple[float, float],
+    eye: tuple[float, float],
+) -> None:
+    """The surface ``[p, q, 3]`` as pyvista sees it, laid where the axes' projection puts it."""
+    import pyvista
 
-    def draw(self, renderer: RendererBase) -> None:
-        """Draw with the projection that the axes have now."""
-        axes = self.axes
-        assert isinstance(axes, Axes3D)
-        projected = proj3d.proj_transform(*self.corners.reshape(-1, 3).T, axes.get_proj())
-        across, up, depth = (np.reshape(one, self.corners.shape[:2]) for one in projected)
-        flat = np.stack([across, up], axis=-1)
-        cells = [slice(None, -1), slice(1, None)]
-        four = [(cells[i], cells[j]) for i, j in ((0, 0), (1, 0), (1, 1), (0, 1))]
-        whole = np.all([np.isfinite(self.corners[at][..., 2]) for at in four], axis=0)
-        far = np.mean([depth[at][whole] for at in four], axis=0)
-        order = np.argsort(-far, kind="stable")
-        places = np.stack([flat[at][whole][order] for at in four], axis=1)
-        colours = np.stack([self.faces[at][whole][order] for at in four], axis=1)
-        halves = [[0, 1, 2], [0, 2, 3]]
-        context = renderer.new_gc()
-        renderer.draw_gouraud_triangles(
-            context,
-            places[:, halves].reshape(-1, 3, 2),
-            colours[:, halves].reshape(-1, 3, 4),
-            axes.transData,
+    def seen(places: np.ndarray) -> np.ndarray:
+        across, up, away = proj3d.proj_transform(*places.T, axes.get_proj())
+        return np.stack([across, up, -np.asarray(away)], axis=1)
+
+    low, high = np.transpose([axes.get_xlim(), axes.get_ylim(), axes.get_zlim()])
+    box = seen(np.stack(np.meshgrid(*zip(low, high, strict=True)), axis=-1).reshape(-1, 3))
+    low, high = box.min(0), box.max(0)
+    tall = round(PIXELS * (high[1] - low[1]) / (high[0] - low[0]))
+    plotter = scenes.new_plotter((PIXELS, tall))
+    flat = points.reshape(-1, 3)
+    surface = pyvista.PolyData.from_regular_faces(np.nan_to_num(seen(flat)), cells(points[..., 2]))
+    surface["height"] = flat[:, 2]
+    plotter.add_mesh(
+        surface.compute_normals(split_vertices=False, cell_normals=False),
+        scalars="height",
+        cmap=scales.palette(),
+        clim=(colours.low, colours.high),
+        interpolate_before_map=True,
+        show_scalar_bar=False,
+        smooth_shading=True,
+        **_LOOK,
+    )
+    # The eye's own axes, in which the surface stands: right, up and towards it.
+    towards, right = _direction(*eye), _direction(0, eye[1] + 90)
+    place = np.stack([right, np.cross(towards, right), towards]) @ _direction(*light)
+    plotter.add_light(pyvista.Light(position=10 * place, light_type="scene light"))
+    camera = plotter.camera
+    camera.focal_point = (low + high) / 2
+    camera.position = camera.focal_point + np.array([0, 0, 2 * np.ptp(box)])
+    camera.up = (0, 1, 0)
+    camera.parallel_scale = (high[1] - low[1]) / 2
+    plotter.reset_camera_clipping_range()
+    plotter.render()
+    drawn = plotter.screenshot(return_img=True, transparent_background=True)
+    plotter.close()
+    extent = (low[0], high[0], low[1], high[1])
+    image = AxesImage(axes, extent=extent, interpolation="antialiased", origin="upper", zorder=2)
+    image.set_data(drawn)
+    axes.add_artist(image)
+
+
+def _add_cells(
+    axes: Axes3D, points: np.ndarray, colours: scales.Scale, *, light: tuple[float, float]
+) -> None:
+    """The surface ``[p, q, 3]`` as cells of one colour each, by matplotlib alone."""
+    x, y, heights = points[:, 0, 0], points[0, :, 1], points[..., 2]
+    faces = cells(heights)
+    shown = scales.palette()(colours.norm(heights))[..., :3]
+    # Beside a hole the slope is that towards the nearest value.
+    nearest = ndimage.distance_transform_edt(
+        np.isnan(heights), return_distances=False, return_indices=True
+    )
+    # Slopes are in the proportions of the box, not in the values' units; azimuths run from north.
+    up = DEPTH * (heights[tuple(nearest)] - colours.low) / (colours.high - colours.low)
+    steps: dict[str, Any] = {"dx": (x - x[0]) / np.ptp(x), "dy": -(y - y[0]) / np.ptp(y)}
+    bright = LightSource(azdeg=90 - light[1], altdeg=light[0]).hillshade(up.T, **steps)
+    lit = np.clip(shown * (0.6 + 0.5 * bright.T[..., None]), 0, 1)
+    mean = lit.reshape(-1, 3)[faces].mean(axis=1)
+    axes.add_collection3d(
+        Poly3DCollection(
+            points.reshape(-1, 3)[faces], facecolors=mean, linewidth=0, antialiased=False, zorder=2
         )
-        context.restore()
+    )
 
 
 def _open_view(heights: np.ndarray) -> tuple[float, float]:
@@ -164,50 +221,6 @@ def _open_view(heights: np.ndarray) -> tuple[float, float]:
         azimuth: filled[np.ix_(rows[i], columns[j])].mean() for azimuth, (i, j) in quarters.items()
     }
     return ELEVATION, min(means, key=lambda azimuth: means[azimuth])
-
-
-def _finer(values: np.ndarray) -> np.ndarray:
-    """``[p, ...]`` with more points between its own, on straight lines, for smooth light."""
-    count = len(values)
-    times = max(1, FINEST // (count - 1))
-    fine = np.linspace(0, count - 1, times * (count - 1) + 1)
-    low = np.minimum(fine.astype(int), count - 2)
-    share = (fine - low).reshape(-1, *[1] * (values.ndim - 1))
-    # A corner that weighs nothing must not spread its nan.
-    upper = np.where(share > 0, values[low + 1] * share, 0)
-    return np.where(share < 1, values[low] * (1 - share), 0) + upper
-
-
-def _lit(
-    x: np.ndarray,
-    y: np.ndarray,
-    z: np.ndarray,
-    colours: scales.Scale,
-    *,
-    light: tuple[float, float],
-    eye: tuple[float, float],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A relief ``[p, q]`` made finer, and its colours ``[p', q', 4]`` under one distant light.
-
-    Reflection after Blinn (1977), its normals between grid points after Phong (1975). Slopes are
-    taken in the proportions of the box that is drawn, not in the values' units.
-    """
-    across, along = (x - x[0]) / np.ptp(x), (y - y[0]) / np.ptp(y)
-    up = DEPTH * (z - colours.low) / (colours.high - colours.low)
-    slopes = np.stack([np.gradient(up, across, axis=0), np.gradient(up, along, axis=1)], axis=-1)
-    # Beside a hole there is no slope.
-    slopes = np.nan_to_num(slopes)
-    both = _finer(np.swapaxes(_finer(np.concatenate([z[..., None], slopes], axis=-1)), 0, 1))
-    z, *falls = np.moveaxis(np.swapaxes(both, 0, 1), -1, 0)
-    normal = np.stack([-falls[0], -falls[1], np.ones_like(z)], axis=-1)
-    normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
-    towards, seen = _direction(*light), _direction(*eye)
-    half = (towards + seen) / np.linalg.norm(towards + seen)
-    bright = AMBIENT + DIFFUSE * np.clip(normal @ towards, 0, 1)
-    shine = GLOSS * np.clip(normal @ half, 0, 1) ** 24
-    faces = scales.palette()(colours.norm(z))
-    faces[..., :3] = np.clip(faces[..., :3] * bright[..., None] + shine[..., None], 0, 1)
-    return _finer(x), _finer(y), z, faces
 
 
 def _draw_line(axes: Axes3D, places: np.ndarray, losses: np.ndarray, colours: scales.Scale) -> None:
@@ -251,7 +264,7 @@ def _dress(
     labels: tuple[str, str],
 ) -> None:
     axes.set_box_aspect(
-        (1, float(np.clip(np.ptp(part.y) / np.ptp(part.x), 0.5, 2)), DEPTH), zoom=0.94
+        (1, float(np.clip(np.ptp(part.y) / np.ptp(part.x), 0.5, 2)), DEPTH), zoom=0.9
     )
     axes.set_xlim(part.x[0], part.x[-1])
     axes.set_ylim(part.y[0], part.y[-1])

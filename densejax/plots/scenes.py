@@ -1,9 +1,8 @@
-"""Two ways to draw surfaces in three dimensions without a screen: VTK, and matplotlib alone.
+"""Surfaces in three dimensions by pyvista, without a screen: pictures and turntables.
 
-Both look at the same bodies with the same parallel projection, so that a length in the picture is
-one number of nanometres, whatever lies nearer. VTK (by pyvista, the extra ``render``) draws with
-EGL or OSMesa where there is no display. A process in which its driver is missing may die rather
-than raise, so ``find_renderer`` tries it in a process of its own.
+VTK draws by EGL or OSMesa where there is no display. A process in which its driver is missing may
+die rather than raise, so ``why_not`` tries it in a process of its own. The projection is parallel:
+a length in the picture is one number of nanometres, whatever lies nearer.
 
 Arrays are z, y, x. In the picture, from azimuth 0, x runs to the right, y towards the eye, and
 sections lie on one another with the first on top: the volume is turned, never mirrored.
@@ -14,26 +13,30 @@ import functools
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import RendererAgg
-from matplotlib.colors import to_rgb
-from matplotlib.path import Path
-from matplotlib.transforms import Affine2D, IdentityTransform
-from PIL import Image
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
 
-Renderer = Literal["vtk", "matplotlib"]
+from densejax.plots import animation, style
+from densejax.plots.slices import round_length
 
-ELEVATION = 28.0  # of the eye above the sections' plane, degrees
+WIDTH, HEIGHT = 7.6, 5.4  # of the scene, inches
+HEAD = 0.36
+FILM_DPI = 140
+AZIMUTH, ELEVATION = 32.0, 28.0  # of the eye, degrees; the elevation is above the sections' plane
 PROBE_SECONDS = 120
-OVERSAMPLING = 2  # pixels a side that matplotlib's picture is averaged from
 FRAME_COLOUR = "#B9BEC6"
 # Directions in the eye's axes (right, up, towards it) and strengths: over its left shoulder, from
 # the right against black, and from the eye itself.
-AMBIENT = 0.34
 LIGHTS = (((-1.0, 1.2, 1.4), 0.72), ((1.4, 0.2, 0.7), 0.42), ((0.0, 0.0, 1.0), 0.2))
+_LOOK = {"ambient": 0.34, "diffuse": 0.66, "specular": 0.15, "specular_power": 20}
+_BESIDE = 0.12  # inches between an edge of the volume and its name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,29 +76,32 @@ class View:
 
     @property
     def pixel_nm(self) -> float:
-        """Nanometres a pixel: the volume fits from wherever it is seen."""
+        """Nanometres a pixel: the volume and its names fit from wherever they are seen."""
         depth, height, width = np.subtract(self.high, self.low)
         around = float(np.hypot(height, width))
         tilt = np.radians(self.elevation)
         tall = depth * np.cos(tilt) + around * np.sin(tilt)
-        return 1.04 * float(max(around / self.size[0], tall / self.size[1]))
+        return 1.12 * float(max(around / self.size[0], tall / self.size[1]))
 
     @property
-    def centre(self) -> np.ndarray:
-        """Of the volume, in the scene's coordinates."""
-        return turned(np.add(self.low, self.high)[None] / 2)[0]
+    def ends(self) -> np.ndarray:
+        """The two corners in the scene's coordinates, [2, 3]."""
+        return turned(np.array([self.low, self.high]))
 
+    def edges(self, azimuth: float) -> Iterator[np.ndarray]:
+        """The ends, [2, 2] in pixels from the lower left, of one edge along each of x, y and z.
 
-class Scene(Protocol):
-    """Bodies that can be seen from anywhere."""
-
-    def image(self, azimuth: float) -> np.ndarray:
-        """The picture from an azimuth in degrees, uint8 [h, w, 3] on white."""
-        ...
-
-    def close(self) -> None:
-        """Give back what the scene holds."""
-        ...
+        The lowest of the four along x and along y, the leftmost along z: nothing lies before them.
+        """
+        towards, up = _eye(azimuth, self.elevation)
+        flat = np.stack([np.cross(up, towards), up], axis=1)
+        ends = self.ends
+        for axis in range(3):
+            # Both ends of the axis, at both of each other one: four edges.
+            corners = np.stack(np.meshgrid(*ends.T, indexing="ij"), axis=-1)
+            lines = np.moveaxis(corners, axis, 2).reshape(4, 2, 3)
+            seen = (lines - ends.mean(0)) @ flat / self.pixel_nm + np.array(self.size) / 2
+            yield seen[np.argmin(seen[..., int(axis < 2)].mean(1))]
 
 
 def turned(points: np.ndarray) -> np.ndarray:
@@ -103,66 +109,65 @@ def turned(points: np.ndarray) -> np.ndarray:
     return np.asarray(points, float)[:, ::-1] * [1, -1, -1]
 
 
-def open_scene(bodies: Sequence[Body], view: View, *, renderer: Renderer) -> Scene:
-    """The scene of a volume's bodies, its edges drawn as thin lines."""
-    return _VtkScene(bodies, view) if renderer == "vtk" else _AggScene(bodies, view)
-
-
 @functools.cache
-def find_renderer() -> tuple[Renderer, str]:
-    """The better renderer that works here, and why not VTK where it is matplotlib."""
+def why_not() -> str:
+    """Why no surface can be drawn here by pyvista; empty where it can."""
     for package in ("pyvista", "vtk"):
         if importlib.util.find_spec(package) is None:
-            return "matplotlib", (
-                f"the package {package} is not installed (pip install 'densejax[render]')"
-            )
-    trial = f"from {__name__} import _try_vtk; _try_vtk()"
+            return f"the package {package} is not installed (pip install 'densejax[render]')"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", trial],
+            [sys.executable, "-c", f"from {__name__} import _try; _try()"],
             capture_output=True,
             text=True,
             errors="replace",
             timeout=PROBE_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        return "matplotlib", f"VTK drew nothing within {PROBE_SECONDS} s"
+        return f"VTK drew nothing within {PROBE_SECONDS} s"
     if done.returncode == 0:
-        return "vtk", ""
+        return ""
     said = [line for line in done.stderr.splitlines() if line.strip()]
-    return "matplotlib", (
+    return (
         f"VTK cannot draw here, which takes libEGL or libOSMesa (exit code {done.returncode}: "
         f"{said[-1].strip() if said else 'it said nothing'})"
     )
 
 
-def _try_vtk() -> None:
-    """Draw a triangle with VTK and look whether it is there."""
+def _try() -> None:
+    """Draw a triangle and look whether it is there."""
     corners = np.array([[0, 0, 0], [0, 90, 0], [0, 0, 90.0]])
-    faces = np.array([[0, 1, 2]])
     view = View((0, 0, 0), (90, 90, 90), (64, 64), elevation=60)
-    scene = _VtkScene([Body("triangle", corners, faces, "#D55E00")], view)
+    scene = Scene([Body("triangle", corners, np.array([[0, 1, 2]]), "#D55E00")], view)
     picture = scene.image(40.0).astype(int)
     scene.close()
     if not (picture[..., 0] - picture[..., 2] > 60).any():
         raise RuntimeError("the picture is empty")
 
 
-class _VtkScene:
-    """Surfaces drawn by VTK."""
+def new_plotter(size: tuple[int, int]) -> Any:
+    """Return an off-screen plotter of ``size`` pixels, white, unlit, of parallel projection."""
+    import pyvista
+    from vtk import vtkLogger
+
+    # That there is no display is no news.
+    vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_ERROR)
+    plotter: Any = pyvista.Plotter(off_screen=True, window_size=list(size), lighting="none")
+    plotter.set_background("white")
+    plotter.enable_anti_aliasing("ssaa")
+    plotter.enable_parallel_projection()
+    return plotter
+
+
+class Scene:
+    """Bodies in their volume, whose edges are thin lines, seen from anywhere."""
 
     def __init__(self, bodies: Sequence[Body], view: View) -> None:
+        """Hand the bodies to VTK."""
         import pyvista
-        from vtk import vtkLogger
 
-        # That there is no display is no news.
-        vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_ERROR)
         self._view = view
-        plotter: Any = pyvista.Plotter(
-            off_screen=True, window_size=list(view.size), lighting="none"
-        )
-        self._plotter = plotter
-        plotter.set_background("white")
+        self._plotter = plotter = new_plotter(view.size)
         for body in bodies:
             surface = pyvista.PolyData.from_regular_faces(turned(body.vertices), body.faces)
             plotter.add_mesh(
@@ -170,111 +175,165 @@ class _VtkScene:
                 color=body.colour,
                 opacity=body.opacity,
                 smooth_shading=True,
-                ambient=AMBIENT,
-                diffuse=1 - AMBIENT,
-                specular=0.15,
-                specular_power=20,
+                **_LOOK,
             )
-        ends = turned(np.array([view.low, view.high]))
+        ends = view.ends
         box = pyvista.Box(np.stack([ends.min(0), ends.max(0)], axis=1).ravel())
-        plotter.add_mesh(
-            box.extract_all_edges(), color=FRAME_COLOUR, line_width=1.5, lighting=False
-        )
+        edges = box.extract_all_edges()
+        plotter.add_mesh(edges, color=FRAME_COLOUR, line_width=1.5, lighting=False)
         for place, strength in LIGHTS:
             plotter.add_light(
                 pyvista.Light(position=place, intensity=strength, light_type="camera light")
             )
         if any(body.opacity < 1 for body in bodies):
             plotter.enable_depth_peeling(number_of_peels=8)
-        plotter.enable_anti_aliasing("ssaa")
-        plotter.enable_parallel_projection()
 
     def image(self, azimuth: float) -> np.ndarray:
-        towards, up = _eye(azimuth, self._view.elevation)
-        centre = self._view.centre
-        far = 2 * float(np.linalg.norm(np.subtract(self._view.high, self._view.low)))
-        camera = self._plotter.camera
+        """The picture from an azimuth in degrees, uint8 [h, w, 3] on white."""
+        view, camera = self._view, self._plotter.camera
+        towards, up = _eye(azimuth, view.elevation)
+        centre = view.ends.mean(0)
         camera.focal_point = centre
-        camera.position = centre + far * towards
+        camera.position = centre + 2 * np.linalg.norm(np.ptp(view.ends, axis=0)) * towards
         camera.up = up
-        camera.parallel_scale = self._view.pixel_nm * self._view.size[1] / 2
+        camera.parallel_scale = view.pixel_nm * view.size[1] / 2
         self._plotter.reset_camera_clipping_range()
         self._plotter.render()
         return np.ascontiguousarray(self._plotter.screenshot(return_img=True)[..., :3])
 
     def close(self) -> None:
+        """Give back what the scene holds."""
         self._plotter.close()
 
 
-class _AggScene:
-    """Surfaces drawn by matplotlib's Agg: triangles from the far to the near."""
+def picture(
+    bodies: Sequence[Body],
+    *,
+    corners_nm: ArrayLike,
+    azimuth: float = AZIMUTH,
+    title: str = "",
+    path: str | Path | None = None,
+) -> Figure:
+    """Draw bodies in their volume, seen from one side.
 
-    def __init__(self, bodies: Sequence[Body], view: View) -> None:
-        self._view = view
-        self._points = [turned(body.vertices) - view.centre for body in bodies]
-        self._normals = [
-            _normals(points, body.faces) for points, body in zip(self._points, bodies, strict=True)
-        ]
-        self._bodies = list(bodies)
+    Args:
+      bodies: surfaces; at least one.
+      corners_nm: [2, 3], lowest and highest corner of the volume, (z, y, x), drawn as thin lines.
+      azimuth: of the eye, degrees.
+      title: above, at the left.
+      path: of a PNG to write.
 
-    def image(self, azimuth: float) -> np.ndarray:
-        width, height = (OVERSAMPLING * size for size in self._view.size)
-        towards, up = _eye(azimuth, self._view.elevation)
-        axes = np.stack([np.cross(up, towards), up, towards])
-        places, colours, depths = [], [], []
-        for body, points, normals in zip(self._bodies, self._points, self._normals, strict=True):
-            seen = points @ axes.T
-            corners = seen[body.faces]
-            a, b, c = corners[..., :2].transpose(1, 0, 2)
-            one, other = b - a, c - a
-            front = one[:, 0] * other[:, 1] > one[:, 1] * other[:, 0]
-            faces = front if body.opacity == 1 else np.ones(len(a), bool)
-            lit = _lit(normals @ axes.T, body)
-            places.append(corners[faces][..., :2])
-            depths.append(corners[faces][..., 2].mean(1))
-            colours.append(lit[body.faces[faces]])
-        renderer = RendererAgg(width, height, 72)
-        context = renderer.new_gc()
-        context.set_linewidth(0)
-        ground = Path.unit_rectangle().transformed(Affine2D().scale(width, height))
-        renderer.draw_path(context, ground, IdentityTransform(), (1.0, 1.0, 1.0))
-        pixel = self._view.pixel_nm / OVERSAMPLING
-        middle = np.array([width, height]) / 2
-        self._edges(renderer, axes, pixel, middle, behind=True)
-        if depths:
-            order = np.argsort(np.concatenate(depths), kind="stable")
-            renderer.draw_gouraud_triangles(
-                context,
-                (np.concatenate(places)[order] / pixel + middle),
-                np.concatenate(colours)[order],
-                IdentityTransform(),
-            )
-        self._edges(renderer, axes, pixel, middle, behind=False)
-        drawn = np.asarray(renderer.buffer_rgba())[..., :3]
-        return np.array(Image.fromarray(np.ascontiguousarray(drawn)).reduce(OVERSAMPLING))
+    Returns:
+      The figure.
 
-    def close(self) -> None:
-        """Nothing is held."""
+    Raises:
+      RuntimeError: pyvista is not installed, or cannot draw here.
+      ValueError: there is no body, or the name does not end in ``.png``.
+    """
+    scene, show = _set(bodies, corners_nm, title, style.DPI)
+    try:
+        return style.save(show(azimuth), path)
+    finally:
+        scene.close()
 
-    def _edges(
-        self, renderer: RendererAgg, axes: np.ndarray, pixel: float, middle: Any, *, behind: bool
-    ) -> None:
-        """The volume's edges: those at its farthest corner first, the others over the bodies."""
-        ends = turned(np.array([self._view.low, self._view.high])) - self._view.centre
-        corners = np.array(
-            [[ends[i, 0], ends[j, 1], ends[k, 2]] for i, j, k in np.ndindex(2, 2, 2)]
-        )
-        seen = corners @ axes.T
-        farthest = int(np.argmin(seen[:, 2]))
-        context = renderer.new_gc()
-        context.set_foreground(FRAME_COLOUR)
-        context.set_linewidth(1.2 * OVERSAMPLING)
-        for one in range(8):
-            for bit in (1, 2, 4):
-                other = one ^ bit
-                if one < other and (farthest in (one, other)) == behind:
-                    line = Path(seen[[one, other], :2] / pixel + middle)
-                    renderer.draw_path(context, line, IdentityTransform())
+
+def turntable(
+    bodies: Sequence[Body],
+    path: str | Path,
+    *,
+    corners_nm: ArrayLike,
+    frames: int = 120,
+    seconds: float = 8.0,
+    title: str = "",
+) -> Path:
+    """Draw bodies in their volume, turned once around: a film without a seam.
+
+    Args:
+      bodies: surfaces; at least one.
+      path: ends in ``.mp4`` or ``.gif``.
+      corners_nm: [2, 3], of the volume.
+      frames: pictures of the turn.
+      seconds: that the turn takes.
+      title: above, at the left.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: there is no body, or as ``animation.animate``.
+      RuntimeError: pyvista is not installed or cannot draw here, or an MP4 is asked for and there
+        is no ffmpeg.
+    """
+    scene, show = _set(bodies, corners_nm, title, FILM_DPI)
+    drawn = (show(AZIMUTH + 360 * index / frames) for index in range(frames))
+    try:
+        return animation.animate(drawn, path, seconds=seconds / frames, dpi=FILM_DPI)
+    finally:
+        scene.close()
+
+
+def _set(
+    bodies: Sequence[Body], corners_nm: ArrayLike, title: str, dpi: int
+) -> tuple[Scene, Callable[[float], Figure]]:
+    """A scene, and its figure from an azimuth."""
+    if not bodies:
+        raise ValueError("there is no body to draw")
+    if why_not():
+        raise RuntimeError(f"surfaces in three dimensions need pyvista: {why_not()}")
+    size = (round(WIDTH * dpi), round(HEIGHT * dpi))
+    low, high = np.asarray(corners_nm, float).tolist()
+    view = View(tuple(low), tuple(high), size)
+    rows = style.legend_rows([body.name for body in bodies], WIDTH)
+    foot = 0.12 + 0.19 * rows
+    down = HEAD + HEIGHT + foot
+    figure = style.new_figure(WIDTH, down, constrained=False)
+    axes = figure.add_axes((0, foot / down, 1, HEIGHT / down))
+    axes.axis("off")
+    shown = axes.imshow(
+        np.full((size[1], size[0], 3), 255, np.uint8),
+        extent=(0, size[0], 0, size[1]),
+        aspect="auto",
+        interpolation="nearest",
+    )
+    _scale_bar(axes, view)
+    centred: dict[str, Any] = {"ha": "center", "va": "center", **style.SMALL}
+    names = [
+        axes.text(0, 0, f"{name}  {length / 1000:.3g} µm", **centred)
+        for name, length in zip("xyz", np.ptp(view.ends, axis=0), strict=True)
+    ]
+    style.heading(figure, title)
+    handles = [Patch(color=body.colour, label=body.name) for body in bodies]
+    style.legend(figure, handles=handles, columns=-(-len(bodies) // rows), at=(0.14, foot - 0.04))
+    scene = Scene(bodies, view)
+
+    def show(azimuth: float) -> Figure:
+        shown.set_data(scene.image(azimuth))
+        for text, (start, stop) in zip(names, view.edges(azimuth), strict=True):
+            along = (stop - start) * (1 if stop[0] > start[0] else -1)
+            length = float(np.linalg.norm(along))
+            across = np.array([along[1], -along[0]]) / max(length, 1e-9)
+            middle = (start + stop) / 2
+            outwards = across * (1 if across @ (middle - np.array(size) / 2) > 0 else -1)
+            text.set_position((middle + _BESIDE * dpi * outwards).tolist())
+            text.set_rotation(float(np.degrees(np.arctan2(along[1], along[0]))))
+            # An edge that points at the eye has no room for its name.
+            text.set_visible(length > 0.8 * dpi)
+        return figure
+
+    return scene, show
+
+
+def _scale_bar(axes: Axes, view: View) -> None:
+    """A bar of a round length at the lower right; the projection is parallel, so it is true."""
+    width, height = view.size
+    length, text = round_length(view.pixel_nm * width / 5000)
+    pixels = 1000 * length / view.pixel_nm
+    right, low = 0.97 * width, 0.035 * height
+    bar: dict[str, Any] = {"color": style.INK, "linewidth": 2.6, "solid_capstyle": "butt"}
+    axes.plot([right - pixels, right], [low, low], **bar)
+    place = (right - pixels / 2, low + 0.015 * height)
+    axes.text(*place, text, ha="center", va="bottom", fontsize=style.LABEL_SIZE, color=style.INK)
+    axes.set(xlim=(0, width), ylim=(0, height))
 
 
 def _eye(azimuth: float, elevation: float) -> tuple[np.ndarray, np.ndarray]:
@@ -283,26 +342,3 @@ def _eye(azimuth: float, elevation: float) -> tuple[np.ndarray, np.ndarray]:
     towards = np.array([np.cos(over) * np.cos(around), np.cos(over) * np.sin(around), np.sin(over)])
     up = np.array([-np.sin(over) * np.cos(around), -np.sin(over) * np.sin(around), np.cos(over)])
     return towards, up
-
-
-def _normals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Mean normals of vertices, [v, 3], weighted by area."""
-    a, b, c = (points[faces[:, corner]] for corner in range(3))
-    across = np.cross(b - a, c - a)
-    total = np.zeros_like(points)
-    for axis in range(3):
-        for corner in range(3):
-            total[:, axis] += np.bincount(faces[:, corner], across[:, axis], minlength=len(points))
-    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-30)
-
-
-def _lit(normals: np.ndarray, body: Body) -> np.ndarray:
-    """Colours [v, 4] of vertices under the same two lights, normals in the eye's axes."""
-    if body.opacity < 1:
-        normals = np.where(normals[:, 2:] < 0, -normals, normals)
-    bright = np.full(len(normals), AMBIENT)
-    for place, strength in LIGHTS:
-        light = np.array(place) / np.linalg.norm(place)
-        bright += (1 - AMBIENT) * strength * np.clip(normals @ light, 0, 1)
-    colours = np.clip(np.array(to_rgb(body.colour)) * bright[:, None], 0, 1)
-    return np.concatenate([colours, np.full((len(colours), 1), body.opacity)], axis=1)

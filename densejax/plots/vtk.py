@@ -1,21 +1,17 @@
 """Surfaces and trajectories as VTK files, for ParaView, PyVista or Blender.
 
-XML PolyData (``.vtp``): quadrilaterals of a surface, or one line of a trajectory. Numbers are
-little-endian and inline in base64. Grids need not be square.
+XML PolyData (``.vtp``), written by VTK itself: quadrilaterals of a surface, or one line of a
+trajectory. Grids need not be square.
 """
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
-from xml.sax.saxutils import quoteattr
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from densejax.io import write_text
-from densejax.plots import scales
-
-TYPES = {"f8": "Float64", "i8": "Int64"}
+from densejax.plots import relief, scales
 
 
 def write_surface(
@@ -46,6 +42,7 @@ def write_surface(
       The path.
 
     Raises:
+      ModuleNotFoundError: pyvista is not installed.
       ValueError: there is no such height, shapes do not match, no point is computed, a height is
         negative where it is logarithmic, or the name does not end in ``.vtp``.
     """
@@ -60,14 +57,11 @@ def write_surface(
             )
     scales.known(x, y, arrays[height], name=height)
     there = ~np.isnan(arrays[height])
-    index = np.cumsum(there).reshape(there.shape) - 1
-    whole = there[:-1, :-1] & there[1:, :-1] & there[1:, 1:] & there[:-1, 1:]
-    corners = (index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:])
-    faces = np.stack([corner[whole] for corner in corners], axis=-1)
+    faces = (np.cumsum(there) - 1)[relief.cells(arrays[height])]
     places = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1)[there]
     top = _heights(arrays[height][there], log, limits)
     data = {name: array[there] for name, array in arrays.items()}
-    return _write(path, np.column_stack([places, top]), data, faces=faces)
+    return _write(path, np.column_stack([places, top]), data, faces)
 
 
 def write_trajectory(
@@ -93,6 +87,7 @@ def write_trajectory(
       The path.
 
     Raises:
+      ModuleNotFoundError: pyvista is not installed.
       ValueError: shapes do not match, a place is not finite, a loss is nan, or negative where
         heights are logarithmic, or the name does not end in ``.vtp``.
     """
@@ -107,7 +102,7 @@ def write_trajectory(
     if not np.isfinite(places).all() or np.isnan(arrays["loss"]).any():
         raise ValueError("a coordinate is not finite or a loss is nan: expected finite places")
     points = np.column_stack([places, _heights(arrays["loss"], log, limits)])
-    return _write(path, points, arrays, lines=np.arange(len(points))[None])
+    return _write(path, points, arrays, None)
 
 
 def _heights(
@@ -118,48 +113,31 @@ def _heights(
 
 
 def _write(
-    path: str | Path,
-    points: np.ndarray,
-    data: Mapping[str, np.ndarray],
-    *,
-    faces: np.ndarray | None = None,
-    lines: np.ndarray | None = None,
+    path: str | Path, points: np.ndarray, data: Mapping[str, np.ndarray], faces: np.ndarray | None
 ) -> Path:
+    """Write points with faces ``[m, 4]``, or in one line where these are None."""
     path = Path(path)
     if path.suffix.lower() != ".vtp":
         raise ValueError(f"{path} is not a name of VTK PolyData: expected it to end in .vtp")
-    faces = np.zeros((0, 4), int) if faces is None else faces
-    lines = np.zeros((0, 2), int) if lines is None else lines
-    fields = "".join(_array(name, values) for name, values in data.items())
-    text = (
-        '<?xml version="1.0"?>\n'
-        '<VTKFile type="PolyData" version="1.0" byte_order="LittleEndian" header_type="UInt64">\n'
-        "<PolyData>\n"
-        f'<Piece NumberOfPoints="{len(points)}" NumberOfVerts="0" NumberOfLines="{len(lines)}"'
-        f' NumberOfStrips="0" NumberOfPolys="{len(faces)}">\n'
-        f"<PointData Scalars={quoteattr(next(iter(data)))}>\n{fields}</PointData>\n"
-        f"<Points>\n{_array('Points', points)}</Points>\n"
-        f"<Lines>\n{_cells(lines)}</Lines>\n"
-        f"<Polys>\n{_cells(faces)}</Polys>\n"
-        "</Piece>\n</PolyData>\n</VTKFile>\n"
-    )
-    return write_text(path, text)
-
-
-def _cells(cells: np.ndarray) -> str:
-    """Corners of all cells one after another, and where each cell ends."""
-    count, corners = cells.shape
-    ends = np.arange(1, count + 1) * corners
-    return _array("connectivity", cells.reshape(-1)) + _array("offsets", ends)
-
-
-def _array(name: str, values: np.ndarray) -> str:
-    """One array: its bytes, after their number, in base64."""
-    kind = "f8" if np.issubdtype(values.dtype, np.floating) else "i8"
-    content = np.ascontiguousarray(values, "<" + kind).tobytes()
-    coded = base64.b64encode(np.array(len(content), "<u8").tobytes() + content).decode("ascii")
-    parts = values.shape[1] if values.ndim == 2 else 1
-    return (
-        f'<DataArray type="{TYPES[kind]}" Name={quoteattr(name)} NumberOfComponents="{parts}"'
-        f' format="binary">{coded}</DataArray>\n'
-    )
+    try:
+        import pyvista
+        from vtkmodules.vtkIOXML import vtkXMLPolyDataWriter
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "VTK files need the package pyvista, which is not installed: "
+            "pip install 'densejax[render]'"
+        ) from error
+    if faces is None:
+        mesh = pyvista.PolyData(points, lines=[len(points), *range(len(points))])
+    else:
+        mesh = pyvista.PolyData.from_regular_faces(points, faces)
+    for name, values in data.items():
+        mesh.point_data[name] = values
+    writer = vtkXMLPolyDataWriter()
+    writer.SetInputData(mesh)
+    writer.SetDataModeToBinary()
+    writer.SetCompressorTypeToNone()
+    writer.SetHeaderTypeToUInt64()
+    writer.WriteToOutputStringOn()
+    writer.Write()
+    return write_text(path, writer.GetOutputString())

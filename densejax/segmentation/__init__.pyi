@@ -1,5 +1,5 @@
 from .baseline import Forest as Forest
-from .evaluation.boundaries import boundary_scores as boundary_scores
+from .evaluation.partitions import boundary_scores as boundary_scores
 from .networks import network_of as network_of
 from .planning import Fingerprint as Fingerprint
 from .planning import Plan as Plan

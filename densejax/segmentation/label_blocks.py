@@ -123,7 +123,7 @@ def run_blocks(
     Yields:
       What ``work`` returned.
     """
-    sizes = [box_voxels(box) for box in boxes]
+    sizes = [_box_voxels(box) for box in boxes]
     threads = threads or host_cores()
     threads = max(1, min(threads, AT_ONCE // max(sizes)))
     progress = BlockProgress(sum(sizes), what)
@@ -161,7 +161,7 @@ def run_blocks(
     progress.close()
 
 
-def box_voxels(box: Box) -> int:
+def _box_voxels(box: Box) -> int:
     """Voxels of a box."""
     return math.prod(side.stop - side.start for side in box)
 

@@ -22,7 +22,7 @@ from densejax.inference.tiles import Blend
 from densejax.inference.views import Views
 from densejax.io import write_csv, write_json
 from densejax.segmentation.baseline import Forest
-from densejax.segmentation.evaluation.boundaries import boundary_class, boundary_scores
+from densejax.segmentation.evaluation.partitions import boundary_class, boundary_scores
 from densejax.segmentation.prediction.trained_run import save_learned_from
 from densejax.segmentation.prepare import class_counts
 from densejax.segmentation.sources import Parts

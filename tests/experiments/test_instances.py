@@ -15,7 +15,7 @@ from scipy import ndimage
 from densejax.data.ome_zarr import create_image, open_level, read_attributes
 from densejax.data.volumes import open_volume
 from densejax.segmentation.label_volumes import open_labelling
-from densejax.segmentation.objects import instances as made
+from densejax.segmentation.objects import segmentation as made
 from experiments import instances
 
 ROOT = Path(__file__).resolve().parents[2]

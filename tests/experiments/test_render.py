@@ -1,8 +1,8 @@
 """Rendering from the command's side: what it leaves, and what it says to bad input."""
 
+import importlib.util
 import json
 import re
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +12,13 @@ import tifffile
 pytest.importorskip("skimage", reason="surfaces need scikit-image")
 
 from densejax.data import ome_zarr
+from densejax.plots.scenes import why_not
 from densejax.segmentation.rendering import subjects
 from densejax.training.recording import frames_of
 from experiments import render, segment
 
-SMALL = render.Config(renderer="matplotlib", triangles=40_000, sections=4, frames=3)
+needs_vtk = pytest.mark.skipif(bool(why_not()), reason=why_not())
+SMALL = render.Config(triangles=40_000, sections=4, frames=3)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,7 @@ def names_in(folder):
     return {path.name for path in folder.iterdir()}
 
 
+@needs_vtk
 def test_a_prediction_is_drawn_whole(prediction, capsys):
     pytest.importorskip("trimesh", reason="mesh files need trimesh")
     config = replace(SMALL, turntable=True, meshes=("glb", "ply"), classes=("1", "2", "6"))
@@ -49,11 +52,18 @@ def test_a_prediction_is_drawn_whole(prediction, capsys):
 
 def test_classes_are_chosen_by_name_or_number_and_unknown_ones_refused(prediction, capsys):
     folder = prediction / "renders"
-    for path in folder.glob("*.png"):
+    for path in [*folder.glob("*.png"), *folder.glob("*.ply")]:
         path.unlink()
-    render.run(replace(SMALL, classes=("Mitochondrion", "3")), prediction)
+    meshes = ("ply",) if importlib.util.find_spec("trimesh") else ()
+    render.run(replace(SMALL, classes=("Mitochondrion", "3"), meshes=meshes), prediction)
+    said = capsys.readouterr().out
+    assert re.findall(r"^(\w+ ?\w*?) {2,}[\d,]+ +[\d.e+]+ +[\d.e+]+ +-?\d+$", said, re.M) == [
+        "mitochondrion",
+        "alpha granule",
+    ]
     drawn = {name for name in names_in(folder) if name.startswith("surfaces_")}
-    assert drawn == {"surfaces_mitochondrion.png", "surfaces_alpha_granule.png"}
+    expected = {"surfaces_mitochondrion.png", "surfaces_alpha_granule.png"}
+    assert drawn == (set() if why_not() else expected)
     with pytest.raises(ValueError, match=r"no class 'nucleus'; there are 0 background, 1 cell"):
         render.run(replace(SMALL, classes=("nucleus",)), prediction)
     with pytest.raises(ValueError, match="no class '7'"):
@@ -87,7 +97,8 @@ def test_files_of_any_format_are_drawn_and_an_empty_class_left_out(tmp_path, cap
     said = capsys.readouterr().out
     assert re.search(r"nothing +no voxel at this level: left out", said)
     found = names_in(out / "renders")
-    assert "surfaces_inside.png" in found and "surfaces_nothing.png" not in found
+    assert ("surfaces_inside.png" in found) == (not why_not())
+    assert "surfaces_nothing.png" not in found
     # A box: volume and Euler number as geometry says (a few percent of its edges are rounded).
     row = next(line for line in said.splitlines() if line.startswith("inside"))
     _, _, _, volume, euler = row.split()
@@ -198,13 +209,20 @@ def test_float_labels_are_refused(tmp_path):
         render.run(config, tmp_path / "out")
 
 
-def test_without_the_extra_matplotlib_draws_and_says_so(prediction, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "pyvista", None)
+def test_without_the_extra_surfaces_are_measured_but_not_drawn(prediction, monkeypatch, capsys):
     why = "the package pyvista is not installed (pip install 'densejax[render]')"
-    monkeypatch.setattr(render, "find_renderer", lambda: ("matplotlib", why))
-    render.run(replace(SMALL, renderer="auto", classes=("2",)), prediction)
+    monkeypatch.setattr(render, "why_not", lambda: why)
+    folder = prediction / "renders"
+    for path in folder.glob("surfaces_*.png"):
+        path.unlink()
+    render.run(replace(SMALL, classes=("2",)), prediction)
     said = capsys.readouterr().out
-    assert re.search(r"matplotlib draws the surfaces.*pyvista is not installed", said)
+    assert re.search(r"mitochondrion +[\d,]+ +[\d.]+ +[\d.]+ +-?\d+", said)
+    assert f"surfaces are not drawn: {why}" in said
+    assert "orthoslices_labels.png" in names_in(folder)
+    assert not [name for name in names_in(folder) if name.startswith("surfaces_")]
+    with pytest.raises(ValueError, match=r"--renderer=vtk.*densejax\[render\]"):
+        render.run(replace(SMALL, renderer="vtk", classes=("2",)), prediction)
 
 
 RUN = segment.Config(

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from sklearn.metrics import adjusted_rand_score
 
-from densejax.segmentation.search.architectures import Ranges
+from densejax.segmentation.search import Ranges
 from densejax.segmentation.sources import load_parts
 from experiments import search
 

@@ -1,13 +1,16 @@
 """Pictures of landscapes: they show the values they are given, at their places, and no others."""
 
+import colorsys
+
 import matplotlib
 import matplotlib.colors
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from mpl_toolkits.mplot3d import proj3d
 
-from densejax.plots import boundaries, relief, scales, style, surfaces
+from densejax.plots import boundaries, relief, scales, scenes, style, surfaces
 
 X, Y = np.linspace(-1, 2, 13), np.linspace(-2, 1, 17)
 LOG, BARE = surfaces.SurfaceStyle(log=True), surfaces.SurfaceStyle(levels=())
@@ -217,43 +220,60 @@ def test_panels_share_one_scale():
         np.testing.assert_allclose(found, expected_colour(value, low, high), atol=0.03)
 
 
-def test_relief_passes_through_its_points_and_is_bilinear_between():
-    z = grid()
-    colours = scales.scale([z])
-    x, y, fine, faces = relief._lit(X, Y, z, colours, light=(48, 0), eye=(40, 0))
-    assert faces.shape == (*fine.shape, 4) and len(x) == len(fine) > 100
-    step = ((len(x) - 1) // 12, (len(y) - 1) // 16)
-    np.testing.assert_allclose(fine[:: step[0], :: step[1]], z)
-    np.testing.assert_allclose(x[:: step[0]], X)
-    middle = fine[step[0] // 2, step[1] // 2]
-    share = [(step[0] // 2) / step[0], (step[1] // 2) / step[1]]
-    rows = z[:2, :2] * np.array([[1 - share[0]], [share[0]]])
-    np.testing.assert_allclose(middle, (rows.sum(0) * [1 - share[1], share[1]]).sum())
-    # What faces the light is brighter than what is turned away from it.
-    slope = np.broadcast_to(X[:, None], z.shape)
-    flat = scales.scale([slope])
-    towards = relief._lit(X, Y, slope, flat, light=(30, 180), eye=(40, 90))[3]
-    turned = relief._lit(X, Y, slope, flat, light=(30, 0), eye=(40, 90))[3]
-    assert towards[..., :3].sum() > 1.2 * turned[..., :3].sum()
+@pytest.fixture(params=["matplotlib", "pyvista"])
+def back_end(request, monkeypatch):
+    if request.param == "matplotlib":
+        monkeypatch.setattr(scenes, "why_not", lambda: "it is not asked")
+    elif scenes.why_not():
+        pytest.skip(scenes.why_not())
 
 
-def test_relief_leaves_holes_open_and_near_slopes_hide_far_ones():
-    holes = grid()
+def seen(figure, x, y, height):
+    """The pixel that is drawn where a point of three-dimensional axes is projected."""
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    across, up, _ = proj3d.proj_transform(x, y, height, axes.get_proj())
+    return colour_of(figure, axes, across, up)
+
+
+def hue(colour):
+    return colorsys.rgb_to_hsv(*colour)[0]
+
+
+def test_relief_shows_its_values_at_their_places(back_end):
+    heights = grid(lambda x, y: np.where(x > 0.5, 1.0, 0.0) + 0 * y)
+    figure = relief.surface_3d(X, Y, heights, view=(70.0, -60.0), style=BARE)
+    for i, j in ((2, 3), (2, 13), (10, 3), (10, 13)):
+        found = seen(figure, X[i], Y[j], heights[i, j])
+        # Light changes how bright a colour is, not which one it is.
+        wanted = scales.palette()(heights[i, j])[:3]
+        assert hue(found) == pytest.approx(hue(wanted), abs=0.04)
+
+
+def test_relief_is_bright_where_it_faces_the_light(back_end):
+    roof = grid(lambda x, y: -abs(x - 0.5) + 0 * y)
+    sides = {}
+    for azimuth in (0.0, 180.0):  # of the light, in the axes
+        look = {"view": (70.0, -90.0), "light": (30.0, azimuth + 90.0), "style": BARE}
+        figure = relief.surface_3d(X, Y, roof, **look)
+        sides[azimuth] = [seen(figure, X[i], Y[8], roof[i, 8]).sum() for i in (3, 9)]
+    left, right = zip(sides[0.0], sides[180.0], strict=True)
+    assert right[0] > 1.1 * right[1] and left[1] > 1.1 * left[0]
+
+
+def test_relief_leaves_holes_open_and_near_slopes_hide_far_ones(back_end):
+    holes = np.zeros((13, 17))
     holes[5:8, 5:8] = np.nan
-    _, _, fine, _ = relief._lit(X, Y, holes, scales.scale([holes]), light=(48, 0), eye=(40, 0))
-    missing = np.isnan(fine).mean()
     # Three points missing a side take four cells a side with them.
-    assert missing == pytest.approx(16 / (12 * 16), rel=0.1)
+    assert len(relief.cells(holes)) == 12 * 16 - 16
+    figure = relief.surface_3d(X, Y, holes, view=(80.0, -60.0), style=BARE)
+    assert seen(figure, X[6], Y[6], 0.0).min() > 0.85
+    assert seen(figure, X[3], Y[6], 0.0).min() < 0.7
     # A wall stands before a deep floor: seen from the front only the wall's colour is there.
     wall = np.zeros((13, 17))
     wall[:, 2:4] = 1.0
     figure = relief.surface_3d(X, Y, wall, view=(1.0, -90.0), style=BARE)
-    figure.canvas.draw()
-    axes = figure.axes[0]
-    from mpl_toolkits.mplot3d import proj3d
-
-    across, up, _ = proj3d.proj_transform(0.5, Y[2], 0.9, axes.get_proj())
-    behind = colour_of(figure, axes, across, up)
+    behind = seen(figure, 0.5, Y[2], 0.9)
     assert behind[0] > behind[2]  # yellow of the wall, not the violet of the floor
 
 

@@ -1,6 +1,7 @@
 """Pictures of volumes: true proportions, the right colours, nothing read that is not drawn."""
 
 import importlib.util
+import itertools
 import sys
 
 import matplotlib.image
@@ -9,15 +10,12 @@ import pytest
 from PIL import Image
 
 from densejax.data.formats import LazyArray
-from densejax.plots import films, overlays, scenes, style, volumes
-from densejax.segmentation.rendering.sections import counts_along, informative_sections
+from densejax.plots import overlays, scenes, style
+from densejax.segmentation.rendering.subjects import counts_along, informative_sections
 
 NAMES = ("background", "cell", "mitochondrion")
 VOXEL = (50.0, 10.0, 10.0)
-needs_vtk = pytest.mark.skipif(
-    importlib.util.find_spec("pyvista") is None or scenes.find_renderer()[0] != "vtk",
-    reason="VTK is not installed or cannot draw here",
-)
+needs_vtk = pytest.mark.skipif(bool(scenes.why_not()), reason=scenes.why_not())
 
 
 def world(shape=(12, 60, 80)):
@@ -140,14 +138,19 @@ def shadow(picture):
     return rows, columns
 
 
-@pytest.mark.parametrize("renderer", ["matplotlib", pytest.param("vtk", marks=needs_vtk)])
-def test_a_body_lies_where_the_projection_puts_it(renderer):
+def images(bodies, view, azimuths):
+    scene = scenes.Scene(bodies, view)
+    found = [scene.image(azimuth).astype(int) for azimuth in azimuths]
+    scene.close()
+    return found
+
+
+@needs_vtk
+def test_a_body_lies_where_the_projection_puts_it():
     # Deeper sections are lower, larger x is to the right; seen along y from in front.
     body = cube((0, 0, 600), (200, 100, 900))
     view = scenes.View((0, 0, 0), (400, 100, 1000), (300, 200), elevation=0.0)
-    scene = scenes.open_scene([body], view, renderer=renderer)
-    rows, columns = shadow(scene.image(0.0))
-    scene.close()
+    rows, columns = shadow(*images([body], view, [0.0]))
     pixel = view.pixel_nm
     x = (np.array([600, 900]) - 500) / pixel + 150
     z = (np.array([0, 200]) - 200) / pixel + 100
@@ -156,37 +159,53 @@ def test_a_body_lies_where_the_projection_puts_it(renderer):
 
 
 @needs_vtk
-def test_both_renderers_draw_the_same_shadow():
+def test_shadows_are_the_parallel_projection_of_the_bodies():
     bodies = [cube((0, 0, 0), (300, 200, 400)), cube((100, 300, 300), (300, 500, 700), "#0072B2")]
     view = scenes.View((0, 0, 0), (400, 600, 800), (240, 180))
-    covers = []
-    for renderer in ("vtk", "matplotlib"):
-        scene = scenes.open_scene(bodies, view, renderer=renderer)
-        covers.append(
-            [np.ptp(scene.image(azimuth).astype(int), axis=2) > 40 for azimuth in (30, 200)]
-        )
-        scene.close()
-    both, either = np.logical_and(*covers).sum(), np.logical_or(*covers).sum()
-    # All but the outline's pixels.
-    assert both / either > 0.95
+    for azimuth, picture in zip((30, 200), images(bodies, view, (30, 200)), strict=True):
+        around, over = np.radians([azimuth, view.elevation])
+        # Turn about the upright axis, then tilt towards the eye; worked out from x, -y, -z.
+        x, y, z = np.concatenate([one.vertices for one in bodies])[:, ::-1].T
+        x, y, z = x - 400, 300 - y, 200 - z
+        right = x * np.cos(around) + y * np.sin(around)
+        behind = y * np.cos(around) - x * np.sin(around)
+        up = z * np.cos(over) + behind * np.sin(over)
+        rows, columns = shadow(picture)
+        across = right / view.pixel_nm + 120
+        down = 90 - up / view.pixel_nm
+        assert [columns[0], columns[-1] + 1] == pytest.approx([across.min(), across.max()], abs=2)
+        assert [rows[0], rows[-1] + 1] == pytest.approx([down.min(), down.max()], abs=2)
 
 
-@pytest.mark.parametrize("renderer", ["matplotlib", pytest.param("vtk", marks=needs_vtk)])
-def test_a_near_body_hides_a_far_one_and_a_veil_does_not(renderer):
+@needs_vtk
+def test_a_near_body_hides_a_far_one_and_a_veil_does_not():
     far = cube((100, 500, 300), (300, 600, 500), "#0072B2")
     view = scenes.View((0, 0, 0), (400, 600, 800), (160, 120), elevation=10.0)
     blue = {}
     for opacity in (1.0, 0.15):
         near = cube((0, 0, 0), (400, 100, 800), "#D55E00", opacity)
-        scene = scenes.open_scene([far, near], view, renderer=renderer)
-        for azimuth in (0.0, 180.0):
-            picture = scene.image(azimuth).astype(int)
+        for azimuth, picture in zip((0.0, 180.0), images([far, near], view, (0, 180)), strict=True):
             blue[opacity, azimuth] = np.sum(picture[..., 2] - picture[..., 0] > 30)
-        scene.close()
     front = max((1.0, 0.0), (1.0, 180.0), key=blue.get)
     back = (1.0, 180.0 - front[1])
     assert blue[back] < 0.2 * blue[front]
     assert blue[0.15, back[1]] > 0.5 * blue[front]
+
+
+def test_named_edges_are_the_boxs_own_and_lie_outside():
+    view = scenes.View((0, 0, 0), (400, 600, 800), (240, 180))
+    for azimuth in (0.0, 32.0, 145.0, 290.0):
+        towards, up = scenes._eye(azimuth, view.elevation)
+        right = np.cross(up, towards)
+        places = np.array([*itertools.product((-400, 400), (-300, 300), (-200, 200))])
+        seen = places @ np.stack([right, up], 1) / view.pixel_nm + [120, 90]
+        for axis, ends in enumerate(view.edges(azimuth)):
+            one, other = (int(np.argmin(np.linalg.norm(seen - end, axis=1))) for end in ends)
+            np.testing.assert_allclose(ends, seen[[one, other]], atol=1e-9)
+            assert np.flatnonzero(places[one] != places[other]).tolist() == [axis]
+            # No corner of the box lies farther out than this edge: lower, or more to the left.
+            side = int(axis < 2)
+            assert ends[:, side].mean() < seen[:, side].mean()
 
 
 def test_turning_is_not_mirroring():
@@ -195,26 +214,31 @@ def test_turning_is_not_mirroring():
     assert np.linalg.det(scenes.turned(points)) == pytest.approx(np.linalg.det(points[:, ::-1]))
 
 
-def test_a_picture_and_a_turn_have_legend_and_frames(tmp_path, assert_readable):
+@needs_vtk
+def test_a_picture_and_a_turn_have_legend_axes_and_frames(tmp_path, assert_readable):
     bodies = [cube((0, 0, 0), (300, 200, 400)), cube((0, 300, 300), (300, 500, 700), "#0072B2")]
-    options = {"corners_nm": [[0, 0, 0], [400, 600, 800]], "renderer": "matplotlib"}
+    options = {"corners_nm": [[0, 0, 0], [400, 600, 800]]}
     path = tmp_path / "p.png"
-    figure = volumes.picture(bodies, title="two", path=path, **options)
+    figure = scenes.picture(bodies, title="two", path=path, **options)
     assert_readable(figure, least=2)
-    assert matplotlib.image.imread(path).shape[1] == round(volumes.WIDTH * style.DPI)
-    film = volumes.turntable(bodies, tmp_path / "t.gif", frames=4, seconds=1, **options)
+    said = {text.get_text() for text in figure.axes[0].texts}
+    assert {"x  0.8 µm", "y  0.6 µm", "z  0.4 µm", "200 nm"} <= said
+    assert matplotlib.image.imread(path).shape[1] == round(scenes.WIDTH * style.DPI)
+    film = scenes.turntable(bodies, tmp_path / "t.gif", frames=4, seconds=1, **options)
     with Image.open(film) as turning:
         assert turning.n_frames == 4
+
+
+def test_no_body_and_no_pyvista_are_refused(tmp_path, monkeypatch):
+    options = {"corners_nm": [[0, 0, 0], [400, 600, 800]], "path": tmp_path / "p.png"}
     with pytest.raises(ValueError, match="no body"):
-        volumes.picture([], path=tmp_path / "p.png", **options)
-
-
-def test_why_matplotlib_draws_is_said(monkeypatch):
-    scenes.find_renderer.cache_clear()
+        scenes.picture([], **options)
+    scenes.why_not.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    renderer, why = scenes.find_renderer()
-    assert renderer == "matplotlib" and "densejax[render]" in why
-    scenes.find_renderer.cache_clear()
+    with pytest.raises(RuntimeError, match=r"pip install 'densejax\[render\]'"):
+        scenes.picture([cube((0, 0, 0), (1, 1, 1))], **options)
+    scenes.why_not.cache_clear()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pyvista") is None, reason="pyvista is not installed")
@@ -222,36 +246,8 @@ def test_a_driver_that_kills_its_process_is_survived(monkeypatch, tmp_path):
     stub = tmp_path / "python"
     stub.write_text("#!/bin/sh\necho 'bad X server connection' >&2\nkill -SEGV $$\n")
     stub.chmod(0o755)
-    scenes.find_renderer.cache_clear()
+    scenes.why_not.cache_clear()
     monkeypatch.setattr(sys, "executable", str(stub))
-    renderer, why = scenes.find_renderer()
-    assert renderer == "matplotlib"
+    why = scenes.why_not()
     assert "libEGL or libOSMesa" in why and "bad X server" in why
-    scenes.find_renderer.cache_clear()
-
-
-def frames(folder, section, steps=(0, 10, 20)):
-    rng = np.random.default_rng(0)
-    files = []
-    for step in steps:
-        shares = rng.random((*section.image.shape, 3)) + step * np.eye(3)[section.truth % 3]
-        shares = 255 * shares / shares.sum(-1, keepdims=True)
-        files.append(folder / f"{step:04d}.npz")
-        np.savez(files[-1], probabilities=np.rint(shares).astype(np.uint8))
-    return films.Frames(list(steps), files, [10, 20], [0.4, 0.6], "seed 0000")
-
-
-def test_films_have_a_picture_a_frame_and_refuse_another_section(tmp_path):
-    image, labels = world()
-    section = films.Section(image[5], labels[5], (10, 10), NAMES, "world, section 5")
-    held = frames(tmp_path, section)
-    assert held.heading(0) == "seed 0000   step 0 of 20"
-    assert held.heading(2).endswith("evaluation MIoU 0.600")
-    for make in (films.probability_film, films.segmentation_film):
-        with Image.open(make(held, section, tmp_path / "film.gif")) as film:
-            assert film.n_frames == 3
-    other = films.Section(image[5, 1:], labels[5, 1:], (10, 10), NAMES)
-    with pytest.raises(ValueError, match=r"0000\.npz: shape \(60, 80, 3\); expected \(59, 80, 3\)"):
-        films.probability_film(held, other, tmp_path / "film.gif")
-    with pytest.raises(ValueError, match="no frame"):
-        films.segmentation_film(films.Frames([], []), section, tmp_path / "film.gif")
+    scenes.why_not.cache_clear()

@@ -1,6 +1,8 @@
 """VTK files: parsed by an XML reader and NumPy, they hold the surface that was written."""
 
 import base64
+import importlib.util
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -8,6 +10,9 @@ import pytest
 
 from densejax.plots import vtk
 
+needs_pyvista = pytest.mark.skipif(
+    importlib.util.find_spec("pyvista") is None, reason="pyvista is not installed"
+)
 X, Y = np.linspace(-1, 2, 5), np.linspace(-2, 1, 4)
 LOSS = 0.1 + np.arange(20.0).reshape(5, 4) ** 2
 TYPES = {"Float64": "<f8", "Int64": "<i8"}
@@ -25,7 +30,7 @@ def parse(path):
         content = raw[8:]
         assert int.from_bytes(raw[:8], "little") == len(content)
         values = np.frombuffer(content, TYPES[element.attrib["type"]])
-        parts = int(element.attrib["NumberOfComponents"])
+        parts = int(element.attrib.get("NumberOfComponents", 1))
         return values.reshape(-1, parts) if parts > 1 else values
 
     def cells(name):
@@ -43,6 +48,7 @@ def parse(path):
     return points, polygons, lines, data
 
 
+@needs_pyvista
 def test_a_surface_that_is_not_square_comes_back(tmp_path):
     accuracy = np.linspace(0, 1, 20).reshape(5, 4)
     path = vtk.write_surface(X, Y, {"loss": LOSS, "accuracy": accuracy}, tmp_path / "a/s.vtp")
@@ -54,6 +60,7 @@ def test_a_surface_that_is_not_square_comes_back(tmp_path):
     np.testing.assert_array_equal(np.sort(data["loss"]), LOSS.ravel())
 
 
+@needs_pyvista
 def test_polygons_are_the_cells_of_the_grid_turned_one_way(tmp_path):
     points, polygons, _, _ = parse(vtk.write_surface(X, Y, {"loss": LOSS}, tmp_path / "s.vtp"))
     middles = set()
@@ -72,6 +79,7 @@ def test_polygons_are_the_cells_of_the_grid_turned_one_way(tmp_path):
     assert middles == expected
 
 
+@needs_pyvista
 def test_heights_are_logarithms_and_cut_off(tmp_path):
     loss = LOSS.copy()
     loss[0, 0], loss[4, 3] = 0.0, np.inf
@@ -82,6 +90,7 @@ def test_heights_are_logarithms_and_cut_off(tmp_path):
     np.testing.assert_array_equal(data["loss"], loss.ravel())
 
 
+@needs_pyvista
 def test_what_is_not_computed_is_left_out(tmp_path):
     loss = LOSS.copy()
     loss[2, 1] = np.nan
@@ -93,6 +102,7 @@ def test_what_is_not_computed_is_left_out(tmp_path):
         assert np.ptp(points[polygon][:, :2], axis=0) == pytest.approx([0.75, 1.0])
 
 
+@needs_pyvista
 def test_a_trajectory_is_one_line_at_its_losses(tmp_path):
     places, losses = np.random.default_rng(0).normal(size=(6, 2)), np.geomspace(10, 0.1, 6)
     path = vtk.write_trajectory(
@@ -117,4 +127,11 @@ def test_errors_name_what_was_wrong(tmp_path):
         vtk.write_trajectory(np.zeros((3, 3)), np.zeros(3), path)
     with pytest.raises(ValueError, match="loss is nan"):
         vtk.write_trajectory(np.zeros((2, 2)), [1, np.nan], path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_pyvista_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyvista", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'densejax\[render\]'"):
+        vtk.write_surface(X, Y, {"loss": LOSS}, tmp_path / "s.vtp")
     assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 from skimage.metrics import adapted_rand_error, variation_of_information
 
-from densejax.segmentation.evaluation.boundaries import boundary_class, boundary_scores
+from densejax.segmentation.evaluation.partitions import boundary_class, boundary_scores
 
 
 def rooms(gap=False):

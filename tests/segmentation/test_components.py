@@ -16,8 +16,8 @@ from scipy import ndimage
 
 from densejax.data.ome_zarr import open_level
 from densejax.data.volumes import Volume, open_volume
+from densejax.segmentation.objects.block import Selection, _library_used, label_block
 from densejax.segmentation.objects.components import ComponentSearch, Keep
-from densejax.segmentation.objects.local import Selection, label_block, library_used
 
 VOXEL = (50.0, 10.0, 10.0)
 LIBRARIES = ["scipy", "cc3d"]
@@ -187,7 +187,7 @@ import sys, time
 from pathlib import Path
 from densejax.data.volumes import open_volume
 from densejax.segmentation.objects import components
-from densejax.segmentation.objects.local import Selection
+from densejax.segmentation.objects.block import Selection
 labelled = components.label_block
 def slowly(*arguments, **options):
     print("block", flush=True)
@@ -264,6 +264,6 @@ def test_bad_searches_are_refused(tmp_path):
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cc3d", None)
-    assert library_used("auto") == "scipy"
+    assert _library_used("auto") == "scipy"
     with pytest.raises(ImportError, match=r"pip install 'densejax\[instances\]'"):
-        library_used("cc3d")
+        _library_used("cc3d")

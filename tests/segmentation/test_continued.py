@@ -125,7 +125,7 @@ def train(config, workdir):
         members_of(config.seeds, {}),
         workdir=workdir,
         schedule=Schedule(config.steps, 2, 2, 2),
-        begin=origin.begin,
+        begin=origin.warm_start,
     ).run()
 
 
@@ -188,7 +188,7 @@ def test_without_corrections_a_window_is_drawn_as_ever(setting):
 def test_a_run_from_scratch_keeps_no_record_and_begins_by_itself(setting, tmp_path):
     _, config = setting
     found = read(config, load_parts(config), tmp_path)
-    assert found == continued.Continued() and found.begin is None
+    assert found == continued.Continued() and found.warm_start is None
     found.keep(tmp_path)
     assert not (tmp_path / continued.RECORD).exists()
 
@@ -205,7 +205,7 @@ def test_a_seed_starts_from_the_ranked_member_of_its_number(setting, ancestor, t
 
 def test_an_average_of_parameters_begins_anew_with_those_of_the_ancestor():
     ancestors = tuple({"w": np.full(2, float(n))} for n in range(3))
-    begin = continued.Continued(ancestors).begin
+    begin = continued.Continued(ancestors).warm_start
     state = {"params": {"w": np.ones(2)}, "step": 0}
     for given in (state, state | {"average": {"w": np.ones(2)}}):
         found = begin(Member(5), {"state": given, "best": {"w": np.ones(2)}, "step": 0})

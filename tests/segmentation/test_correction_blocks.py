@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 
 from densejax.data.formats import LazyArray
 from densejax.segmentation.finetune import export as correction_blocks
-from densejax.segmentation.finetune.export import ScoredBlocks, choose_blocks, score_blocks
+from densejax.segmentation.finetune.export import (
+    ScoredBlocks,
+    choose_blocks,
+    choose_diverse_blocks,
+    score_blocks,
+)
 
 sides = st.integers(1, 9).flatmap(lambda v: st.tuples(st.just(v), st.integers(1, v)))
 
@@ -85,6 +90,22 @@ def test_chosen_blocks_keep_off_each_other_and_off_taken_ones():
             boxes.append((corner, size))
     np.testing.assert_array_equal(found, expected)
     assert 3 < len(found) < 12
+
+
+def test_diverse_blocks_are_far_apart_and_nearer_only_where_too_few_are_left():
+    # The most doubtful place, in eight sections, beside a row of places of little doubt.
+    corners = [(z, 0, 0) for z in range(8)] + [(0, 0, 8 * i) for i in range(1, 4)]
+    blocks = scored([0.9] * 8 + [0.1, 0.2, 0.3], corners, shape=(1, 8, 8))
+    options = {"voxel_nm": (10, 5, 5)}  # the longest side of a block is 40 nm
+    found = choose_diverse_blocks(blocks, count=5, **options)
+    # Sections 0 and 4 of the place are 40 nm apart, as the neighbours in the row are.
+    np.testing.assert_array_equal(found, [0, 4, 10, 9, 8])
+    assert choose_blocks(blocks, count=5, **options).tolist() == [0, 1, 2, 3, 4]
+    # Half of it for the sixth and seventh, and never section 1 beside section 0.
+    found = choose_diverse_blocks(blocks, count=99, **options)
+    np.testing.assert_array_equal(found, [0, 2, 4, 6, 10, 9, 8])
+    found = choose_diverse_blocks(blocks, count=1, taken=[((1, 2, 2), (1, 8, 8))], **options)
+    np.testing.assert_array_equal(found, [5])
 
 
 def test_a_block_larger_than_the_prediction_and_other_dtypes_are_refused():

@@ -1,6 +1,7 @@
 """The way of a block: out to an annotator, corrected, taken back, merged. Small worlds on disk."""
 
 import csv
+import itertools
 import json
 import shutil
 
@@ -70,7 +71,7 @@ def predicted(tmp_path):
 
 
 def export(out, workdir, *, count=3, by="disagreement", **options):
-    options = {"shape": BLOCK} | options
+    options = {"shape": BLOCK, "least_distance_nm": 0.0} | options
     return export_blocks(open_predicted(out, by=by), workdir, count=count, by=by, **options)
 
 
@@ -146,6 +147,22 @@ def test_blocks_keep_their_distance(predicted, tmp_path):
     assert len(centres) > 2 and min(gaps) >= 90.0
 
 
+def test_blocks_are_diverse_where_no_distance_is_asked_for(predicted, tmp_path):
+    out, _, _ = predicted
+    options = {"shape": (1, 8, 10), "least_distance_nm": None}
+    for _ in range(2):
+        folder = export(out, tmp_path / "work", count=12, **options)
+        scores = [block["score"] for block in listed(folder)]
+        assert scores == sorted(scores, reverse=True) and len(scores) == 12
+    taken = [block for path in (tmp_path / "work").glob("export_*") for block in listed(path)]
+    for one, other in itertools.combinations(taken, 2):
+        z, y, x = abs(np.subtract(one["offset"], other["offset"]))
+        assert z > 1 or y >= 8 or x >= 10
+    # A fair sample is not spread out.
+    at_random = export(out, tmp_path / "random", count=60, by="random", **options)
+    assert len(listed(at_random)) == 60
+
+
 @pytest.mark.parametrize("by", ["entropy", "random"])
 def test_blocks_by_entropy_and_at_random(predicted, tmp_path, by):
     out, arrays, _ = predicted
@@ -200,7 +217,7 @@ def test_only_changed_voxels_count_on_request_unless_the_annotator_says_more(pre
     assert [b.name for b in found.blocks] == ["block_0001", "block_0002", "block_0003"]
     for block, labels in zip(found.blocks, expected, strict=False):
         np.testing.assert_array_equal(block.read(), labels)
-    volume = corrections.corrected_box(found.blocks, (0, 0, 0), VOLUME)
+    volume = corrections._corrected_box(found.blocks, (0, 0, 0), VOLUME)
     for block, labels in zip(blocks, expected, strict=True):
         whole = tuple(slice(o, o + n) for o, n in zip(block["offset"], BLOCK, strict=True))
         np.testing.assert_array_equal(volume[whole], labels)
@@ -267,7 +284,7 @@ def test_two_annotators_of_a_voxel_are_counted_and_the_later_wins(predicted, tmp
     collected = collect_blocks(two, work)
     assert collected.again["block_0001"] == collected.conflicts["block_0001"] == 160
     found = corrections.read_corrections(work)
-    volume = corrections.corrected_box(found.blocks, corner, (2, 8, 20))
+    volume = corrections._corrected_box(found.blocks, corner, (2, 8, 20))
     np.testing.assert_array_equal(volume, labels)
     once = corrections.labels_once(found.blocks)
     assert [int((block >= 0).sum()) for block in once] == [0, 320]

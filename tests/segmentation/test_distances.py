@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from densejax.segmentation.evaluation.distances import within
+from densejax.segmentation.evaluation.streaming import within
 
 
 @pytest.mark.parametrize("distance", [0.0, 3.0, 10.0, 50.0, 100.0, 1000.0])

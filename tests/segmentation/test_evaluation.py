@@ -12,9 +12,9 @@ from densejax import metrics
 from densejax.data.formats import LazyArray
 from densejax.segmentation import label_blocks
 from densejax.segmentation.evaluation import streaming as evaluation
-from densejax.segmentation.evaluation.annotators import agreement
+from densejax.segmentation.evaluation.comparisons import agreement
 from densejax.segmentation.evaluation.partitions import count_pairs
-from densejax.segmentation.label_blocks import block_boxes, box_voxels, run_blocks
+from densejax.segmentation.label_blocks import _box_voxels, block_boxes, run_blocks
 from densejax.segmentation.label_volumes import Labelling, lay_over
 
 VOXEL = (50.0, 10.0, 8.0)
@@ -248,7 +248,7 @@ def test_blocks_cover_every_voxel_once(seed):
     boxes = block_boxes(shape.tolist(), chunks=chunks.tolist(), origin=origin, voxels=voxels)
     seen = np.zeros(shape, int)
     for box in boxes:
-        assert box_voxels(box) == seen[box].size > 0
+        assert _box_voxels(box) == seen[box].size > 0
         seen[box] += 1
     assert (seen == 1).all()
     if len(chunks) == 1:
@@ -261,8 +261,8 @@ def test_blocks_cover_every_voxel_once(seed):
 def test_a_chunk_that_no_memory_holds_is_cut(monkeypatch):
     monkeypatch.setattr(label_blocks, "LARGEST_CHUNK", 1000)
     boxes = block_boxes((40, 40, 40), chunks=[(40, 40, 40)], voxels=10)
-    assert max(map(box_voxels, boxes)) <= 1000
-    assert sum(map(box_voxels, boxes)) == 40**3
+    assert max(map(_box_voxels, boxes)) <= 1000
+    assert sum(map(_box_voxels, boxes)) == 40**3
 
 
 def test_results_come_in_order_and_an_error_ends_the_work():
@@ -302,7 +302,7 @@ def test_pair_tables_of_any_number_of_classes_and_voxels(classes, size):
     generator = np.random.default_rng(classes)
     first, second = (generator.integers(-1, classes, size).astype(np.uint8) for _ in range(2))
     kept = first.copy()
-    found = evaluation.pair_table(first, second, classes)
+    found = evaluation._pair_table(first, second, classes)
     expected = np.zeros((classes + 1, classes + 1), np.int64)
     np.add.at(expected, (np.minimum(first, classes), np.minimum(second, classes)), 1)
     np.testing.assert_array_equal(found, expected)

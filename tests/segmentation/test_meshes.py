@@ -11,7 +11,7 @@ pytest.importorskip("skimage", reason="surfaces need scikit-image")
 from densejax.data.formats import LazyArray
 from densejax.data.levels import Level, thinned
 from densejax.data.volumes import Volume
-from densejax.segmentation.rendering import mesh_files, meshes
+from densejax.segmentation.rendering import meshes
 
 VOXEL = (50.0, 10.0, 8.0)
 
@@ -243,7 +243,7 @@ def written_surfaces():
 def test_a_glb_has_every_surface_by_name_colour_and_place(tmp_path, unit, nanometres):
     trimesh = pytest.importorskip("trimesh", reason="mesh files need trimesh")
     surfaces = written_surfaces()
-    path = mesh_files.write_glb(
+    path = meshes.write_glb(
         surfaces, tmp_path / "a/all.glb", colours={"cell": "#9BA3AD"}, unit=unit
     )
     scene = trimesh.load(path)
@@ -266,7 +266,7 @@ def test_a_glb_has_every_surface_by_name_colour_and_place(tmp_path, unit, nanome
 def test_a_ply_opens_again_and_says_its_unit(tmp_path):
     trimesh = pytest.importorskip("trimesh", reason="mesh files need trimesh")
     surface = written_surfaces()["mitochondrion"]
-    path = mesh_files.write_ply(surface, tmp_path / "m.ply", colour="#0072B2")
+    path = meshes.write_ply(surface, tmp_path / "m.ply", colour="#0072B2")
     head = path.read_bytes().split(b"end_header")[0].decode()
     assert "comment unit um\n" in head and "comment axes x, y, z" in head
     mesh = trimesh.load(path)
@@ -279,9 +279,9 @@ def test_a_ply_opens_again_and_says_its_unit(tmp_path):
 def test_names_and_absent_libraries_are_said(tmp_path, monkeypatch):
     surface = written_surfaces()["cell"]
     with pytest.raises(ValueError, match=r"expected it to end in \.glb"):
-        mesh_files.write_glb({"cell": surface}, tmp_path / "a.ply")
+        meshes.write_glb({"cell": surface}, tmp_path / "a.ply")
     with pytest.raises(ValueError, match="no surface"):
-        mesh_files.write_glb({}, tmp_path / "a.glb")
+        meshes.write_glb({}, tmp_path / "a.glb")
     monkeypatch.setitem(sys.modules, "trimesh", None)
-    with pytest.raises(RuntimeError, match=r"densejax\[render\]"):
-        mesh_files.write_ply(surface, tmp_path / "a.ply")
+    with pytest.raises(ModuleNotFoundError, match=r"densejax\[render\]"):
+        meshes.write_ply(surface, tmp_path / "a.ply")

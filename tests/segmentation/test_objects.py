@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from densejax.segmentation.objects.measures import measure_objects
-from densejax.segmentation.objects.surface_area import DIRECTIONS, crossing_areas
-from densejax.segmentation.objects.table import (
+from densejax.segmentation.objects.measures import DIRECTIONS, _crossing_areas, measure_objects
+from densejax.segmentation.objects.segmentation import (
     object_columns,
     summarise,
     write_csv,
@@ -82,7 +81,7 @@ def test_blocks_measure_what_scikit_image_and_brute_force_do(shape, chunks, bloc
         block_voxels=block,
         threads=1,
     )
-    areas = crossing_areas(VOXEL)
+    areas = _crossing_areas(VOXEL)
     for region in measure.regionprops(ids.astype(int)):
         i, inside = region.label - 1, ids == region.label
         assert found.voxels[i] == region.num_pixels
@@ -157,7 +156,7 @@ def test_flat_faces_along_the_grid_are_underestimated_as_stated(voxel, expected)
     steps = np.array(DIRECTIONS)
     for axis, share in enumerate(expected):
         others = np.delete(np.array(voxel, float), axis)
-        per_point = np.abs(steps[:, axis]) @ crossing_areas(voxel)
+        per_point = np.abs(steps[:, axis]) @ _crossing_areas(voxel)
         assert per_point / np.prod(others) == pytest.approx(share, abs=0.005)
 
 
@@ -177,7 +176,7 @@ def test_a_measurement_goes_on_from_its_blocks(tmp_path, monkeypatch):
     ids, classes = random_objects(np.random.default_rng(4), (9, 9, 9))
     options = {"classes": classes, "voxel_nm": VOXEL, "chunks": (4, 4, 4), "block_voxels": 64}
     first = measure_objects(ids, folder=tmp_path, **options)
-    monkeypatch.setattr("densejax.segmentation.objects.measures.measure_block", None)
+    monkeypatch.setattr("densejax.segmentation.objects.measures._measure_block", None)
     again = measure_objects(ids, folder=tmp_path, **options)
     np.testing.assert_array_equal(first.surface_nm2, again.surface_nm2)
     np.testing.assert_array_equal(first.pairs, again.pairs)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare, kstest
 
-from densejax.segmentation.search.architectures import Ranges, draw_architecture
+from densejax.segmentation.search import Ranges, draw_architecture
 
 WINDOW = (5, 96, 64)
 RANGES = Ranges()

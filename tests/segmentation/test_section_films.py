@@ -4,12 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from densejax.data.datasets import LabelledVolume, standardise
+from densejax.segmentation.rendering import films
 from densejax.segmentation.rendering.films import section_data
 from densejax.segmentation.task import WindowTask
 
 SHAPE, WINDOW = (7, 41, 50), (3, 16, 20)
+NAMES = ("background", "cell", "mitochondrion")
 
 
 def blurred(params, images):
@@ -64,3 +67,38 @@ def test_a_section_is_its_windows_put_together_by_brute_force(section):
 def test_a_window_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"\(9, 16, 20\)"):
         section_data(volume(), section=0, window=(9, 16, 20), output=(9, 16, 20))
+
+
+def world(shape=(12, 60, 80)):
+    rng = np.random.default_rng(0)
+    labels = np.zeros(shape, np.uint8)
+    labels[2:10, 10:50, 10:70] = 1
+    labels[4:7, 20:40, 40:60] = 2
+    return (90 * labels + rng.integers(0, 60, shape)).astype(np.uint8), labels
+
+
+def frames(folder, section, steps=(0, 10, 20)):
+    rng = np.random.default_rng(0)
+    files = []
+    for step in steps:
+        shares = rng.random((*section.image.shape, 3)) + step * np.eye(3)[section.truth % 3]
+        shares = 255 * shares / shares.sum(-1, keepdims=True)
+        files.append(folder / f"{step:04d}.npz")
+        np.savez(files[-1], probabilities=np.rint(shares).astype(np.uint8))
+    return films.Frames(list(steps), files, [10, 20], [0.4, 0.6], "seed 0000")
+
+
+def test_films_have_a_picture_a_frame_and_refuse_another_section(tmp_path):
+    image, labels = world()
+    section = films.Section(image[5], labels[5], (10, 10), NAMES, "world, section 5")
+    held = frames(tmp_path, section)
+    assert held.heading(0) == "seed 0000   step 0 of 20"
+    assert held.heading(2).endswith("evaluation MIoU 0.600")
+    for make in (films.probability_film, films.segmentation_film):
+        with Image.open(make(held, section, tmp_path / "film.gif")) as film:
+            assert film.n_frames == 3
+    other = films.Section(image[5, 1:], labels[5, 1:], (10, 10), NAMES)
+    with pytest.raises(ValueError, match=r"0000\.npz: shape \(60, 80, 3\); expected \(59, 80, 3\)"):
+        films.probability_film(held, other, tmp_path / "film.gif")
+    with pytest.raises(ValueError, match="no frame"):
+        films.segmentation_film(films.Frames([], []), section, tmp_path / "film.gif")

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from densejax.data.volumes import open_volume
-from densejax.segmentation.evaluation.annotators import open_annotators
-from densejax.segmentation.evaluation.thresholds import open_probabilities
+from densejax.segmentation.evaluation.comparisons import open_annotators, open_probabilities
 from densejax.segmentation.label_volumes import (
     IN_GROUP,
     Labelling,

@@ -1,4 +1,4 @@
-"""Every number of an evaluation with what it means in words, as one dictionary for JSON."""
+"""All that an evaluation counts, and every number of it with what it means in words, for JSON."""
 
 import hashlib
 import math
@@ -14,9 +14,15 @@ import numpy as np
 from densejax import metrics
 from densejax.data.formats_chunked import is_remote
 from densejax.segmentation.evaluation import partitions
-from densejax.segmentation.evaluation.annotators import Agreement
-from densejax.segmentation.evaluation.streaming import LabelCounts
-from densejax.segmentation.evaluation.thresholds import ThresholdSweep, cell_or_not
+from densejax.segmentation.evaluation.comparisons import (
+    Agreement,
+    ThresholdSweep,
+    agreement,
+    cell_or_not,
+    sweep_thresholds,
+)
+from densejax.segmentation.evaluation.inputs import Inputs
+from densejax.segmentation.evaluation.streaming import LabelCounts, count_labels, count_objects
 from densejax.segmentation.label_volumes import IN_GROUP, Labelling, Region
 
 HASHED_BYTES = 2**26  # a larger input is known by its size and date only
@@ -35,7 +41,7 @@ class Evaluation:
       counts: of all labellings.
       class_names: c names.
       organelles: classes of MIoU(org), or empty.
-      objects: shared voxels of instances, true and predicted.
+      objects: voxels shared by true and predicted objects.
       agreement: of everybody with everybody, where asked for.
       sweep: of thresholds, where asked for.
       complete: whether every block was counted.
@@ -197,9 +203,9 @@ def _classes(evaluation: Evaluation) -> dict[str, Any]:
 
 def _fractions(evaluation: Evaluation) -> dict[str, Any]:
     counts = evaluation.counts
-    reach = counts.cell_mask_nm
+    distance = counts.cell_mask_nm
     first = counts.names[0]
-    where = f"within {reach:g} nm of that cell" if reach else "inside that cell"
+    where = f"within {distance:g} nm of that cell" if distance else "inside that cell"
     return _entry(
         {
             name: {
@@ -212,7 +218,7 @@ def _fractions(evaluation: Evaluation) -> dict[str, Any]:
         f"Voxels of a class over voxels of the cell. {CELL} For {first} it is all of its own "
         f"labels; for the others it is what they do not call background {where}, whether or not "
         f"{first} has a label there.",
-    ) | {"cell_mask_nm": reach}
+    ) | {"cell_mask_nm": distance}
 
 
 def _objects(table: partitions.PairCounts) -> dict[str, Any]:
@@ -330,3 +336,62 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def count_inputs(inputs: Inputs, config: Any, blocks: Path) -> Evaluation:
+    """Count labels, and objects and thresholds where they are asked for.
+
+    Args:
+      inputs: volumes laid over one another.
+      config: has ``background``, ``cell_mask_nm``, ``pairwise``, ``threshold_sweep``, ``threads``
+        and ``first_blocks``.
+      blocks: folder that keeps what each block came to.
+
+    Returns:
+      The counts.
+
+    Raises:
+      ValueError: a label is out of range, or no voxel is labelled.
+    """
+    truth, prediction = inputs.labellings[:2]
+    common: dict[str, Any] = {"threads": config.threads, "first_blocks": config.first_blocks}
+    counts = count_labels(
+        inputs.labellings,
+        inputs.region,
+        classes=len(inputs.class_names),
+        background=config.background,
+        cell_mask_nm=config.cell_mask_nm,
+        folder=blocks / "labels",
+        **common,
+    )
+    objects = sweep = None
+    if inputs.objects is not None:
+        partly = bool(counts.tables[0, 1, :, -1].any())
+        objects = count_objects(
+            *inputs.objects,
+            inputs.region,
+            outside=prediction if partly else None,
+            folder=blocks / "objects",
+            **common,
+        )
+    if config.threshold_sweep:
+        sweep = sweep_thresholds(
+            prediction,
+            truth,
+            inputs.region,
+            class_names=inputs.class_names,
+            background=config.background,
+            folder=blocks / "thresholds",
+            **common,
+        )
+    return Evaluation(
+        labellings=inputs.labellings,
+        region=inputs.region,
+        counts=counts,
+        class_names=inputs.class_names,
+        organelles=inputs.organelles,
+        objects=objects,
+        agreement=agreement(counts, organelles=inputs.organelles) if config.pairwise else None,
+        sweep=sweep,
+        complete=not config.first_blocks,
+    )

@@ -14,7 +14,6 @@ import numpy as np
 
 from densejax import metrics
 from densejax.data.formats import Box
-from densejax.segmentation.evaluation.distances import within
 from densejax.segmentation.evaluation.partitions import PairCounts, PairMerger, count_pairs
 from densejax.segmentation.label_blocks import (
     BLOCK_VOXELS,
@@ -32,6 +31,7 @@ NONE = 255  # in the bytes counted here: not labelled, or not predicted
 _PIECE = 2**18
 # Distances need a dozen bytes a voxel.
 _DISTANCE_VOXELS = 2**22
+_FAR = np.float32(1e18)  # square of a distance beyond any limit, whose sums are finite
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def count_labels(
         if not cell_mask_nm > 0:
             cell = np.delete(np.arange(classes), background)
             return {"tables": tables, "near": tables[0][:, cell, :-1].sum(1)}
-        mask = near_cell(
+        mask = _near_cell(
             labellings[0],
             region,
             box,
@@ -151,7 +151,7 @@ def count_objects(
     threads: int = 0,
     first_blocks: int = 0,
 ) -> PairCounts:
-    """Count the voxels that objects of two instance volumes share.
+    """Count the voxels that objects of two instance segmentations share.
 
     Args:
       predicted: ids, 0 for none.
@@ -231,17 +231,8 @@ def read_classes(labelling: Labelling, region: Region, box: Box, classes: int) -
     return classes_there
 
 
-def pair_table(first: np.ndarray, second: np.ndarray, classes: int) -> np.ndarray:
-    """Count pairs of classes.
-
-    Args:
-      first: ``[...]`` uint8, 0..c-1 or ``NONE``.
-      second: ``[...]`` uint8, the same shape.
-      classes: c.
-
-    Returns:
-      ``[c + 1, c + 1]`` int64, rows ``first``, the last row and column for ``NONE``.
-    """
+def _pair_table(first: np.ndarray, second: np.ndarray, classes: int) -> np.ndarray:
+    """Pairs of classes of two arrays of bytes, [c + 1, c + 1] int64, the last for ``NONE``."""
     first, second = np.ravel(first), np.ravel(second)
     width = classes + 1
     count = _count_two_at_once if width**2 <= 2**8 else _count_one_by_one
@@ -272,7 +263,7 @@ def _count_one_by_one(first: np.ndarray, second: np.ndarray, width: int) -> np.n
     return np.bincount(first.astype(np.uint16) * np.uint16(width) + second, minlength=width**2)
 
 
-def near_cell(
+def _near_cell(
     labelling: Labelling,
     region: Region,
     box: Box,
@@ -281,15 +272,14 @@ def near_cell(
     background: int,
     distance_nm: float,
 ) -> np.ndarray:
-    """Where a box is within a distance of a labelling's cell, [z, y, x] bool.
+    """Where a box is within a distance in nm of a labelling's cell, [z, y, x] bool.
 
-    Distances are Euclidean between centres of voxels, in nm; the surroundings of the box are read
-    as far as the distance reaches, so that blocks fit together.
+    The surroundings are read as far as the distance reaches, so that blocks fit together.
     """
-    reach = [math.ceil(distance_nm / size) for size in labelling.voxel_nm]
+    margins = [math.ceil(distance_nm / size) for size in labelling.voxel_nm]
     wide = [
         slice(max(0, side.start - r), min(size, side.stop + r))
-        for side, r, size in zip(box, reach, region.shape, strict=True)
+        for side, r, size in zip(box, margins, region.shape, strict=True)
     ]
     inner = tuple(
         slice(side.start - w.start, side.stop - w.start) for side, w in zip(box, wide, strict=True)
@@ -310,7 +300,7 @@ def _all_pairs(read: Sequence[np.ndarray], classes: int) -> np.ndarray:
     count = len(read)
     tables = np.zeros((count, count, classes + 1, classes + 1), np.int64)
     for i, j in itertools.combinations(range(count), 2):
-        tables[i, j] = pair_table(read[i], read[j], classes)
+        tables[i, j] = _pair_table(read[i], read[j], classes)
         tables[j, i] = tables[i, j].T
     for i in range(count):
         # What a labelling says of itself is what any other table says of it.
@@ -331,3 +321,45 @@ def _added(
             kept = [total[name], values] if name in total else [values]
             total[name] = metrics.merge_counts(kept)
     return total["tables"], total["near"], filled
+
+
+def within(mask: np.ndarray, distance_nm: float, *, voxel_nm: Sequence[float]) -> np.ndarray:
+    """Where the distance to the nearest voxel of a mask is at most ``distance_nm``.
+
+    The same as ``scipy.ndimage.distance_transform_edt(~mask, sampling=voxel_nm) <= distance_nm``,
+    axis by axis and no farther than the limit reaches: several times as fast where that is some
+    tens of voxels, and a tenth of the memory. A distance that is the limit but for rounding counts
+    as within it (one part in two million).
+
+    Args:
+      mask: ``[z, y, x]`` bool.
+      distance_nm: the limit, nm, 0 or more.
+      voxel_nm: voxel size in nm, (z, y, x).
+
+    Returns:
+      ``[z, y, x]`` bool, the mask itself included.
+    """
+    squared = np.stack([_plane(section, distance_nm, voxel_nm) for section in mask])
+    squared = _nearer(squared, distance_nm, voxel_nm[0])
+    return squared <= np.float32(distance_nm**2 * (1 + 1e-6))
+
+
+def _plane(mask: np.ndarray, distance_nm: float, voxel_nm: Sequence[float]) -> np.ndarray:
+    """Squared distances within one section, [y, x] float32, nm^2; a section fits the cache."""
+    places = np.arange(mask.shape[1], dtype=np.int32)
+    far = np.int32(2**29)
+    before = np.maximum.accumulate(np.where(mask, places, -far), axis=1)
+    after = np.minimum.accumulate(np.where(mask, places, far)[:, ::-1], axis=1)[:, ::-1]
+    steps = np.minimum(places - before, after - places)
+    along = np.where(steps < far // 2, (steps * np.float32(voxel_nm[2])) ** 2, _FAR)
+    return _nearer(along.astype(np.float32), distance_nm, voxel_nm[1])
+
+
+def _nearer(squared: np.ndarray, distance_nm: float, size: float) -> np.ndarray:
+    """Squared distances that may also go along the first axis, whose voxels have a size in nm."""
+    best, moved = squared.copy(), np.empty_like(squared)
+    for step in range(1, min(int(distance_nm / size * (1 + 1e-6)), len(squared) - 1) + 1):
+        np.add(squared, np.float32((step * size) ** 2), out=moved)
+        np.minimum(best[step:], moved[:-step], out=best[step:])
+        np.minimum(best[:-step], moved[step:], out=best[:-step])
+    return best

@@ -1,4 +1,4 @@
-"""Training on: from the members of an earlier run, with corrected blocks as further training data.
+"""Warm start: from the members of an earlier run, with corrected blocks as further training data.
 
 A member with seed s starts from the best parameters of the earlier run's ranked member s (0 is the
 best; beyond the last it begins again at 0), so what a seed starts from depends on nobody else's
@@ -55,7 +55,7 @@ class Continued:
     record: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def begin(self) -> Callable[[Member, Tree], Tree] | None:
+    def warm_start(self) -> Callable[[Member, Tree], Tree] | None:
         """What the sweep makes of a fresh member's slot."""
         return self._from_ancestor if self.ancestors else None
 

@@ -240,19 +240,10 @@ def read_corrections(workdir: Path, *, collections: Sequence[str] | None = None)
     return Corrections(subject, tuple(names), tuple(counting.values()))
 
 
-def corrected_box(
+def _corrected_box(
     blocks: Sequence[CorrectedBlock], offset: Sequence[int], shape: Sequence[int]
 ) -> np.ndarray:
-    """Corrected labels in a box of the volume; where corrections differ, the later counts.
-
-    Args:
-      blocks: in the order in which they came.
-      offset: (z, y, x) of the box's first voxel.
-      shape: (z, y, x) of the box.
-
-    Returns:
-      int32 [*shape], -1 where not corrected.
-    """
+    """Corrected labels int32 in a box, -1 where not; where blocks differ, the later counts."""
     labels = np.full(tuple(shape), UNLABELLED, np.int32)
     for block in blocks:
         shared = _shared_box(offset, shape, block.offset, block.shape)
@@ -317,7 +308,7 @@ def collect_blocks(folder: Path, workdir: Path, *, changed_only: bool = False) -
         if digests.get(block.name) == digest:
             known.append(block.name)
             continue
-        earlier = corrected_box(before, block.offset, stored.shape)
+        earlier = _corrected_box(before, block.offset, stored.shape)
         both = (earlier >= 0) & (block.labels >= 0)
         fresh[f"{block.name}.tif"] = stored
         rows.append(

@@ -10,7 +10,6 @@ any other tool reads them as plain TIFF, one page a section. A label stack is ui
 number, or 255 for *not looked at*.
 """
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from densejax.data.formats_chunked import is_remote
 from densejax.data.volumes import Volume, open_volume
 from densejax.data.windows import evaluation_corners
 from densejax.inference.predict import Sizes
+from densejax.io import write_csv
 from densejax.plots.style import class_colours
 from densejax.segmentation.finetune import corrections
 from densejax.segmentation.finetune.corrections import NOT_LOOKED_AT
@@ -138,8 +138,9 @@ def choose_blocks(
     voxel_nm: Sequence[float],
     taken: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
     least_distance_nm: float = 0.0,
+    sections_between: int = 0,
 ) -> np.ndarray:
-    """The blocks of highest score that overlap neither each other nor what is taken.
+    """Return the blocks of highest score that overlap neither each other nor what is taken.
 
     Args:
       blocks: as `score_blocks` gives; those without a score are passed over.
@@ -147,12 +148,14 @@ def choose_blocks(
       voxel_nm: (z, y, x), for distances.
       taken: corner and shape, in voxels of the prediction, of blocks that somebody has already.
       least_distance_nm: between the centres of two chosen blocks, and of a chosen and a taken one.
+      sections_between: fewest sections between two such blocks whose places in y, x overlap.
 
     Returns:
       [at most count] int, indexes into ``blocks``, best first; ties go to the lowest index.
     """
     scores = np.where(np.isnan(blocks.scores), -np.inf, blocks.scores)
     own, voxel = np.asarray(blocks.shape, float), np.asarray(voxel_nm, float)
+    gap = np.array([sections_between, 0, 0])
     # Corners and shapes of what is taken, then of what is chosen.
     boxes = np.empty((len(taken) + max(0, count), 2, 3))
     boxes[: len(taken)] = np.reshape([[*box] for box in taken], (-1, 2, 3))
@@ -163,13 +166,53 @@ def choose_blocks(
         corner = blocks.corners[index].astype(float)
         held = len(taken) + len(chosen)
         low, size = boxes[:held, 0], boxes[:held, 1]
-        overlaps = np.all((corner < low + size) & (low < corner + own), axis=1)
+        overlaps = np.all((corner < low + size + gap) & (low < corner + own + gap), axis=1)
         gaps = (corner + own / 2 - low - size / 2) * voxel
         near = np.linalg.norm(gaps, axis=1) < least_distance_nm
         if not (overlaps | near).any():
             boxes[held] = corner, own
             chosen.append(int(index))
     return np.array(chosen, int)
+
+
+def choose_diverse_blocks(
+    blocks: ScoredBlocks,
+    *,
+    count: int,
+    voxel_nm: Sequence[float],
+    taken: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
+) -> np.ndarray:
+    """Return blocks of high score that lie far apart.
+
+    Centres are a block's longest side apart; where that leaves too few blocks, half of it, and so
+    on. A block is never beside a chosen or taken one in z where their places in y, x overlap: of
+    neighbouring sections the second tells little that is new.
+
+    Args:
+      blocks: as ``choose_blocks``.
+      count: as ``choose_blocks``.
+      voxel_nm: as ``choose_blocks``.
+      taken: as ``choose_blocks``.
+
+    Returns:
+      [at most count] int, indexes into ``blocks``, best first; ties go to the lowest index.
+    """
+    sides = np.multiply(blocks.shape, voxel_nm)
+    distance, chosen = float(sides.max()), np.zeros(0, int)
+    while len(chosen) < count and distance > 0:
+        held = [(corner, blocks.shape) for corner in blocks.corners[chosen].tolist()]
+        more = choose_blocks(
+            blocks,
+            count=count - len(chosen),
+            voxel_nm=voxel_nm,
+            taken=[*taken, *held],
+            least_distance_nm=distance,
+            sections_between=1,
+        )
+        chosen = np.concatenate([chosen, more])
+        # Blocks nearer than their shortest side overlap.
+        distance = distance / 2 if distance > sides.min() else 0.0
+    return chosen[np.lexsort((chosen, -blocks.scores[chosen]))]
 
 
 @dataclass(frozen=True)
@@ -244,7 +287,7 @@ def export_blocks(
     shape: Sizes,
     by: By,
     seed: int = 0,
-    least_distance_nm: float = 0.0,
+    least_distance_nm: float | None = None,
 ) -> Path:
     """Write the most doubtful blocks that nobody has yet, with list, images and labels.
 
@@ -258,7 +301,8 @@ def export_blocks(
       shape: (z, y, x) of a block in voxels.
       by: ``disagreement``, ``entropy``, or ``random`` for a fair sample of the volume.
       seed: of the random order.
-      least_distance_nm: between the centres of two blocks.
+      least_distance_nm: between the centres of two blocks; None is as ``choose_diverse_blocks``
+        has it, but 0 for random blocks, which are a fair sample.
 
     Returns:
       The export's folder, ``workdir/export_0001`` and on.
@@ -269,7 +313,7 @@ def export_blocks(
     """
     if count < 1:
         raise ValueError(f"--export={count}; expected one block or more")
-    if least_distance_nm < 0:
+    if least_distance_nm is not None and least_distance_nm < 0:
         raise ValueError(f"--distance_nm={least_distance_nm}; expected 0 or more")
     about, image = predicted.about, predicted.image
     subject = corrections.Subject(
@@ -294,18 +338,17 @@ def export_blocks(
         ([o - p for o, p in zip(offset, predicted.offset, strict=True)], size)
         for offset, size in corrections.taken_boxes(workdir)
     ]
-    chosen = choose_blocks(
-        blocks,
-        count=count,
-        voxel_nm=subject.voxel_nm,
-        taken=taken,
-        least_distance_nm=least_distance_nm,
-    )
+    where: dict[str, Any] = {"count": count, "voxel_nm": subject.voxel_nm, "taken": taken}
+    if least_distance_nm is None and by != "random":
+        chosen = choose_diverse_blocks(blocks, **where)
+    else:
+        chosen = choose_blocks(blocks, **where, least_distance_nm=least_distance_nm or 0.0)
     if not len(chosen):
         raise ValueError(
             f"{predicted.folder}: none of {len(scores)} blocks of {shape} voxels is left: "
             f"{int(np.isnan(scores).sum())} hold voxels that were not predicted, the rest overlap "
-            f"the {len(taken)} blocks that are exported or collected, or lie too near them"
+            f"the {len(taken)} blocks that are exported or collected, or lie too near them "
+            "(--distance_nm=0 allows any that do not overlap)"
         )
     corrections.start_corrections(workdir, subject)
     with corrections.new_folder(workdir, "export_{:04d}") as (partial, folder):
@@ -401,14 +444,14 @@ def _write_stack(
 
 def _write_table(path: Path, rows: Sequence[dict[str, Any]], class_names: Sequence[str]) -> None:
     """Write ``blocks.csv``, for the annotator."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        header = ["rank", "name", "offset_z", "offset_y", "offset_x", "size_z", "size_y", "size_x"]
-        header += [f"centre_{axis}_nm" for axis in "zyx"]
-        writer.writerow([*header, f"mean_{rows[0]['by']}", *class_names])
-        for row in rows:
-            score = "" if row["score"] is None else f"{row['score']:.6f}"
-            centre = [f"{c:g}" for c in row["centre_nm"]]
-            shares = [f"{share:.6f}" for share in row["class_shares"]]
-            places = [*row["offset"], *row["shape"], *centre]
-            writer.writerow([row["rank"], row["name"], *places, score, *shares])
+    forms = ("offset_{}", "size_{}", "centre_{}_nm")
+    names = [form.format(axis) for form in forms for axis in "zyx"]
+    lines = []
+    for row in rows:
+        score = "" if row["score"] is None else f"{row['score']:.6f}"
+        centre = [f"{c:g}" for c in row["centre_nm"]]
+        shares = [f"{share:.6f}" for share in row["class_shares"]]
+        places = [*row["offset"], *row["shape"], *centre]
+        lines.append([row["rank"], row["name"], *places, score, *shares])
+    header = ["rank", "name", *names, f"mean_{rows[0]['by']}", *class_names]
+    write_csv(path, header, lines, line_end="\r\n")

@@ -23,14 +23,17 @@ from densejax.data.ome_zarr import create_image, open_level
 from densejax.data.volumes import Volume
 from densejax.io import begin, write_npz
 from densejax.segmentation.label_blocks import Tables, run_blocks
-from densejax.segmentation.objects.local import Connectivity, Library, Selection, label_block
-from densejax.segmentation.objects.parts import (
+from densejax.segmentation.objects.block import (
+    Connectivity,
+    Library,
+    Selection,
+    find_runs,
     first_voxels,
+    label_block,
     merge_parts,
     run_extents,
     touches_border,
 )
-from densejax.segmentation.objects.runs import find_runs
 
 BLOCK_VOXELS = 2**24
 CHUNKS = (64, 128, 128)

@@ -2,8 +2,26 @@
 
 Volume, box, centre, surface, what it touches and the means of maps over it. Each block counts whole
 numbers, which are added up in the order of the blocks; memory grows with the objects alone.
+
+The surface, of voxels that need not be cubes, is estimated by counting crossings. Cauchy and
+Crofton: the surface of a body is four times the mean, over all directions, of the area of its
+projection; and the area of a projection is half the number of times that parallel lines cross the
+surface, over how many lines there are per unit area. On a grid the directions are the 13 from a
+voxel to its 26 neighbours, each weighted by the part of the sphere that is nearer to it than
+to the others (Legland, Kieu and Devaux 2007, doi 10.5566/ias.v26.p83-92; as in MorphoLibJ). For
+direction k, with steps of length r_k in nm, weight c_k, N_k crossings and voxels of volume V,
+
+    S = 2 V sum_k c_k N_k / r_k
+
+Counts add up, so an object may be cut into any blocks. What lies outside the volume is not the
+object: an object at the border is closed there. Balls come out right to a few per cent from a
+diameter of some four voxels along the coarsest axis on, and bodies in random orientation likewise.
+Flat faces along the grid, for which 13 directions are few, are underestimated: by 7 % with cubic
+voxels, and with voxels of 50 x 10 x 10 nm by 14 % (faces across y or x) to 23 % (across z). To
+count the faces of voxels instead is right for those and half as much again for everything else.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,22 +29,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.spatial import SphericalVoronoi
 
 from densejax.data.blocks import cut_blocks
 from densejax.data.formats import Box
 from densejax.segmentation.label_blocks import Tables, run_blocks
-from densejax.segmentation.objects.parts import FAR, run_extents, touches_border
-from densejax.segmentation.objects.runs import Runs, find_runs
-from densejax.segmentation.objects.surface_area import (
-    DIRECTIONS,
-    FACES,
-    crossing_areas,
-    mixed_cells,
-    pair_of_corners,
-)
+from densejax.segmentation.objects.block import FAR, Runs, find_runs, run_extents, touches_border
 
 BLOCK_VOXELS = 2**23
 MAP_SCALE = 1 / 255  # maps are stored as 0..255 for 0..1
+# Steps from a voxel to half of its neighbours; the other half are the same lines.
+DIRECTIONS = tuple(
+    step for step in itertools.product((-1, 0, 1), (-1, 0, 1), (-1, 0, 1)) if step > (0, 0, 0)
+)
+# Looked at together: what is made of so many fits into a core's cache.
+SLAB_VOXELS = 2**18
+# Across z, y and x: of these two voxels share a face.
+FACES = tuple(DIRECTIONS.index(step) for step in ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
 
 
 @dataclass(frozen=True)
@@ -73,7 +92,7 @@ class Objects:
 
 
 def measure_objects(
-    instances: Any,
+    objects: Any,
     *,
     classes: np.ndarray,
     voxel_nm: Sequence[float],
@@ -88,7 +107,7 @@ def measure_objects(
     """Measure all objects of a volume.
 
     Args:
-      instances: [z, y, x] unsigned integers, 0 or 1..n, sliced to numpy.
+      objects: [z, y, x] unsigned integers, 0 or 1..n, sliced to numpy.
       classes: [n], label of each object.
       voxel_nm: (z, y, x), nm.
       origin_nm: centre of the first voxel (z, y, x), nm.
@@ -104,13 +123,13 @@ def measure_objects(
       ValueError: a map has another shape, an object has a class without probabilities, or an id is
         above n.
     """
-    shape, count = tuple(instances.shape), len(classes)
+    shape, count = tuple(objects.shape), len(classes)
     sources = _sources(shape, classes, maps or {}, probabilities)
     boxes: Any = cut_blocks(shape, chunks, voxels=block_voxels)
 
     def work(box: Box) -> Tables:
-        around, core = _read_around(instances, box, shape)
-        return measure_block(around, core, box, count=count, sources=sources)
+        around, core = _read_around(objects, box, shape)
+        return _measure_block(around, core, box, count=count, sources=sources)
 
     done = run_blocks(boxes, work, what="measure objects", folder=folder, threads=threads)
     total = _Totals(count, sources, voxel_nm)
@@ -137,7 +156,7 @@ def measure_objects(
 Source = Callable[[Runs, Box], np.ndarray]
 
 
-def measure_block(
+def _measure_block(
     around: np.ndarray,
     core: np.ndarray,
     box: Box,
@@ -145,20 +164,12 @@ def measure_block(
     count: int,
     sources: Mapping[str, Source],
 ) -> Tables:
-    """Count what one block adds to its objects.
+    """Count what one block adds to its m objects; by name, their ``ids`` [m] and what is counted.
 
-    Args:
-      around: [z, y, x] ids of the block, of one more layer beyond its high faces (zeros outside the
-        volume), and of one of zeros before a low face at the volume's border.
-      core: the part of it that is the block.
-      box: of the block in the volume.
-      count: of objects.
-      sources: name -> sums of a map over runs.
-
-    Returns:
-      By name, for the m objects seen: ``ids`` [m], ``voxels`` [m], ``low`` and ``high`` [m, 3],
-      ``moments`` [m, 3] (sums of indices), ``crossings`` [m, 13], one array [m] a source; and for p
-      touching pairs ``pairs`` [p, 2] and ``faces`` [p, 3], shared faces across z, y, x.
+    ``around`` has one more layer beyond the block's high faces (zeros outside the volume), and one
+    of zeros before a low face at the volume's border; ``core`` is the part of it that is the block.
+    Beside sums of each source [m]: ``moments`` [m, 3] (sums of indices), ``crossings`` [m, 13], and
+    for p touching pairs ``pairs`` [p, 2] and ``faces`` [p, 3], shared faces across z, y, x.
     """
     runs = find_runs(core)
     runs = runs.select(runs.values > 0)
@@ -194,9 +205,9 @@ def _crossings(around: np.ndarray, ids: np.ndarray) -> Tables:
     many = len(ids) + 1
     counts = np.zeros((many, len(DIRECTIONS)), np.int64)
     keys: dict[int, np.ndarray] = {}
-    corners = mixed_cells(around)
+    corners = _mixed_corners(around)
     for number, step in enumerate(DIRECTIONS):
-        one, other = (corners[place] for place in pair_of_corners(step))
+        one, other = (corners[place] for place in _pair_of_corners(step))
         differs = one != other
         a, b = one[differs].astype(np.int64), other[differs].astype(np.int64)
         counts[:, number] = np.bincount(a, minlength=many) + np.bincount(b, minlength=many)
@@ -226,7 +237,7 @@ class _Totals:
         self.moments = np.zeros((count, 3), np.float64)
         self.surface = np.zeros(count, np.float64)
         self.sums = {name: np.zeros(count, np.int64) for name in sources}
-        self._areas = crossing_areas(voxel_nm)
+        self._areas = _crossing_areas(voxel_nm)
         self._pairs: list[np.ndarray] = []
         self._faces: list[np.ndarray] = []
 
@@ -302,11 +313,11 @@ def _values(block: Any) -> np.ndarray:
     return np.ascontiguousarray(block if read is None else read().result())
 
 
-def _read_around(instances: Any, box: Box, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _read_around(objects: Any, box: Box, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """A block with the layers that ``measure_block`` wants, and its part that is the block."""
     wide = tuple(slice(s.start, min(s.stop + 1, n)) for s, n in zip(box, shape, strict=True))
     margins = [(int(s.start == 0), int(s.stop == n)) for s, n in zip(box, shape, strict=True)]
-    around = np.pad(_values(instances[wide]), margins)
+    around = np.pad(_values(objects[wide]), margins)
     core = around[
         tuple(
             slice(before, before + s.stop - s.start)
@@ -319,3 +330,48 @@ def _read_around(instances: Any, box: Box, shape: tuple[int, ...]) -> tuple[np.n
 def _mean(sums: np.ndarray, voxels: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         return sums * MAP_SCALE / voxels
+
+
+def _crossing_areas(voxel_nm: Sequence[float]) -> np.ndarray:
+    """Surface in nm^2 that one crossing stands for in each of ``DIRECTIONS``, [13] float64."""
+    steps = np.array(DIRECTIONS) * np.asarray(voxel_nm, float)
+    lengths = np.linalg.norm(steps, axis=1)
+    units = steps / lengths[:, None]
+    areas = SphericalVoronoi(np.concatenate([units, -units])).calculate_areas()
+    weights = (areas[: len(units)] + areas[len(units) :]) / (4 * np.pi)
+    return 2 * float(np.prod(voxel_nm)) * weights / lengths
+
+
+def _mixed_corners(block: np.ndarray) -> np.ndarray:
+    """Corners [8, n] of all cells whose eight voxels are not of one object; corner 4 z + 2 y + x.
+
+    A cell is voxel (z, y, x) with its neighbours up to (z + 1, y + 1, x + 1); a block of n voxels
+    along an axis has n - 1 of them, so that blocks that share one layer of voxels share no cell.
+    Cells of one object hold no crossing, and nearly all are.
+    """
+    depth = max(1, SLAB_VOXELS // max(1, block[0].size))
+    slabs = [block[z : z + depth + 1] for z in range(0, block.shape[0] - 1, depth)]
+    none = np.zeros((8, 0), block.dtype)
+    return np.concatenate([none, *(_mixed_cells(slab) for slab in slabs)], axis=1)
+
+
+def _pair_of_corners(step: Sequence[int]) -> tuple[int, int]:
+    """The two corners of a cell that lie along a step, the second a step from the first."""
+    one, other = (sum(w for w, s in zip((4, 2, 1), step, strict=True) if s == e) for e in (-1, 1))
+    return one, other
+
+
+def _mixed_cells(block: np.ndarray) -> np.ndarray:
+    high, low = block, block
+    for axis in range(3):
+        first = tuple(slice(None, -1) if i == axis else slice(None) for i in range(3))
+        second = tuple(slice(1, None) if i == axis else slice(None) for i in range(3))
+        high, low = np.maximum(high[first], high[second]), np.minimum(low[first], low[second])
+    z, y, x = np.nonzero(high != low)
+    corner = (z * block.shape[1] + y) * block.shape[2] + x
+    flat = np.ascontiguousarray(block).reshape(-1)
+    places = [
+        (dz * block.shape[1] + dy) * block.shape[2] + dx
+        for dz, dy, dx in itertools.product((0, 1), repeat=3)
+    ]
+    return np.stack([flat[corner + place] for place in places])

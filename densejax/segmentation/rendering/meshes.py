@@ -1,4 +1,4 @@
-"""Closed surfaces of the classes or objects of a label volume that need not fit in memory.
+"""Closed surfaces of the classes or objects of a label volume of any size, and their files.
 
 Marching cubes (Lorensen and Cline 1987, tables of Lewiner et al. 2003, by scikit-image) on one
 block after another. Blocks share one layer of voxels, so that each cube of eight voxels is seen
@@ -6,19 +6,25 @@ once, and corners are kept as whole numbers of half voxels, so that neighbouring
 same corner by the same number: they join without a seam. An object that the volume's border cuts
 is closed there.
 
-Surfaces are in nanometres and z, y, x like every array here; what leaves the house in a file is
-x, y, z (``mesh_files``). The centre of the first voxel of an unshifted volume is the origin.
+Surfaces are in nanometres and z, y, x like every array here. The centre of the first voxel of an
+unshifted volume is the origin. In files that other programs open (GLB with names and colours, PLY
+one a surface) coordinates are x, y, z, in the unit that is asked for; right-handed, x to the right,
+y down and z into the depth, as one looks at a section. A GLB says ``unit`` and ``axes`` in its
+scene's extras, a PLY in a comment of its head. (glTF's own unit is the metre and its up is y:
+viewers only place the camera by that.)
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from scipy import ndimage, sparse
 
 from densejax.data.levels import Level
+from densejax.io import write_bytes
 
 BLOCK = (128, 256, 256)
 # Of a mask of zeros and ones. At one half the tables' tests of ambiguous faces meet ties, which the
@@ -26,7 +32,10 @@ BLOCK = (128, 256, 256)
 _LEVEL = 0.51
 PASS_BAND = 0.1
 _BITS = 21  # of a corner's number, for each axis
+NANOMETRES = {"nm": 1.0, "um": 1000.0}
+AXES = "x, y, z; x right, y down, z into the depth"  # of files
 
+Unit = Literal["nm", "um"]
 Progress = Callable[[Iterator[Any], int], Iterator[Any]]
 
 
@@ -306,3 +315,101 @@ def _edges(faces: np.ndarray) -> np.ndarray:
     """The two ends of every edge, [e, 2], the lower first; inner edges twice."""
     pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     return np.sort(pairs, axis=1)
+
+
+def write_glb(
+    surfaces: Mapping[str, Surface],
+    path: str | Path,
+    *,
+    colours: Mapping[str, str] | None = None,
+    unit: Unit = "um",
+) -> Path:
+    """All surfaces in one binary glTF file, one named and coloured mesh each.
+
+    Args:
+      surfaces: by name, in nanometres.
+      path: ends in ``.glb``.
+      colours: ``#RRGGBB`` by name; grey where there is none.
+      unit: of the coordinates in the file, ``um`` or ``nm``.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: there is no surface, or the name ends otherwise.
+      ModuleNotFoundError: trimesh is not installed.
+    """
+    path = _checked(path, ".glb")
+    if not surfaces:
+        raise ValueError(f"{path}: there is no surface to write")
+    trimesh = _trimesh()
+    scene = trimesh.Scene(metadata={"unit": unit, "axes": AXES})
+    for name, surface in surfaces.items():
+        material = trimesh.visual.material.PBRMaterial(
+            name=name,
+            baseColorFactor=_rgba((colours or {}).get(name, "#9BA3AD")),
+            metallicFactor=0.0,
+            roughnessFactor=0.7,
+        )
+        mesh = _mesh(surface, unit)
+        mesh.visual = trimesh.visual.TextureVisuals(material=material)
+        scene.add_geometry(mesh, node_name=name, geom_name=name)
+    return write_bytes(path, scene.export(file_type="glb"))
+
+
+def write_ply(
+    surface: Surface, path: str | Path, *, colour: str = "#9BA3AD", unit: Unit = "um"
+) -> Path:
+    """One surface as a binary PLY file.
+
+    Args:
+      surface: in nanometres.
+      path: ends in ``.ply``.
+      colour: ``#RRGGBB`` of all its vertices.
+      unit: of the coordinates in the file, ``um`` or ``nm``.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: the name ends otherwise.
+      ModuleNotFoundError: trimesh is not installed.
+    """
+    trimesh = _trimesh()
+    path = _checked(path, ".ply")
+    mesh = _mesh(surface, unit)
+    colours = np.broadcast_to(np.array(_rgba(colour), np.uint8), (len(surface.vertices), 4))
+    mesh.visual = trimesh.visual.ColorVisuals(vertex_colors=colours)
+    head, body = bytes(mesh.export(file_type="ply")).split(b"end_header", 1)
+    comment = f"comment unit {unit}\ncomment axes {AXES}\n".encode()
+    first, rest = head.split(b"element", 1)
+    return write_bytes(path, first + comment + b"element" + rest + b"end_header" + body)
+
+
+def _trimesh() -> Any:
+    try:
+        import trimesh
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "meshes as GLB or PLY need the package trimesh, which is not installed: "
+            "pip install 'densejax[render]'"
+        ) from error
+    return trimesh
+
+
+def _mesh(surface: Surface, unit: str) -> Any:
+    # trimesh would drop and merge vertices of its own accord.
+    return _trimesh().Trimesh(
+        surface.vertices[:, ::-1] / NANOMETRES[unit], surface.faces, process=False
+    )
+
+
+def _rgba(colour: str) -> list[int]:
+    return [*bytes.fromhex(colour.removeprefix("#")), 255]
+
+
+def _checked(path: str | Path, suffix: str) -> Path:
+    path = Path(path)
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"{path} is not a name of a mesh file: expected it to end in {suffix}")
+    return path

@@ -11,11 +11,15 @@ import numpy as np
 from tqdm import tqdm
 
 from densejax.data.levels import Level
-from densejax.plots import animation, overlays, volumes
-from densejax.plots.scenes import Body, Renderer
-from densejax.segmentation.rendering import mesh_files, meshes
-from densejax.segmentation.rendering.sections import counts_along, informative_sections
-from densejax.segmentation.rendering.subjects import Subject, coarse_level
+from densejax.plots import animation, overlays, scenes
+from densejax.plots.scenes import Body
+from densejax.segmentation.rendering import meshes
+from densejax.segmentation.rendering.subjects import (
+    Subject,
+    coarse_level,
+    counts_along,
+    informative_sections,
+)
 
 HEAT_NAMES = {"entropy": "entropy / log(c)", "disagreement": "share of members that disagree"}
 VEILED, VEIL = 0.12, 0.12  # share of the volume from which a class would hide the others; opacity
@@ -131,7 +135,6 @@ def draw_bodies(
     folder: Path,
     *,
     corners_nm: np.ndarray,
-    renderer: Renderer,
     title: str,
     together: str = "all",
     turntable: bool = False,
@@ -144,7 +147,6 @@ def draw_bodies(
       folder: for ``surfaces_NAME.png``, ``all.png`` and ``turntable.mp4`` (``.gif`` where there is
         no ffmpeg, which is said).
       corners_nm: [2, 3], of the volume, (z, y, x).
-      renderer: ``vtk`` or ``matplotlib``.
       title: of the pictures.
       together: name of the picture of all.
       turntable: whether to make the film.
@@ -152,19 +154,22 @@ def draw_bodies(
 
     Returns:
       The files.
+
+    Raises:
+      RuntimeError: pyvista is not installed, or cannot draw here.
     """
     paths = []
-    options: dict[str, Any] = {"corners_nm": corners_nm, "renderer": renderer}
+    options: dict[str, Any] = {"corners_nm": corners_nm}
     for body in bodies:
         alone = dataclasses.replace(body, opacity=1.0)
-        paths.append(folder / f"surfaces_{file_name(body.name)}.png")
-        volumes.picture([alone], title=f"{title}   {body.name}", path=paths[-1], **options)
+        paths.append(folder / f"surfaces_{_file_name(body.name)}.png")
+        scenes.picture([alone], title=f"{title}   {body.name}", path=paths[-1], **options)
     options["title"] = title
     paths.append(folder / f"{together}.png")
-    volumes.picture(bodies, path=paths[-1], **options)
+    scenes.picture(bodies, path=paths[-1], **options)
     if turntable:
         path = folder / f"turntable{animation.film_suffix(report=print)}"
-        paths.append(volumes.turntable(bodies, path, frames=frames, **options))
+        paths.append(scenes.turntable(bodies, path, frames=frames, **options))
     return paths
 
 
@@ -174,14 +179,14 @@ def write_meshes(
     folder: Path,
     *,
     kinds: Sequence[str],
-    unit: mesh_files.Unit,
+    unit: meshes.Unit,
     together: str = "all",
 ) -> list[Path]:
     """One GLB of all surfaces, and a PLY of each.
 
     Raises:
       ValueError: a kind is neither ``glb`` nor ``ply``.
-      RuntimeError: trimesh is not installed.
+      ModuleNotFoundError: trimesh is not installed.
     """
     paths = []
     for kind in kinds:
@@ -189,15 +194,15 @@ def write_meshes(
             raise ValueError(f"--meshes: {kind!r} is neither glb nor ply")
         if kind == "glb":
             path = folder / f"{together}.glb"
-            paths.append(mesh_files.write_glb(surfaces, path, colours=colours, unit=unit))
+            paths.append(meshes.write_glb(surfaces, path, colours=colours, unit=unit))
             continue
         for name, surface in surfaces.items():
-            path = folder / f"{file_name(name)}.ply"
-            paths.append(mesh_files.write_ply(surface, path, colour=colours[name], unit=unit))
+            path = folder / f"{_file_name(name)}.ply"
+            paths.append(meshes.write_ply(surface, path, colour=colours[name], unit=unit))
     return paths
 
 
-def file_name(name: str) -> str:
+def _file_name(name: str) -> str:
     """A class's name as part of a file's."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "class"
 

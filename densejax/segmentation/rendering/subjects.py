@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from densejax.data import ome_zarr
@@ -81,7 +82,7 @@ def open_prediction(folder: Path, *, volume: str = "", dataset: str = "") -> Sub
     offset, shape = about.get("offset", [0, 0, 0]), labels[0].array.shape
     image = None
     try:
-        image = open_image(
+        image = _open_image(
             volume or about["volume"],
             shape,
             voxel_nm=about["voxel_nm"],
@@ -135,11 +136,11 @@ def open_files(
         names = tuple(style.class_names(None, max(2, min(most + 1, 255))))
     shown = None
     if image:
-        shown = open_image(image, levels[0].array.shape, voxel_nm=levels[0].voxel_nm)
+        shown = _open_image(image, levels[0].array.shape, voxel_nm=levels[0].voxel_nm)
     return Subject(levels, names, shown, name=_name(labels), labels_path=labels, image_path=image)
 
 
-def open_image(
+def _open_image(
     path: str,
     shape: Sequence[int],
     *,
@@ -247,3 +248,47 @@ def coarse_level(levels: Sequence[Level]) -> Level:
 def _name(path: str) -> str:
     """What a heading calls a volume."""
     return path.rstrip("/").rsplit("/", 1)[-1].partition(".")[0].replace("_", " ")
+
+
+def informative_sections(counts: ArrayLike, *, number: int = 1) -> list[int]:
+    """Sections, spread over the volume, that show much of every class but the first.
+
+    One in each of ``number`` slabs of equal depth: the one that adds most to the sum over classes
+    of the root of the share of its voxels that is shown, beside those chosen before.
+
+    Args:
+      counts: [n, c], voxels of each class in each section.
+      number: of sections; fewer where there are fewer.
+
+    Returns:
+      Their indexes, rising.
+
+    Raises:
+      ValueError: there is no section, or ``number`` is below one.
+    """
+    counts = np.asarray(counts, float)
+    if counts.ndim != 2 or not len(counts) or number < 1:
+        raise ValueError(f"counts {counts.shape}, number {number}: expected [n, c] and at least 1")
+    rest = counts[:, 1:] if counts.shape[1] > 1 else counts
+    shares = rest / np.maximum(rest.sum(0), 1)
+    shown, chosen = np.zeros(rest.shape[1]), []
+    for slab in np.array_split(np.arange(len(counts)), min(number, len(counts))):
+        gain = np.sqrt(shown + shares[slab]).sum(1)
+        # In a tie, the section nearest to the slab's middle.
+        gain -= 1e-9 * abs(slab - slab.mean())
+        chosen.append(int(slab[np.argmax(gain)]))
+        shown = shown + shares[chosen[-1]]
+    return chosen
+
+
+def counts_along(labels: ArrayLike, classes: int, axis: int) -> np.ndarray:
+    """Voxels of each class in each section across an axis, [n, c] int64.
+
+    Args:
+      labels: [z, y, x] int; values outside 0..c-1 do not count.
+      classes: c.
+      axis: 0, 1 or 2 for sections across z, y or x.
+    """
+    planes = np.moveaxis(np.asarray(labels), axis, 0)
+    known = [plane[(plane >= 0) & (plane < classes)].astype(np.int64) for plane in planes]
+    return np.stack([np.bincount(values, minlength=classes) for values in known])

@@ -1,11 +1,16 @@
-"""Cell or not, by a threshold on the probability: the comparison of section 4.4.4 of the thesis.
+"""What is compared beyond one prediction and one truth: several annotators, thresholds.
 
-All classes but the background are one, the cell, because the network compared with (CDeep3M) finds
-cells only. Its published table gives the MIoU of the two classes: 0.946 against CDeep3M's 0.935.
+People who label the same cell agree as little as their agreement says (figure 4.9 of the thesis); a
+network that agrees with each of them about as well labels as one of them would.
+
+Cell or not, by a threshold on the probability, is section 4.4.4: all classes but the background are
+one, the cell, because the network compared with (CDeep3M) finds cells only. The published table
+gives the MIoU of the two classes: 0.946 against CDeep3M's 0.935.
 """
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +19,108 @@ import tensorstore as ts
 from densejax import metrics
 from densejax.data import ome_zarr
 from densejax.data.formats import Box
-from densejax.segmentation.evaluation.streaming import NONE, boxes_of, read_classes
+from densejax.segmentation.evaluation.streaming import NONE, LabelCounts, boxes_of, read_classes
 from densejax.segmentation.label_blocks import Tables, run_blocks
-from densejax.segmentation.label_volumes import Labelling, Region
+from densejax.segmentation.label_volumes import Labelling, Region, open_labelling
 
 LEVELS = 256  # a probability is a byte
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How n labellings agree, two by two; each pair over the voxels that both have labelled.
+
+    Attributes:
+      names: of the labellings.
+      scores: [n, n] float64 by name of the score: ``miou_all``, ``miou_organelles`` (where there
+        are organelles), ``accuracy`` and ``adjusted_rand``; symmetric, 1 on the diagonal.
+      class_iou: [n, n, c] float64, nan for a class that neither has.
+      fractions: [n, c] float64, the part of the cell that each class takes.
+      confusions: [n, n, c, c] int64, rows the first.
+    """
+
+    names: tuple[str, ...]
+    scores: dict[str, np.ndarray]
+    class_iou: np.ndarray
+    fractions: np.ndarray
+    confusions: np.ndarray
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Every two labellings, the earlier one first."""
+        return list(itertools.combinations(range(len(self.names)), 2))
+
+
+def agreement(counts: LabelCounts, *, organelles: Sequence[int] = ()) -> Agreement:
+    """Derive every pair's scores from the counts.
+
+    Args:
+      counts: of two or more labellings.
+      organelles: classes of MIoU(org); empty leaves that score out.
+    """
+    tables = counts.tables[..., :-1, :-1]
+    scores = {
+        "miou_all": metrics.mean_iou(tables),
+        "accuracy": metrics.accuracy(tables),
+        "adjusted_rand": metrics.adjusted_rand(tables),
+    }
+    if organelles:
+        scores["miou_organelles"] = metrics.mean_iou(tables, classes=organelles)
+    return Agreement(
+        counts.names,
+        {name: np.asarray(values, float) for name, values in scores.items()},
+        np.asarray(metrics.iou(tables), float),
+        np.array([counts.fractions(i) for i in range(len(counts.names))]),
+        tables,
+    )
+
+
+def _parse_pairwise(entries: Sequence[str]) -> list[tuple[str, str]]:
+    """Names and paths from ``name:path`` entries, in their order; each name once."""
+    found: list[tuple[str, str]] = []
+    for entry in entries:
+        name, colon, path = entry.partition(":")
+        if not colon or not name.strip() or not path.strip() or path.startswith("//"):
+            raise ValueError(f"--pairwise: {entry!r}; expected name:path")
+        if name in {"labels", "prediction", *(n for n, _ in found)}:
+            raise ValueError(f"--pairwise: the name {name!r} is taken; expected another")
+        found.append((name.strip(), path.strip()))
+    return found
+
+
+def open_annotators(
+    entries: Sequence[str], *, known: Sequence[Labelling], voxel_nm: Sequence[float] | None = None
+) -> list[Labelling]:
+    """Open the labellings of ``--pairwise`` that are not those already known.
+
+    A known one that is named again keeps its place and gets the new name.
+
+    Args:
+      entries: ``name:path``; a path as ``open_labelling`` takes it.
+      known: the truth and the prediction.
+      voxel_nm: voxel size in nm, (z, y, x), where a file states none.
+
+    Returns:
+      The known ones, perhaps renamed, and the others behind them.
+
+    Raises:
+      FileNotFoundError: a path is not there.
+      ValueError: as ``parse_pairwise`` and ``open_labelling``.
+    """
+    found = list(known)
+    places = {_place(labelling.path): i for i, labelling in enumerate(known)}
+    for name, path in _parse_pairwise(entries):
+        labelling = open_labelling(path, name=name, voxel_nm=voxel_nm)
+        place = places.get(_place(labelling.path))
+        if place is None:
+            found.append(labelling)
+        else:
+            found[place] = replace(found[place], name=name)
+    return found
+
+
+def _place(path: str) -> str:
+    return str(Path(path).resolve())
 
 
 @dataclass(frozen=True)

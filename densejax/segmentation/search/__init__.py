@@ -1,1 +1,0 @@
-"""Searching for an architecture: what is drawn, and what a search comes to."""
