@@ -5,11 +5,11 @@ from .planning import Fingerprint as Fingerprint
 from .planning import Plan as Plan
 from .planning import fingerprint as fingerprint
 from .planning import plan as plan
-from .prediction.load import Ensemble as Ensemble
-from .prediction.load import Segmentation as Segmentation
-from .prediction.load import load as load
 from .report import Summary as Summary
 from .report import summarise_sweep as summarise_sweep
+from .runs import Ensemble as Ensemble
+from .runs import Segmentation as Segmentation
+from .runs import load as load
 from .sources import Parts as Parts
 from .sources import load_parts as load_parts
 from .task import WindowTask as WindowTask
