@@ -265,7 +265,6 @@ class Sweep:
     def _fit(self, shape: Tree) -> tuple[Population, Programs]:
         """Compile before allocating; take fewer slots where the program would not fit."""
         limit = 0.9 * memory_limit(jax.local_devices()[: self._slots])
-        peaks: dict[int, int] = {}
         while True:
             cache = self.workdir / "strategies.json"
             population = Population(self._slots, strategy=self._strategy, cache=cache)
@@ -277,7 +276,6 @@ class Sweep:
             shared = population.replicated_shapes(self.data)
             programs.advance.compile(population.placed_shapes(shape), steps, shared)
             peak = programs.advance.peak_bytes()
-            peaks[population.per_device] = peak
             self.reporter.memory(peak, limit, programs.advance.compile_seconds, self._slots)
             if peak <= limit:
                 return population, programs
