@@ -22,15 +22,10 @@ from typing import Any
 
 from densejax.cli import check_same_config, main, start_folder
 from densejax.inference.whole_volume import StreamResult, stream_volume
+from densejax.segmentation.loading import Architecture, architecture_of
 from densejax.segmentation.prediction import PredictOptions, prepare
 from densejax.segmentation.recipes import RecipeOptions
-from densejax.segmentation.runs import (
-    Architecture,
-    TrainedRun,
-    architecture_of,
-    open_run,
-    read_config,
-)
+from densejax.segmentation.runs import TrainedRun, open_run, read_config
 
 # Settings that change no byte: a prediction may go on with others.
 VARYING = ("devices", "skip_unreadable")

@@ -1,5 +1,8 @@
 from .baseline import Forest as Forest
 from .evaluation.boundaries import boundary_scores as boundary_scores
+from .loading import Ensemble as Ensemble
+from .loading import Segmentation as Segmentation
+from .loading import load as load
 from .networks import network_of as network_of
 from .planning import Fingerprint as Fingerprint
 from .planning import Plan as Plan
@@ -7,9 +10,6 @@ from .planning import fingerprint as fingerprint
 from .planning import plan as plan
 from .report import Summary as Summary
 from .report import summarise_sweep as summarise_sweep
-from .runs import Ensemble as Ensemble
-from .runs import Segmentation as Segmentation
-from .runs import load as load
 from .sources import Parts as Parts
 from .sources import load_parts as load_parts
 from .task import WindowTask as WindowTask

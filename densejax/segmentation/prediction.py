@@ -16,15 +16,9 @@ from densejax.inference.outputs import PREDICTION, read_prediction
 from densejax.inference.stream import BLOCK_VOXELS
 from densejax.inference.tiles import Box, Sizes, Windowing, pooling_factor
 from densejax.inference.whole_volume import StreamJob, StreamOptions
+from densejax.segmentation.loading import Architecture, architecture_of
 from densejax.segmentation.recipes import RecipeOptions
-from densejax.segmentation.runs import (
-    Architecture,
-    TrainedRun,
-    architecture_of,
-    open_run,
-    read_config,
-    warn_of_voxels,
-)
+from densejax.segmentation.runs import TrainedRun, open_run, read_config, warn_of_voxels
 from densejax.segmentation.sources import three
 from densejax.typing import Params
 
