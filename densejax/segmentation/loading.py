@@ -216,9 +216,9 @@ class Ensemble:
 
             return LazyArray(lazy.shape, dtype, shown)
 
-        doubt = (read(name, np.float32, 1 / 255) for name in ("entropy", "disagreement"))
         labels = read("labels", np.int32, 1)
-        return Segmentation(labels, None, *doubt, self.run.class_names, voxel)
+        entropy, other = (read(n, np.float32, 1 / 255) for n in ("entropy", "disagreement"))
+        return Segmentation(labels, None, entropy, other, self.run.class_names, voxel)
 
     def _probabilities(self, views: Views) -> Any:
         if views not in self._programs:
