@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,16 +67,15 @@ def centrality(window: Sizes, *, anisotropy: tuple[float, float, float] = (4, 1,
 
 def window_bar(name: str) -> Progress:
     """A bar on a terminal; in a log file, one line when the volume is labelled."""
-    return partial(_window_bar, name)
 
+    def bar(tiles: Iterator[Any], total: int) -> Iterator[Any]:
+        shown, start = sys.stdout.isatty(), time.perf_counter()
+        yield from tqdm(tiles, total=total, desc=f"label {name}", unit="window", disable=not shown)
+        if not shown:
+            seconds = time.perf_counter() - start
+            print(f"labelled {name}: {total} windows in {seconds:.0f} s", flush=True)
 
-def _window_bar(name: str, tiles: Iterator[Any], total: int) -> Iterator[Any]:
-    shown = sys.stdout.isatty()
-    start = time.perf_counter()
-    yield from tqdm(tiles, total=total, desc=f"label {name}", unit="window", disable=not shown)
-    if not shown:
-        seconds = time.perf_counter() - start
-        print(f"labelled {name}: {total} windows in {seconds:.0f} s", flush=True)
+    return bar
 
 
 def predict_volume(
