@@ -30,10 +30,11 @@ from scipy.stats import sem
 from densejax import metrics
 from densejax.cli import main, option, start_folder
 from densejax.data.augment import draw_window
-from densejax.data.datasets import LabelledVolume, standardise
+from densejax.data.datasets import LabelledVolume
 from densejax.data.extra_windows import Patch, cut_patch, draw_mixed_window, extra_arrays
-from densejax.inference.predict import Prediction, Sizes, predict_volume
-from densejax.inference.rank import rank_members
+from densejax.data.windows import Sizes
+from densejax.inference.sliding_window import Prediction, predict_volume
+from densejax.inference.tiles import Windowing
 from densejax.io import markdown, write_csv, write_text
 from densejax.models.hybrid import Hybrid2D3D
 from densejax.models.layers import draw_parameters
@@ -47,7 +48,7 @@ from densejax.segmentation.prepare import sweep_data
 from densejax.segmentation.task import WindowTask
 from densejax.stats import sign_flip_p
 from densejax.training.checkpoint import restore_tree
-from densejax.training.folders import members_of
+from densejax.training.folders import members_of, rank_members
 from densejax.training.logs import Reporter
 from densejax.training.sweep import Schedule, Sweep
 from densejax.typing import Batch, Params
@@ -176,10 +177,8 @@ class Loop:
         placed = population.place(jax.tree.map(lambda *leaves: np.stack(leaves), *members))
         return predict_volume(
             lambda tile: population.fetch(program(placed, population.replicate(tile))),
-            standardise(volume.images),
-            window=self.window,
-            output=self.output,
-            overlap=(0, self.output[1] // 4, self.output[2] // 4),
+            volume.images,
+            Windowing(self.window, self.output, (0, self.output[1] // 4, self.output[2] // 4)),
         )
 
     def patch(self, corner: Corner) -> Patch:

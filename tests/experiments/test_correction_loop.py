@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import jaccard_score
 
 from densejax.cli import few_steps
-from densejax.inference.predict import Prediction
+from densejax.inference.sliding_window import Prediction
 from experiments import correction_loop
 from experiments.correction_loop import Row, paired_difference
 

@@ -14,7 +14,7 @@ pytest.importorskip("skimage", reason="surfaces need scikit-image")
 from densejax.data import ome_zarr
 from densejax.plots.scenes import why_not
 from densejax.segmentation.rendering import subjects
-from densejax.training.recording import frames_of
+from densejax.training.folders import frames_of
 from experiments import render, segment
 
 needs_vtk = pytest.mark.skipif(bool(why_not()), reason=why_not())

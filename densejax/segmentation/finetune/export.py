@@ -23,8 +23,7 @@ import tifffile
 from densejax.data.formats import LazyArray
 from densejax.data.formats_chunked import is_remote
 from densejax.data.volumes import Volume, open_volume
-from densejax.data.windows import evaluation_corners
-from densejax.inference.predict import Sizes
+from densejax.data.windows import Sizes, evaluation_corners
 from densejax.io import write_csv
 from densejax.plots.style import class_colours
 from densejax.segmentation.finetune import corrections
