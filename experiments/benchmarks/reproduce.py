@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from densejax.active.curves import alc, break_even
+from densejax.active.rounds.curves import alc, break_even
 from densejax.minima.reading import MEASURED, MEASURES, Basin, Minimum
 from densejax.minima.report import by_run, by_share, find
 from densejax.stats import (

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.active.oracles import LabelsNeededError
+from densejax.active.rounds.oracles import LabelsNeededError
 from densejax.classification.pretrained import Encoder, fresh, save_encoder
 from experiments import active
 
