@@ -1,22 +1,26 @@
 """VAAL: samples whose code a discriminator takes for unlabelled, by adversarial training."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.tree_util import Partial
 
 from densejax.active.pool import Pool, Selection, Selector, check_budget
 from densejax.active.rows import first, take_rows
 from densejax.active.scores import Score, evaluate
-from densejax.active.strategies.adversary import Settings, corner, judge, train
 from densejax.classification.task import ImageTask
+from densejax.data.images import augment, standardise
 from densejax.models.vae import VAE, Discriminator
 from densejax.trees import all_finite
-from densejax.typing import Array, Key
+from densejax.typing import Array, Key, Params
 
+Standard: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]] | None
 WIDTHS = (128, 256, 512, 1024)
 # The published window of pictures of at least this size, pixels.
 WINDOW = 64
@@ -128,7 +132,7 @@ def vaal(
             "vaal needs labelled samples (pool labelled) to tell the others from; found none: "
             "choose the first ones at random or by features"
         )
-    settings = Settings(
+    settings = _Settings(
         vae=VAE(channels=c, window=window, latent=latent, widths=tuple(widths)),
         discriminator=Discriminator(),
         batch=batch,
@@ -146,15 +150,15 @@ def vaal(
     labelled = pool.is_labelled[rows]
     order = np.argsort(~labelled, kind="stable").astype(np.int32)
     images = jnp.asarray(take_rows(pool.images, rows))
-    state = train(train_key, images, order, int(labelled.sum()), steps, settings=settings)
+    state = _train(train_key, images, order, int(labelled.sum()), steps, settings=settings)
     if not bool(all_finite(state)):
         raise ValueError(
             f"vaal: parameters are not finite after {steps} steps; found rates {vae_rate} and "
             f"{discriminator_rate}, expected smaller ones"
         )
-    place = corner(place_key, (y, x), window)
+    place = _corner(place_key, (y, x), window)
     trained = state.vae, state.stats, state.discriminator
-    logits = judge(settings.vae, settings.discriminator, settings.standard)
+    logits = _judge(settings.vae, settings.discriminator, settings.standard)
     score = Score("vaal", ("images",), Partial(logits, trained, place))
     free = np.flatnonzero(pool.available)
     values = evaluate(score, pool, rows=free)
@@ -263,3 +267,233 @@ def _levels(y: int, x: int) -> int:
             f"vaal: pictures of {y} x {x} pixels; expected 64 or more, or square of a multiple of 4"
         )
     return levels
+
+
+# ---- the training: autoencoder and discriminator against each other ----
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The networks and how they are trained; rates and weights may be arrays."""
+
+    vae: VAE
+    discriminator: Discriminator
+    batch: int = 128
+    vae_rate: Array | float = 5e-4
+    discriminator_rate: Array | float = 5e-4
+    adversary: Array | float = 1.0
+    kl: Literal["sum", "mean"] = "sum"
+    beta: Array | float = 1.0
+    recipe: Literal["none", "cifar", "imagenet", "simclr", "moco"] = "none"
+    decay: Literal["none", "cosine"] = "none"
+    standard: Standard = None
+
+
+jax.tree_util.register_dataclass(
+    _Settings,
+    data_fields=["vae_rate", "discriminator_rate", "adversary", "beta"],
+    meta_fields=["vae", "discriminator", "batch", "kl", "recipe", "decay", "standard"],
+)
+
+
+class _State(NamedTuple):
+    """Parameters, the autoencoder's running moments, and states of ``optax.scale_by_adam``."""
+
+    vae: Params
+    stats: Params
+    discriminator: Params
+    vae_adam: Any
+    discriminator_adam: Any
+
+
+def _vae_loss(
+    images: Array,
+    again: Array,
+    mean: Array,
+    log_variance: Array,
+    *,
+    kl: Literal["sum", "mean"] = "sum",
+    beta: Array | float = 1.0,
+) -> jax.Array:
+    """Mean squared error of all numbers + beta * KL(N(mean, variance) || N(0, 1)).
+
+    Divergences of the b samples are added up, as released, or averaged.
+    """
+    error = jnp.mean(jnp.square(jnp.asarray(again) - images))
+    terms = 1 + jnp.asarray(log_variance) - jnp.square(mean) - jnp.exp(log_variance)
+    divergence = -0.5 * jnp.sum(terms)
+    return error + beta * (divergence / mean.shape[0] if kl == "mean" else divergence)
+
+
+def _adversarial_loss(labelled: Array, unlabelled: Array) -> jax.Array:
+    """What the autoencoder pays where not all is taken for labelled: logits [b], [u] -> scalar.
+
+    The sum of both means of -log D, equation 3 of the paper.
+    """
+    return jnp.mean(jax.nn.softplus(-labelled)) + jnp.mean(jax.nn.softplus(-unlabelled))
+
+
+def _discriminator_loss(labelled: Array, unlabelled: Array) -> jax.Array:
+    """Binary cross-entropy of the discriminator, equation 4: logits [b], [u] -> scalar.
+
+    The sum of the means of -log D of labelled and of -log(1 - D) of unlabelled samples.
+    """
+    return jnp.mean(jax.nn.softplus(-labelled)) + jnp.mean(jax.nn.softplus(unlabelled))
+
+
+def _start(key: Key, *, settings: _Settings) -> _State:
+    """Networks and optimisers before the first step."""
+    one, two = jax.random.split(key)
+    side = settings.vae.window
+    variables = settings.vae.init(one, jnp.zeros((1, side, side, settings.vae.channels)))
+    judge = settings.discriminator.init(two, jnp.zeros((1, settings.vae.latent)))["params"]
+    adam = optax.scale_by_adam()
+    vae = variables["params"]
+    return _State(vae, variables["batch_stats"], judge, adam.init(vae), adam.init(judge))
+
+
+def _vae_step(
+    key: Key,
+    state: _State,
+    labelled: Array,
+    unlabelled: Array,
+    *,
+    settings: _Settings,
+    factor: Array | float = 1.0,
+) -> tuple[_State, jax.Array]:
+    """One step of the autoencoder and its loss; nothing of the discriminator changes.
+
+    The loss is ``_vae_loss`` of the labelled and of the unlabelled pictures [b, window, window, c],
+    each batch normalised by its own moments, + lambda_2 ``_adversarial_loss`` of their means. The
+    two halves of the key, by ``split``, are of the codes of both.
+    """
+
+    def loss(params: Params) -> tuple[jax.Array, Params]:
+        stats, total, means = state.stats, jnp.zeros(()), []
+        for part, images in zip(jax.random.split(key), (labelled, unlabelled), strict=True):
+            (again, out), changed = settings.vae.apply(
+                {"params": params, "batch_stats": stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"latent": part},
+            )
+            stats = changed["batch_stats"]
+            code = out["mean"], out["log_variance"]
+            total += _vae_loss(images, again, *code, kl=settings.kl, beta=settings.beta)
+            means.append(out["mean"])
+        logits = (_logits(settings.discriminator, state.discriminator, mean) for mean in means)
+        return total + settings.adversary * _adversarial_loss(*logits), stats
+
+    (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(state.vae)
+    vae, adam = _adam(state.vae, grads, state.vae_adam, settings.vae_rate * factor)
+    return state._replace(vae=vae, stats=stats, vae_adam=adam), value
+
+
+def _discriminator_step(
+    state: _State,
+    labelled: Array,
+    unlabelled: Array,
+    *,
+    settings: _Settings,
+    factor: Array | float = 1.0,
+) -> tuple[_State, jax.Array]:
+    """One step of the discriminator on ``_discriminator_loss`` of the means of both batches.
+
+    The autoencoder's parameters do not change; its running moments do, as released, for its
+    encoder (the decoder's, which no query uses, are left alone).
+    """
+    stats, means = state.stats, []
+    for images in (labelled, unlabelled):
+        (mean, _), changed = settings.vae.apply(
+            {"params": state.vae, "batch_stats": stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            method="encode",
+        )
+        # Where only the encoder is applied, only its moments may come back.
+        stats = {**stats, **changed["batch_stats"]}
+        means.append(mean)
+
+    def loss(params: Params) -> jax.Array:
+        return _discriminator_loss(
+            *(_logits(settings.discriminator, params, mean) for mean in means)
+        )
+
+    value, grads = jax.value_and_grad(loss)(state.discriminator)
+    judge, adam = _adam(
+        state.discriminator, grads, state.discriminator_adam, settings.discriminator_rate * factor
+    )
+    return state._replace(discriminator=judge, stats=stats, discriminator_adam=adam), value
+
+
+def _logits(discriminator: Discriminator, params: Params, code: jax.Array) -> jax.Array:
+    return discriminator.apply({"params": params}, code)[0]
+
+
+def _adam(params: Params, grads: Params, adam: Any, rate: Array | float) -> tuple[Params, Any]:
+    directions, adam = optax.scale_by_adam().update(grads, adam)
+    return jax.tree.map(lambda p, d: p - rate * d, params, directions), adam
+
+
+@jax.jit
+def _train(
+    key: Key,
+    images: jax.Array,
+    order: jax.Array,
+    count: jax.Array,
+    steps: jax.Array,
+    *,
+    settings: _Settings,
+) -> _State:
+    """All steps: images [r, y, x, c] uint8, order [r] of which the first ``count`` are labelled."""
+
+    def draw(key: Key, low: Array | int, high: Array | int, place: jax.Array) -> jax.Array:
+        one, two = jax.random.split(key)
+        rows = order[jax.random.randint(one, (settings.batch,), low, high)]
+        drawn = images[rows].astype(jnp.float32) / 255
+        drawn = augment(two, drawn, recipe=settings.recipe)
+        return _cut(drawn, place, settings.vae.window, settings.standard)
+
+    def step(number: jax.Array, state: _State) -> _State:
+        at, one, two, code = jax.random.split(jax.random.fold_in(key, number + 1), 4)
+        place = _corner(at, (images.shape[1], images.shape[2]), settings.vae.window)
+        labelled = draw(one, 0, count, place)
+        unlabelled = draw(two, count, len(order), place)
+        cosine = 0.5 * (1 + jnp.cos(jnp.pi * number / steps))
+        factor = cosine if settings.decay == "cosine" else 1.0
+        state, _ = _vae_step(code, state, labelled, unlabelled, settings=settings, factor=factor)
+        return _discriminator_step(state, labelled, unlabelled, settings=settings, factor=factor)[0]
+
+    state = _start(jax.random.fold_in(key, 0), settings=settings)
+    return jax.lax.fori_loop(0, steps, step, state)
+
+
+@lru_cache(maxsize=32)
+def _judge(vae: VAE, discriminator: Discriminator, standard: Standard) -> Any:
+    """One function for the same networks, so that a score of it is compiled once."""
+
+    def logits(trained: tuple, place: jax.Array, images: jax.Array) -> jax.Array:
+        params, stats, adversary = trained
+        # A ranking hangs on it: no rounding to shorter numbers in products.
+        with jax.default_matmul_precision("highest"):
+            seen = _cut(images / 255, place, vae.window, standard)
+            variables = {"params": params, "batch_stats": stats}
+            mean, _ = vae.apply(variables, seen, method="encode")
+            return _logits(discriminator, adversary, mean)
+
+    return logits
+
+
+def _corner(key: Key, size: tuple[int, int], window: int) -> jax.Array:
+    """[2] int32, where a window begins; anywhere inside."""
+    free = jnp.array([size[0] - window + 1, size[1] - window + 1])
+    return jax.random.randint(key, (2,), 0, free)
+
+
+def _cut(images: jax.Array, place: jax.Array, side: int, standard: Standard) -> jax.Array:
+    """The window of [b, y, x, c] in [0, 1], in the numbers that the autoencoder takes."""
+    sizes = (images.shape[0], side, side, images.shape[3])
+    images = jax.lax.dynamic_slice(images, (0, place[0], place[1], 0), sizes)
+    return images if standard is None else standardise(images, mean=standard[0], std=standard[1])

@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 
 from densejax.active.pool import Pool
-from densejax.active.strategies import adversary
 from densejax.active.strategies import vaal as module
-from densejax.active.strategies.adversary import Settings, start
 from densejax.active.strategies.vaal import CIFAR, IMAGENET, vaal
 from densejax.models.vae import VAE, Discriminator
 
@@ -21,7 +19,7 @@ KEY = jax.random.key(0)
 # A divergence that leaves the codes something to say of so few numbers a picture.
 OPTIONS = {"steps": 150, "widths": (8, 16), "batch": 32, "latent": 8, "kl": "mean", "beta": 0.01}
 FAST = OPTIONS | {"steps": 3}
-SMALL = Settings(
+SMALL = module._Settings(
     vae=VAE(channels=2, window=8, latent=3, widths=(4, 5)),
     discriminator=Discriminator(widths=(6, 7)),
     adversary=2.5,
@@ -29,7 +27,7 @@ SMALL = Settings(
     vae_rate=1e-3,
     discriminator_rate=2e-3,
 )
-vae_step, discriminator_step = jax.jit(adversary.vae_step), jax.jit(adversary.discriminator_step)
+vae_step, discriminator_step = jax.jit(module._vae_step), jax.jit(module._discriminator_step)
 
 
 def world(seed, *, absent, n=200, side=8):
@@ -57,17 +55,17 @@ def test_losses_are_those_of_pytorch():
     q = normal(torch.tensor(mean), torch.tensor(log_variance / 2).exp())
     kl = torch.distributions.kl_divergence(q, normal(0.0, 1.0)).sum(1)
     error = nn.functional.mse_loss(torch.tensor(again), torch.tensor(x))
-    found = adversary.vae_loss(x, again, mean, log_variance)
+    found = module._vae_loss(x, again, mean, log_variance)
     np.testing.assert_allclose(found, error + kl.sum(), rtol=1e-5)
-    found = adversary.vae_loss(x, again, mean, log_variance, kl="mean", beta=0.3)
+    found = module._vae_loss(x, again, mean, log_variance, kl="mean", beta=0.3)
     np.testing.assert_allclose(found, error + 0.3 * kl.mean(), rtol=1e-5)
     labelled, unlabelled = numbers(4, 6), numbers(5, 3)
     p, q = torch.sigmoid(torch.tensor(labelled)), torch.sigmoid(torch.tensor(unlabelled))
     bce = nn.BCELoss()
     ones, zeros = torch.ones_like, torch.zeros_like
-    found = adversary.adversarial_loss(labelled, unlabelled)
+    found = module._adversarial_loss(labelled, unlabelled)
     np.testing.assert_allclose(found, bce(p, ones(p)) + bce(q, ones(q)), rtol=1e-5)
-    found = adversary.discriminator_loss(labelled, unlabelled)
+    found = module._discriminator_loss(labelled, unlabelled)
     np.testing.assert_allclose(found, bce(p, ones(p)) + bce(q, zeros(q)), rtol=1e-5)
 
 
@@ -119,7 +117,7 @@ def close(found, expected, *, name, atol=1e-5):
 
 def begin():
     labelled, unlabelled = numbers(0, 6, 8, 8, 2), numbers(1, 5, 8, 8, 2) + 1
-    return jax.jit(start)(KEY, settings=SMALL), labelled, unlabelled
+    return jax.jit(module._start)(KEY, settings=SMALL), labelled, unlabelled
 
 
 def test_both_steps_are_those_of_the_released_loop_in_pytorch():
@@ -241,7 +239,7 @@ def test_the_same_key_gives_the_same_query_and_only_of_what_is_free(tmp_path):
 def test_later_rounds_of_a_pool_compile_nothing():
     known, _ = world(3, absent=False)
     found = vaal(KEY, Pool(**known), 5, **FAST)
-    before = adversary.train._cache_size()
+    before = module._train._cache_size()
     labelled = known["labelled"].copy()
     labelled[found.indices] = True
     later = vaal(
@@ -250,7 +248,7 @@ def test_later_rounds_of_a_pool_compile_nothing():
         5,
         **FAST | {"steps": 4, "adversary": 2.0},
     )
-    assert adversary.train._cache_size() == before
+    assert module._train._cache_size() == before
     assert not set(later.indices) & set(np.flatnonzero(labelled))
 
 
