@@ -28,24 +28,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
-from densejax.active import report, settings
-from densejax.active.features import open_features
-from densejax.active.oracles import KnownLabels, LabelFile
-from densejax.active.records import Plan, Samples, Strategy, Trained, read_rounds, together
-from densejax.active.rounds import Rounds
-from densejax.active.strategies import IN_ROUNDS, Options, check_names, in_rounds
-from densejax.classification.pretrained import Encoder, load_encoder, perceptron, with_head
-from densejax.classification.sources import Source, held_out_rows, load_source
-from densejax.classification.task import ImageTask
+from densejax.active.rounds import report, settings
+from densejax.active.rounds.records import Plan, Samples, Trained, read_rounds, together
+from densejax.active.strategies import IN_ROUNDS, Options, Strategy, check_names, in_rounds
 from densejax.cli import check_same_config, main, option, seeds_option, start_folder
-from densejax.data.images import augment
+
+# What a network is made of takes seconds to import: where it is used, so that --help need not.
+if TYPE_CHECKING:
+    from densejax.classification.sources import Source
+    from densejax.classification.task import ImageTask
 
 # Settings that change no number of a round: a run may go on with others.
 VARYING = ("slots", "side", "rounds", "published", "data_folder", "verify")
+VAAL_WIDTH = 128
 
 
 @dataclass(frozen=True)
@@ -110,12 +109,16 @@ class Config:
     odin_temperature: float = option(0.1, "odin: of the softmax")
     odin_step: float = option(0.0014, "odin: of pictures in [0, 1], or features, to certainty")
     vaal_steps: int | None = option(
-        None, "vaal: of a training; none is the classifier's, whole", fast=2
+        None,
+        "vaal: of a training; none is the classifier's, whole",
+        fast=lambda config: 2 if "vaal" in config.strategies else config.vaal_steps,
     )
     vaal_width: int = option(
-        128,
+        VAAL_WIDTH,
         "vaal: channels of the autoencoder's first level",
-        fast=lambda config: min(config.vaal_width, 8),
+        fast=lambda config: min(
+            config.vaal_width, 8 if "vaal" in config.strategies else VAAL_WIDTH
+        ),
     )
     oracle: Literal["known", "file"] = option("known", "the set's labels, or a person with a file")
     evaluate_every: int = option(1, "interval of evaluations", unit="epochs")
@@ -147,8 +150,11 @@ def narrow(config: Config) -> int | None:
     return None if config.pretrained else min(filled(config).width or 4, 4)
 
 
-def load(config: Config) -> Source:
+def load(config: Config) -> "Source":
     """The data set of a filled configuration."""
+    from densejax.active.rounds.features import open_features
+    from densejax.classification.sources import load_source
+
     limits = {"limit": config.limit, "test_limit": config.test_limit, "seed": config.base_seed}
     if config.data == "features":
         return open_features(config.data_folder, **limits)
@@ -156,8 +162,12 @@ def load(config: Config) -> Source:
     return load_source(config.data or "", config.data_folder, **more)
 
 
-def build(config: Config, source: Source, largest: int) -> ImageTask:
+def build(config: Config, source: "Source", largest: int) -> "ImageTask":
     """The network and the task of a filled configuration, for so many labelled samples."""
+    from densejax.classification.pretrained import Encoder, load_encoder, perceptron, with_head
+    from densejax.classification.task import ImageTask
+    from densejax.data.images import augment
+
     classes, width, dropout = len(source.class_names), config.width or 1, config.dropout
     moments: dict[str, Any] = {"mean": source.mean, "std": source.std}
     if config.model in ("mlp", "head") and not config.pretrained:
@@ -192,23 +202,32 @@ def build(config: Config, source: Source, largest: int) -> ImageTask:
     )
 
 
-def ask(config: Config, source: Source, task: ImageTask) -> dict[str, Strategy]:
+def ask(config: Config, source: "Source", task: "ImageTask") -> dict[str, Strategy]:
     """The strategies of a filled configuration."""
-    recipe = config.augmentation or source.recipe
-    vaal = settings.vaal_of(config.values, config.data, schedule=config.schedule, recipe=recipe)
+    said = {"steps": config.vaal_steps, "width": config.vaal_width}
+    vaal: dict[str, Any] | None = None if said == {"steps": None, "width": VAAL_WIDTH} else said
+    if "vaal" in config.strategies:
+        recipe = config.augmentation or source.recipe
+        vaal = said | settings.vaal_of(
+            config.values, config.data, schedule=config.schedule, recipe=recipe
+        )
     same = ("order", "boundary", "radius", "partitions", "dropout", "passes")
     options = Options(
         **{name: getattr(config, name) for name in (*same, "odin_temperature", "odin_step")},
         subsample=settings.subsample_of(config.data),
         task=task,
         images=source.images,
-        vaal=vaal | {"steps": config.vaal_steps, "width": config.vaal_width},
+        vaal=vaal,
     )
     return in_rounds(config.strategies, options, released_start=config.start == "released")
 
 
 def run(config: Config, workdir: Path) -> report.Results:
     """All rounds, and what they came to."""
+    from densejax.active.rounds.engine import Rounds
+    from densejax.active.rounds.oracles import KnownLabels, LabelFile
+    from densejax.classification.sources import held_out_rows
+
     given, config = config, filled(config)
     check_names(config.strategies)
     if config.combine:
@@ -255,7 +274,7 @@ def combine(config: Config, workdir: Path) -> report.Results:
 
 
 def summarise(
-    config: Config, source: Source, rounds: Sequence[Trained], workdir: Path
+    config: Config, source: "Source", rounds: Sequence[Trained], workdir: Path
 ) -> report.Results:
     """Tables and pictures of rounds."""
     published = (

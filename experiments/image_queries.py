@@ -27,9 +27,8 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from densejax.active import query_report as report
-from densejax.active.query_program import Query
-from densejax.active.query_study import Setting, Study
+from densejax.active.rounds import study_report as report
+from densejax.active.rounds.study import Query, Setting, Study
 from densejax.classification.task import ImageTask
 from densejax.cli import main, option, seeds_option, start_folder
 from densejax.data.vision import load_fashion_mnist, load_mnist

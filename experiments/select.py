@@ -22,12 +22,19 @@ from typing import Literal
 import jax
 import numpy as np
 
-from densejax.active import files
-from densejax.active.deriving import NotFiniteError
-from densejax.active.pool import Selection, Selector, check_budget
-from densejax.active.pool_files import AXES, memory_estimate, open_pool
+from densejax.active.pool import (
+    AXES,
+    NotFiniteError,
+    Selection,
+    Selector,
+    check_budget,
+    check_writable,
+    memory_estimate,
+    open_pool,
+    write_query,
+)
+from densejax.active.rows import count_not_finite
 from densejax.active.strategies import STRATEGIES, Options, as_text, from_arrays
-from densejax.active.wrappers import subset
 from densejax.cli import main, option
 
 FAST_ROWS = 1000
@@ -95,10 +102,12 @@ def run(config: Config, *, fast: bool = False) -> Selection:
     if not fast:
         if not config.out:
             raise ValueError("--out is needed: the CSV file to write")
-        files.check_writable(config.out, overwrite=config.overwrite)
+        check_writable(config.out, overwrite=config.overwrite)
     pool, budget = open_pool(vars(config)), config.budget
     check_budget(pool, budget)
     if fast:
+        from densejax.active.wrappers import subset
+
         pool = subset(pool, np.arange(min(pool.size, FAST_ROWS)))
         budget = min(budget, int(pool.available.sum()))
     labelled, free = int(pool.is_labelled.sum()), int(pool.available.sum())
@@ -114,7 +123,9 @@ def run(config: Config, *, fast: bool = False) -> Selection:
         path = getattr(config, error.array, None)
         if not path:
             raise
-        raise ValueError(files.count_not_finite(getattr(pool, error.array), path)) from error
+        if error.overflow:
+            raise ValueError(str(error).replace(f"pool {error.array}", path)) from error
+        raise ValueError(count_not_finite(getattr(pool, error.array), path)) from error
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
         2**20 if sys.platform == "darwin" else 2**10
@@ -124,7 +135,7 @@ def run(config: Config, *, fast: bool = False) -> Selection:
     if fast:
         print("nothing written: --fast_dev_run")
     else:
-        files.write_query(selection, config.out, overwrite=config.overwrite)
+        write_query(selection, config.out, overwrite=config.overwrite)
         print(f"written to {config.out}")
     return selection
 

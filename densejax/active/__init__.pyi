@@ -1,7 +1,3 @@
-from .boundary import base as base
-from .boundary import mase as mase
-from .centres import badge as badge
-from .centres import core_set as core_set
 from .pool import Pool as Pool
 from .pool import Selection as Selection
 from .pool import Selector as Selector
@@ -10,4 +6,8 @@ from .scores import ranked as ranked
 from .strategies import STRATEGIES as STRATEGIES
 from .strategies import Options as Options
 from .strategies import select as select
+from .strategies.badge import badge as badge
+from .strategies.base import base as base
+from .strategies.base import mase as mase
+from .strategies.core_set import core_set as core_set
 from .wrappers import partitioned as partitioned

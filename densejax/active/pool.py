@@ -7,22 +7,30 @@ disk (a NumPy memory map, a TensorStore): they are read in chunks of rows, so th
 memory of the host nor that of the device need hold them.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
-from densejax.active.deriving import Head, linear_head, prepare, refuse, stored
-from densejax.active.reading import read_chunks, sharing
-from densejax.active.rows import check_truth
-from densejax.active.rows import first as first
-from densejax.active.rows import members as members
-from densejax.typing import UNLABELLED, Array, Key
+from densejax.active.rows import (
+    PROBED,
+    check_distributions,
+    check_probabilities,
+    open_array,
+    open_head,
+    open_labels,
+    open_members,
+    read_chunks,
+)
+from densejax.io import write_csv
+from densejax.typing import Array, Key
+
+Head: TypeAlias = tuple[jax.Array, jax.Array]
 
 # Bytes of one chunk of rows: large enough for full speed of a matrix product, small enough that a
 # few of them (read ahead, on the device, results) are nothing beside any machine's memory.
@@ -32,10 +40,15 @@ CHUNK_BYTES = 64 * 2**20
 # to the system and cleared for each chunk anew, which takes longer than to read it.
 HOST_BYTES = 16 * 2**20
 
-# Bytes of a chunk of which each sample's score is computed on a CPU: what stays in its cache
-# between the matrix product and what follows.
-CACHE_BYTES = 4 * 2**20
 
+# Arrays that come from files, and their axes.
+AXES = {
+    "features": ("n", "d"),
+    "logits": ("n", "c"),
+    "probabilities": ("n", "c"),
+    "passes": ("n", "m", "c"),
+}
+FILES = (*AXES, "weights", "labels", "labelled", "held_out")
 
 # What ``chunks`` reads; the logits and probabilities may be computed instead.
 READABLE = ("features", "logits", "probabilities", "passes", "images", "mask", "labels")
@@ -114,6 +127,7 @@ class Pool:
                     f"pool {name}: expected {rank} axes or more, found shape {array.shape}"
                 )
         self._check_head()
+        self._check_classes()
         if self.labelled is not None and self.held_out is not None:
             both = np.flatnonzero(np.asarray(self.labelled) & np.asarray(self.held_out))
             if both.size:
@@ -139,6 +153,11 @@ class Pool:
             array = getattr(self, name)
             if array is not None and array.shape[-1] != c:
                 raise ValueError(f"pool {name} {tuple(array.shape)}, but the head has {c} classes")
+
+    def _check_classes(self) -> None:
+        for name in ("logits", "probabilities", "passes", "kernel"):
+            if (array := getattr(self, name)) is not None:
+                _at_least_two(int(array.shape[-1]), f"pool {name} {tuple(array.shape)}")
 
     @property
     def size(self) -> int:
@@ -171,6 +190,15 @@ class Pool:
         return free if self.held_out is None else free & ~np.asarray(self.held_out, bool)
 
 
+def _at_least_two(count: int, what: str) -> None:
+    """Refuse a class axis of fewer than two classes, of which no score can tell anything."""
+    if count < 2:
+        raise ValueError(
+            f"{what}: found {count} class{'es' * (count != 1)}, expected 2 or more. The one logit "
+            "z of a sigmoid is the two logits -z/2 and z/2"
+        )
+
+
 def check_budget(pool: Pool, budget: int) -> int:
     """The budget, if the pool can serve it.
 
@@ -184,28 +212,6 @@ def check_budget(pool: Pool, budget: int) -> int:
             f"nor held out (of {pool.size})"
         )
     return int(budget)
-
-
-def known_labels(pool: Pool) -> np.ndarray:
-    """Labels of the labelled samples: [n] int32, -1 for every other.
-
-    Raises:
-      ValueError: the pool has no labels, a labelled sample has none, or one is outside the classes.
-    """
-    if pool.labels is None:
-        raise ValueError("this selector needs the labels of the labelled samples (pool labels)")
-    labels = np.where(pool.is_labelled, np.asarray(pool.labels), UNLABELLED).astype(np.int32)
-    missing = np.flatnonzero(pool.is_labelled & (labels < 0))
-    if missing.size:
-        raise ValueError(
-            f"{missing.size} labelled samples have no label, the first is {missing[0]}"
-        )
-    if labels.max(initial=-1) >= pool.classes:
-        first = int(np.flatnonzero(labels >= pool.classes)[0])
-        raise ValueError(
-            f"label {labels[first]} of sample {first} is outside the {pool.classes} classes"
-        )
-    return labels
 
 
 def chunks(
@@ -227,14 +233,14 @@ def chunks(
     Raises:
       ValueError: an array is missing, or holds a value that is not finite (count and first row).
     """
-    arrays = _arrays(pool, needs)
-    head = _head(pool, arrays, needs)
+    arrays = arrays_of(pool, needs)
+    head = head_of(pool, arrays, needs)
     total = pool.size if rows is None else len(rows)
     if size is None:
-        size = _chunk_rows(pool, needs, total, _limit(jax.local_devices()[0], HOST_BYTES))
+        size = chunk_rows(pool, needs, total, device=jax.local_devices()[0], on_host=HOST_BYTES)
     size = max(1, min(size, total))
     waiting: tuple[np.ndarray, dict, dict, jax.Array] | None = None
-    for ids, host in read_chunks(arrays, total, size, rows=rows):
+    for ids, host in checked_chunks(arrays, total, size, rows=rows):
         read = {name: jax.device_put(part) for name, part in host.items()}
         # The values of this chunk are on their way while the caller works with the one before.
         derived, finite = prepare(read, head, needs=tuple(needs))
@@ -243,6 +249,25 @@ def chunks(
         waiting = ids, read, derived, finite
     if waiting is not None:
         yield _checked(*waiting, needs=needs)
+
+
+def checked_chunks(
+    arrays: Mapping[str, Any], total: int, size: int, *, rows: Array | None = None, buffers: int = 0
+) -> Iterator[tuple[np.ndarray, dict[str, Array]]]:
+    """``read_chunks`` of a pool's arrays, the first rows of which must be what they should be.
+
+    Raises:
+      ValueError: as of ``read_chunks``, or probabilities or passes are no distributions.
+    """
+    seen = 0
+    for ids, host in read_chunks(arrays, total, size, rows=rows, buffers=buffers):
+        if seen < PROBED:
+            for name in ("probabilities", "passes"):
+                if name in host:
+                    part = host[name][: min(len(ids), PROBED - seen)]
+                    check_distributions(ids, np.asarray(part), f"pool {name}")
+        seen += len(ids)
+        yield ids, host
 
 
 def _checked(
@@ -254,26 +279,25 @@ def _checked(
     return ids, {name: known[name] for name in needs}
 
 
-def _arrays(pool: Pool, needs: Sequence[str]) -> dict[str, Any]:
-    """The arrays to read."""
+def arrays_of(pool: Pool, needs: Sequence[str]) -> dict[str, Any]:
+    """The arrays to read, by name, from which ``needs`` are read or computed."""
     present = [name for name in (*READABLE, "kernel") if getattr(pool, name) is not None]
-    return {name: getattr(pool, name) for name in stored(present, needs)}
+    return {name: getattr(pool, name) for name in _stored(present, needs)}
 
 
-def _head(pool: Pool, arrays: dict[str, Any], needs: Sequence[str]) -> Head | None:
+def head_of(pool: Pool, arrays: dict[str, Any], needs: Sequence[str]) -> Head | None:
     """The head, if something is computed by it."""
     if pool.kernel is None or "features" not in arrays or not set(needs) - set(arrays):
         return None
     return linear_head(pool.kernel, pool.bias)
 
 
-def _limit(device: jax.Device, on_host: int) -> int:
-    return min(CHUNK_BYTES, on_host) if device.platform == "cpu" else CHUNK_BYTES
-
-
-def _chunk_rows(pool: Pool, needs: Sequence[str], total: int, limit: int) -> int:
-    """Rows of a chunk whose arrays, stored and derived, are about ``limit`` bytes."""
-    arrays = _arrays(pool, needs)
+def chunk_rows(
+    pool: Pool, needs: Sequence[str], total: int, *, device: jax.Device, on_host: int
+) -> int:
+    """Rows of a chunk, stored and derived: ``CHUNK_BYTES``; on a CPU at most ``on_host`` bytes."""
+    limit = min(CHUNK_BYTES, on_host) if device.platform == "cpu" else CHUNK_BYTES
+    arrays = arrays_of(pool, needs)
     floats = sum(int(np.prod(array.shape[1:])) for array in arrays.values())
     if derived := sum(name not in arrays for name in needs):
         logits = (pool.classes,) if pool.logits is None else pool.logits.shape[1:]
@@ -283,109 +307,261 @@ def _chunk_rows(pool: Pool, needs: Sequence[str], total: int, limit: int) -> int
     return min(total, rows if rows < 64 else rows // 64 * 64)
 
 
-@dataclass(frozen=True)
-class Score:
-    """A value of each sample alone, whatever the budget and whatever else is chosen.
+def _stored(present: Collection[str], needs: Sequence[str]) -> tuple[str, ...]:
+    """The arrays from which ``needs`` are read or computed, each once."""
+    return tuple(dict.fromkeys(_source(present, name) for name in needs))
 
-    Attributes:
-      name: what it is called in tables.
-      needs: the arrays of the pool that ``function`` takes, in its order.
-      function: pure function of [s, ...] arrays, one argument each of ``needs``, to [s] float32
-        (or [s, c] if ``classwise``: a value for every class). Compiled once: give the same function
-        again, not a new one of the same text; arrays that it needs besides, as a
-        ``jax.tree_util.Partial``.
-      largest_first: whether the largest values are queried first, or the smallest.
-      classwise: whether there is a value for every class.
+
+def _source(present: Collection[str], name: str) -> str:
+    if name in present:
+        return name
+    if name == "logits" and {"features", "kernel"} <= set(present):
+        return "features"
+    if name == "probabilities" and ("logits" in present or "kernel" in present):
+        return _source(present, "logits")
+    ways = {
+        "logits": "logits, or features and the kernel of a linear head",
+        "probabilities": "probabilities, logits, or features and the kernel of a linear head",
+    }
+    raise ValueError(f"this selector needs the pool's {ways.get(name, name)}")
+
+
+def linear_head(kernel: Array, bias: Array | None) -> Head:
+    """A head as float32 arrays.
+
+    Args:
+      kernel: [d, c] floating.
+      bias: [c] floating; zero where None.
+
+    Raises:
+      ValueError: a value is not finite.
     """
+    kernel = np.asarray(kernel, np.float32)
+    bias = np.asarray(np.zeros(kernel.shape[1]) if bias is None else bias, np.float32)
+    for name, array in (("kernel", kernel), ("bias", bias)):
+        if not np.isfinite(array).all():
+            count = int((~np.isfinite(array)).sum())
+            raise ValueError(f"the head's {name} holds {count} values that are not finite")
+    return jnp.asarray(kernel), jnp.asarray(bias)
 
-    name: str
-    needs: tuple[str, ...]
-    function: Callable[..., jax.Array]
-    largest_first: bool = True
-    classwise: bool = False
+
+def _derive(name: str, read: dict[str, jax.Array], head: Head | None) -> jax.Array:
+    if name in read:
+        return read[name]
+    if name == "logits":
+        assert head is not None
+        # Rankings hang on small differences of logits: full float32 on every backend.
+        return jnp.matmul(read["features"], head[0], precision=jax.lax.Precision.HIGHEST) + head[1]
+    return jax.nn.softmax(_derive("logits", read, head), axis=-1)
+
+
+def _finite(read: dict[str, jax.Array], logits: jax.Array | None) -> jax.Array:
+    """False if any value read is not finite; may be False without cause, never True.
+
+    A feature that is not finite leaves none of its row's logits finite, and a sum none of its
+    column: far cheaper than to look at every value.
+    """
+    flags = []
+    for name, array in read.items():
+        if name == "features" and logits is not None:
+            flags.append(jnp.isfinite(logits[:, 0]).all())
+        else:
+            flags.append(jnp.isfinite(array.sum(axis=0)).all())
+    return jnp.stack(flags).all()
 
 
 @partial(jax.jit, static_argnames="needs")
-def _score(
-    read: dict[str, jax.Array], head: Head | None, function: Partial, *, needs: tuple[str, ...]
-) -> tuple[jax.Array, jax.Array]:
-    derived, finite = prepare(read, head, needs=needs)
-    return function(*((read | derived)[name] for name in needs)), finite
-
-
-def evaluate(
-    score: Score,
-    pool: Pool,
-    *,
-    rows: Array | None = None,
-    size: int | None = None,
-    devices: Sequence[jax.Device] | None = None,
-) -> np.ndarray:
-    """A score of all samples, one pass over the pool; arguments and errors as of ``scored``.
-
-    Returns:
-      [n] float32 ([n, c] if classwise), or [r] and [r, c].
-    """
-    parts = [values for _, values in scored(score, pool, rows=rows, size=size, devices=devices)]
-    if not parts:
-        return np.zeros((0, pool.classes) if score.classwise else (0,), np.float32)
-    return np.concatenate(parts)
-
-
-def scored(
-    score: Score,
-    pool: Pool,
-    *,
-    rows: Array | None = None,
-    size: int | None = None,
-    devices: Sequence[jax.Device] | None = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A score of all samples, a chunk at a time: what ``evaluate`` puts together.
+def prepare(
+    read: dict[str, jax.Array], head: Head | None, *, needs: tuple[str, ...]
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """What is computed of a chunk, by name, and whether all that was read is finite.
 
     Args:
-      score: what to compute.
-      pool: the pool; ``score.needs`` must be there.
-      rows: [r] ascending rows to score; all n where None.
-      size: rows of a chunk; what the cache of a CPU holds, or ``CHUNK_BYTES``, where None.
-      devices: which share the chunks in turn. Where None: all accelerators; or one device of the
-        CPU, whose programs use all cores; arrays that are on an accelerator stay there. The
-        values do not depend on it.
+      read: [s, ...] float32 arrays by name.
+      head: kernel [d, c] and bias [c], if there is one.
+      needs: names of what is wanted.
 
-    Yields:
-      ([s] int64 rows, [s] float32 or [s, c]), rows ascending.
+    Returns:
+      (those of ``needs`` that were not read, bool: False if a value read is not finite, or, rarely,
+      where finite values overflow: ``refuse`` looks closer).
+    """
+    logits = _logits(read, head, needs)
+    known = read if logits is None else read | {"logits": logits}
+    derived = {name: _derive(name, known, head) for name in needs if name not in read}
+    return derived, _finite(read, logits)
+
+
+def _logits(
+    read: dict[str, jax.Array], head: Head | None, needs: tuple[str, ...]
+) -> jax.Array | None:
+    """The logits, if something of ``needs`` is computed from them by the head."""
+    by_head = [n for n in needs if n in ("logits", "probabilities") and n not in read]
+    if not by_head or head is None or "features" not in read:
+        return None
+    return _derive("logits", read, head)
+
+
+class NotFiniteError(ValueError):
+    """An array of the pool is not finite; ``overflow`` where its squares alone are not.
+
+    Attributes:
+      array: its name.
+    """
+
+    def __init__(self, message: str, array: str, *, overflow: bool = False) -> None:
+        super().__init__(message)
+        self.array, self.overflow = array, overflow
+
+
+def refuse(ids: np.ndarray, read: dict[str, Array]) -> None:
+    """Say which values are not finite, if any are.
+
+    Args:
+      ids: [s] rows of the pool.
+      read: [>= s, ...] arrays by name.
 
     Raises:
-      ValueError: an array is missing or not finite, or the score needs labels and a sample that
-        may be chosen has none, or one outside the classes.
+      NotFiniteError: count and first row.
     """
-    needs = tuple(score.needs)
-    if "labels" in needs:
-        check_truth(pool.labels, pool.available, pool.classes)
-    arrays = _arrays(pool, needs)
-    total = pool.size if rows is None else len(rows)
-    if not total:
-        return
-    devices = sharing(arrays, devices)
-    limit = _limit(devices[0], CACHE_BYTES)
-    size = _chunk_rows(pool, needs, total, limit) if size is None else max(1, min(size, total))
-    function = score.function if isinstance(score.function, Partial) else Partial(score.function)
-    fixed = _head(pool, arrays, needs), function
-    placed = [jax.device_put(fixed, device) for device in devices]
-    waiting: deque[tuple[Any, ...]] = deque()
+    for name, array in read.items():
+        bad = ~np.isfinite(np.asarray(array)[: len(ids)])
+        bad = bad.any(axis=tuple(range(1, bad.ndim)))
+        if bad.any():
+            raise NotFiniteError(
+                f"pool {name}: {int(bad.sum())} rows of {ids[0]} to {ids[-1]} hold values that are "
+                f"not finite, the first is row {ids[np.flatnonzero(bad)[0]]}",
+                name,
+            )
 
-    def collect() -> tuple[np.ndarray, np.ndarray]:
-        ids, read, values, finite = waiting.popleft()
-        if not bool(finite):
-            refuse(ids, read | {score.name: values})
-        return ids, np.asarray(values)[: len(ids)]
 
-    for number, (ids, host) in enumerate(
-        read_chunks(arrays, total, size, rows=rows, buffers=len(devices) + 3)
-    ):
-        place = number % len(devices)
-        read = {name: jax.device_put(part, devices[place]) for name, part in host.items()}
-        waiting.append((ids, read, *_score(read, *placed[place], needs=needs)))
-        if len(waiting) > len(devices):
-            yield collect()
-    while waiting:
-        yield collect()
+def refuse_overflow(ids: np.ndarray, features: Array) -> None:
+    """Refuse features of which squared distances overflow: no order of samples comes of those.
+
+    Args:
+      ids: [s] rows of the pool.
+      features: [>= s, d] float32, finite.
+
+    Raises:
+      NotFiniteError: a row's squares are too large, with count and first row.
+    """
+    squares = np.asarray(_squares(jnp.asarray(features)))[: len(ids)]
+    bad = ~np.isfinite(squares)
+    if bad.any():
+        raise NotFiniteError(
+            f"pool features: {int(bad.sum())} rows of {ids[0]} to {ids[-1]} are so large that "
+            "squared distances of them are not finite in float32, the first is row "
+            f"{ids[np.flatnonzero(bad)[0]]}; scale the features, by their standard deviation or so",
+            "features",
+            overflow=True,
+        )
+
+
+@jax.jit
+def _squares(features: jax.Array) -> jax.Array:
+    # Room for what distances are made of: sums of a few squares, times those of probabilities.
+    return 64 * jnp.square(features).sum(axis=1)
+
+
+def open_pool(paths: Mapping[str, str]) -> Pool:
+    """The pool of the files, none of them read but for indices, labels and the head.
+
+    Args:
+      paths: of ``FILES``, by name; one that is empty or absent is not given.
+
+    Raises:
+      FileNotFoundError: a file is not there.
+      ValueError: a file is not what it should be, or the files do not agree.
+    """
+    given = {name: path for name in FILES if (path := paths.get(name, ""))}
+    if not set(given) & {*AXES, "labels"}:
+        raise ValueError(f"a pool needs a file of {', '.join(AXES)} or labels; found {given}")
+    arrays = {
+        name: open_array(given[name], axes=axes) for name, axes in AXES.items() if name in given
+    }
+    sizes = {given[name]: array.shape[0] for name, array in arrays.items()}
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{path} has {size}" for path, size in sizes.items())
+        raise ValueError(f"the files of a pool must have as many rows: {found}")
+    kernel, bias = open_head(given["weights"]) if "weights" in given else (None, None)
+    _check_widths(given, arrays, kernel)
+    size = next(iter(sizes.values())) if sizes else None
+    if size is None:
+        size = open_array(given["labels"], axes=("n",), integer=True).shape[0]
+    classes = {int(a.shape[-1]) for name, a in arrays.items() if name != "features"}
+    classes |= set() if kernel is None else {kernel.shape[1]}
+    for name in ("probabilities", "passes"):
+        if name in arrays:
+            check_probabilities(arrays[name], given[name])
+    labels = None
+    if "labels" in given:
+        labels = open_labels(given["labels"], size, next(iter(classes), None))
+    members = {
+        name: open_members(given[name], size) for name in ("labelled", "held_out") if name in given
+    }
+    return Pool(**arrays, kernel=kernel, bias=bias, labels=labels, **members)
+
+
+def _check_widths(
+    given: Mapping[str, str], arrays: Mapping[str, Any], kernel: np.ndarray | None
+) -> None:
+    if kernel is not None and "features" in arrays and arrays["features"].shape[1] != len(kernel):
+        shape = tuple(arrays["features"].shape)
+        turned = " (is it [c, d]?)" if kernel.shape[1] == shape[1] else ""
+        raise ValueError(
+            f"{given['features']} {shape} and the kernel {kernel.shape} of {given['weights']} do "
+            f"not fit: expected [n, d] and [d, c]{turned}"
+        )
+    classes = {given[name]: int(a.shape[-1]) for name, a in arrays.items() if name != "features"}
+    if kernel is not None:
+        classes[given["weights"]] = kernel.shape[1]
+    for path, count in classes.items():
+        _at_least_two(count, path)
+    if len(set(classes.values())) > 1:
+        found = ", ".join(f"{path} has {count}" for path, count in classes.items())
+        raise ValueError(f"the files of a pool must have as many classes: {found}")
+
+
+def memory_estimate(pool: Pool, *, partitions: int = 1) -> int:
+    """About how many bytes a query takes beyond the program: chunks on their way, parts, values.
+
+    Args:
+      pool: of files.
+      partitions: random parts of it, one of which is in memory; 1 is none.
+    """
+    arrays = [getattr(pool, name) for name in AXES if getattr(pool, name) is not None]
+    stored = sum(4 * int(np.prod(array.shape, dtype=np.int64)) for array in arrays)
+    part = stored // partitions if partitions > 1 else 0
+    return min(8 * CHUNK_BYTES, 2 * stored) + part + 32 * pool.size
+
+
+def check_writable(path: str | Path, *, overwrite: bool = False) -> None:
+    """Refuse a file that could not be written later on.
+
+    Raises:
+      FileExistsError: it is there and may not be replaced.
+      FileNotFoundError: its folder is not there.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; give --overwrite or another --out")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder as {path.absolute().parent}")
+
+
+def write_query(selection: Selection, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write a selection as CSV with the header ``index,score``, in its order; whole or not at all.
+
+    Args:
+      selection: what to write.
+      path: the file.
+      overwrite: whether an older file is replaced.
+
+    Raises:
+      FileExistsError, FileNotFoundError: as of ``check_writable``.
+    """
+    check_writable(path, overwrite=overwrite)
+    rows = (
+        (int(index), f"{float(score):.9g}")
+        for index, score in zip(selection.indices, selection.scores, strict=True)
+    )
+    write_csv(path, ("index", "score"), rows, durable=True, overwrite=overwrite)

@@ -9,16 +9,147 @@ mutual information. Entropies are in nats, and ``0 log 0`` is 0.
 """
 
 import dataclasses
-from collections.abc import Callable
-from functools import cache
-from typing import Literal
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
-from densejax.active.pool import Pool, Score, Selection, Selector, check_budget, evaluate, first
-from densejax.typing import Key
+from densejax.active.pool import (
+    Head,
+    Pool,
+    Selection,
+    Selector,
+    arrays_of,
+    check_budget,
+    checked_chunks,
+    chunk_rows,
+    head_of,
+    prepare,
+    refuse,
+)
+from densejax.active.rows import check_truth, first, sharing
+from densejax.typing import Array, Key
+
+# Bytes of a chunk of which each sample's score is computed on a CPU: what stays in its cache
+# between the matrix product and what follows.
+CACHE_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Score:
+    """A value of each sample alone, whatever the budget and whatever else is chosen.
+
+    Attributes:
+      name: what it is called in tables.
+      needs: the arrays of the pool that ``function`` takes, in its order.
+      function: pure function of [s, ...] arrays, one argument each of ``needs``, to [s] float32
+        (or [s, c] if ``classwise``: a value for every class). Compiled once: give the same function
+        again, not a new one of the same text; arrays that it needs besides, as a
+        ``jax.tree_util.Partial``.
+      largest_first: whether the largest values are queried first, or the smallest.
+      classwise: whether there is a value for every class.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    function: Callable[..., jax.Array]
+    largest_first: bool = True
+    classwise: bool = False
+
+
+@partial(jax.jit, static_argnames="needs")
+def _score(
+    read: dict[str, jax.Array], head: Head | None, function: Partial, *, needs: tuple[str, ...]
+) -> tuple[jax.Array, jax.Array]:
+    derived, finite = prepare(read, head, needs=needs)
+    return function(*((read | derived)[name] for name in needs)), finite
+
+
+def evaluate(
+    score: Score,
+    pool: Pool,
+    *,
+    rows: Array | None = None,
+    size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> np.ndarray:
+    """A score of all samples, one pass over the pool; arguments and errors as of ``scored``.
+
+    Returns:
+      [n] float32 ([n, c] if classwise), or [r] and [r, c].
+    """
+    parts = [values for _, values in scored(score, pool, rows=rows, size=size, devices=devices)]
+    if not parts:
+        return np.zeros((0, pool.classes) if score.classwise else (0,), np.float32)
+    return np.concatenate(parts)
+
+
+def scored(
+    score: Score,
+    pool: Pool,
+    *,
+    rows: Array | None = None,
+    size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A score of all samples, a chunk at a time: what ``evaluate`` puts together.
+
+    Args:
+      score: what to compute.
+      pool: the pool; ``score.needs`` must be there.
+      rows: [r] ascending rows to score; all n where None.
+      size: rows of a chunk; what the cache of a CPU holds, or ``CHUNK_BYTES``, where None.
+      devices: which share the chunks in turn. Where None: all accelerators; or one device of the
+        CPU, whose programs use all cores; arrays that are on an accelerator stay there. The
+        values do not depend on it.
+
+    Yields:
+      ([s] int64 rows, [s] float32 or [s, c]), rows ascending.
+
+    Raises:
+      ValueError: an array is missing or not finite, or the score needs labels and a sample that
+        may be chosen has none, or one outside the classes.
+    """
+    needs = tuple(score.needs)
+    if "labels" in needs:
+        check_truth(pool.labels, pool.available, pool.classes)
+    arrays = arrays_of(pool, needs)
+    total = pool.size if rows is None else len(rows)
+    if not total:
+        return
+    devices = sharing(arrays, devices)
+    if size is None:
+        size = chunk_rows(pool, needs, total, device=devices[0], on_host=CACHE_BYTES)
+    size = max(1, min(size, total))
+    function = score.function if isinstance(score.function, Partial) else Partial(score.function)
+    fixed = head_of(pool, arrays, needs), function
+    placed = [jax.device_put(fixed, device) for device in devices]
+    waiting: deque[tuple[Any, ...]] = deque()
+
+    def collect() -> tuple[np.ndarray, np.ndarray]:
+        ids, read, values, finite = waiting.popleft()
+        found = np.asarray(values)[: len(ids)]
+        # Finite arrays too may overflow on the way to a score; a distance may be infinite.
+        if not bool(finite) or np.isnan(found.min()):
+            refuse(ids, read | {score.name: values})
+        return ids, found
+
+    for number, (ids, host) in enumerate(
+        checked_chunks(arrays, total, size, rows=rows, buffers=len(devices) + 3)
+    ):
+        place = number % len(devices)
+        read = {name: jax.device_put(part, devices[place]) for name, part in host.items()}
+        waiting.append((ids, read, *_score(read, *placed[place], needs=needs)))
+        if len(waiting) > len(devices):
+            yield collect()
+    while waiting:
+        yield collect()
 
 
 def ranked(score: Score) -> Selector:
@@ -56,16 +187,10 @@ def inverse(score: Score) -> Score:
 # ---- of one distribution over classes ----
 
 
-def largest_two(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _largest_two(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest and the second largest of the last axis, equal where the largest occurs twice.
 
     By two maxima: ``lax.top_k`` takes several times as long on a CPU.
-
-    Args:
-      values: [..., c] floating, c at least 2.
-
-    Returns:
-      Two [...] arrays.
     """
     largest = values.max(axis=-1, keepdims=True)
     at = values == largest
@@ -77,21 +202,21 @@ def gap(values: jax.Array) -> jax.Array:
     """Largest minus second largest: [..., c] -> [...]; of one class alone, its value."""
     if values.shape[-1] == 1:
         return values[..., 0]
-    largest, second = largest_two(values)
+    largest, second = _largest_two(values)
     return largest - second
 
 
-def largest(values: jax.Array) -> jax.Array:
+def _largest(values: jax.Array) -> jax.Array:
     """[..., c] -> [...]."""
     return values.max(axis=-1)
 
 
-def doubt(probabilities: jax.Array) -> jax.Array:
+def _doubt(probabilities: jax.Array) -> jax.Array:
     """1 - max P: [..., c] -> [...] in 0..1 - 1/c."""
     return 1 - probabilities.max(axis=-1)
 
 
-def closeness(probabilities: jax.Array) -> jax.Array:
+def _closeness(probabilities: jax.Array) -> jax.Array:
     """1 - (P1 - P2), of the two largest: [..., c] -> [...] in 0..1."""
     return 1 - gap(probabilities)
 
@@ -121,7 +246,7 @@ def confidence(*, of: Literal["probabilities", "logits"] = "probabilities") -> S
       ValueError: ``of`` is neither.
     """
     name, needs = _choose(of, "confidence")
-    return Score(name, (needs,), largest, largest_first=False)
+    return Score(name, (needs,), _largest, largest_first=False)
 
 
 @cache
@@ -142,13 +267,13 @@ def margin(*, of: Literal["probabilities", "logits"] = "probabilities") -> Score
 @cache
 def least_confidence() -> Score:
     """1 - max P, largest first: the order of ``confidence``."""
-    return Score("least confidence", ("probabilities",), doubt)
+    return Score("least confidence", ("probabilities",), _doubt)
 
 
 @cache
 def max_softmax() -> Score:
     """1 - max P, largest first: what Chen 2020 calls least confidence."""
-    return Score("max softmax", ("probabilities",), doubt)
+    return Score("max softmax", ("probabilities",), _doubt)
 
 
 @cache
@@ -160,7 +285,7 @@ def entropy() -> Score:
 # ---- of stochastic passes, or of the members of an ensemble ----
 
 
-def mutual_information(passes: jax.Array) -> jax.Array:
+def _mutual_information(passes: jax.Array) -> jax.Array:
     """Entropy of the mean minus mean of the entropies: [s, m, ..., c] -> [s, ...] from 0, in nats.
 
     What is below 0 by rounding is 0.
@@ -168,12 +293,12 @@ def mutual_information(passes: jax.Array) -> jax.Array:
     return jnp.maximum(entropy_of(passes.mean(axis=1)) - entropy_of(passes).mean(axis=1), 0)
 
 
-def entropy_of_mean(passes: jax.Array) -> jax.Array:
+def _entropy_of_mean(passes: jax.Array) -> jax.Array:
     """[s, m, ..., c] -> [s, ...] in 0..log c, in nats."""
     return entropy_of(passes.mean(axis=1))
 
 
-def entropy_of_votes(passes: jax.Array) -> jax.Array:
+def _entropy_of_votes(passes: jax.Array) -> jax.Array:
     """Entropy of how many passes are for which class: [s, m, ..., c] -> [s, ...], in nats.
 
     A pass with equal largest probabilities is for the lowest of their classes.
@@ -185,19 +310,19 @@ def entropy_of_votes(passes: jax.Array) -> jax.Array:
 @cache
 def bald() -> Score:
     """Mutual information of class and parameters (Houlsby et al. 2011), largest first."""
-    return Score("bald", ("passes",), mutual_information)
+    return Score("bald", ("passes",), _mutual_information)
 
 
 @cache
 def mean_entropy() -> Score:
     """Entropy of the mean of the passes, largest first: "BALD" of Roels & Saeys 2019."""
-    return Score("mean entropy", ("passes",), entropy_of_mean)
+    return Score("mean entropy", ("passes",), _entropy_of_mean)
 
 
 @cache
 def vote_entropy() -> Score:
     """Entropy of the votes of the passes (Dagan & Engelson 1995), largest first."""
-    return Score("vote entropy", ("passes",), entropy_of_votes)
+    return Score("vote entropy", ("passes",), _entropy_of_votes)
 
 
 # ---- of the truth ----
@@ -237,11 +362,11 @@ def most_incorrect(*, of: Literal["probabilities", "logits"] = "probabilities") 
 # name: (the array of the pool, value of a pixel, large where in doubt).
 MEASURES: dict[str, tuple[str, Callable[..., jax.Array]]] = {
     "entropy": ("probabilities", entropy_of),
-    "max_softmax": ("probabilities", doubt),
-    "margin": ("probabilities", closeness),
-    "bald": ("passes", mutual_information),
-    "mean_entropy": ("passes", entropy_of_mean),
-    "vote_entropy": ("passes", entropy_of_votes),
+    "max_softmax": ("probabilities", _doubt),
+    "margin": ("probabilities", _closeness),
+    "bald": ("passes", _mutual_information),
+    "mean_entropy": ("passes", _entropy_of_mean),
+    "vote_entropy": ("passes", _entropy_of_votes),
     "error": ("probabilities", _error),
 }
 
@@ -249,7 +374,7 @@ MEASURES: dict[str, tuple[str, Callable[..., jax.Array]]] = {
 THRESHOLDS = {"entropy": float(np.log(2)), "max_softmax": 0.5, "margin": 0.9}
 
 
-def bound(measure: str, classes: int) -> float:
+def _bound(measure: str, classes: int) -> float:
     """The largest value that a measure of ``MEASURES`` can take with that many classes."""
     if measure in ("margin", "error"):
         return 1.0
@@ -326,7 +451,7 @@ def _over_pixels(
 ) -> jax.Array:
     values, weights = _pixels(measure, array, extra)
     if threshold is not None:
-        most = bound(measure, array.shape[-1])
+        most = _bound(measure, array.shape[-1])
         level = threshold * most if relative else threshold
         if level >= most - 1e-6:
             raise ValueError(
@@ -359,7 +484,7 @@ def pixel_quantile(
         raise ValueError(f"measure {measure!r}: expected one of {', '.join(MEASURES)}")
     if not 0 <= quantile <= 1:
         raise ValueError(f"quantile {quantile}: expected 0 to 1")
-    most = bound(measure, pool.classes)
+    most = _bound(measure, pool.classes)
     needs = (MEASURES[measure][0], *_extra(measure, masked))
     score = Score("histogram", needs, _histogram(measure, most, bins))
     counts = np.zeros(bins, np.int64)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from densejax.active.curves import alc, break_even
+from densejax.active.rounds.curves import alc, break_even
 from densejax.minima.reading import MEASURED, MEASURES, Basin, Minimum
 from densejax.minima.report import by_run, by_share, compare_shares
 from densejax.stats import (

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from densejax.active import boundary, centres, scores
+from densejax.active import scores
 from densejax.active.pool import Pool
+from densejax.active.strategies import badge, base, core_set
 from experiments.benchmarks import measure, selector_replay, torch_selectors
 
 Call = Callable[[], Any]
@@ -151,8 +152,8 @@ def score_case(name: str, sizes: Sizes) -> Case:
     pool = w.pool(kernel=w.kernel, bias=w.bias)
     selectors: dict[str, Callable[..., Any]] = {
         "margin": scores.ranked(scores.margin()),
-        "mase": boundary.mase,
-        "base": partial(boundary.base, order="block"),
+        "mase": base.mase,
+        "base": partial(base.base, order="block"),
     }
     select = selectors[name]
     peers = {
@@ -186,7 +187,7 @@ def k_centre_case(sizes: Sizes) -> Case:
     pool, b = w.pool(), sizes.budget
     product, floor = _unavoidable(_product, w.x, w.x[: sizes.labelled + b].T)
     calls: dict[str, Call] = {
-        "densejax": lambda: centres.core_set(jax.random.key(SEED), pool, b).indices
+        "densejax": lambda: core_set.core_set(jax.random.key(SEED), pool, b).indices
     }
     calls |= _peers(
         w.tensors(w.x, w.free),
@@ -206,9 +207,7 @@ def badge_case(sizes: Sizes, *, relative: bool) -> Case:
     w = world(sizes)
     logits = w.logits
     pool, b = w.pool(logits=logits), sizes.budget
-    draws = np.asarray(
-        centres._exponential(jax.random.split(jax.random.key(SEED))[1], sizes.samples)
-    )
+    draws = np.asarray(badge._exponential(jax.random.split(jax.random.key(SEED))[1], sizes.samples))
 
     def clocks(x: torch.Tensor) -> torch_selectors.Clocks:
         return torch_selectors.Clocks(torch.tensor(draws, device=x.device))
@@ -227,7 +226,7 @@ def badge_case(sizes: Sizes, *, relative: bool) -> Case:
     references = b + relative * sizes.labelled
     g = jax.nn.softmax(jnp.asarray(logits))
     product, floor = _unavoidable(_both, w.x, w.x[:references].T, g, g[:references].T)
-    select = partial(centres.badge, relative_to_labelled=relative)
+    select = partial(badge.badge, relative_to_labelled=relative)
     calls: dict[str, Call] = {"densejax": lambda: select(jax.random.key(SEED), pool, b).indices}
     tensors = w.tensors(w.x, logits, w.free)
     calls |= _peers(tensors, published=published(True), closed_form=closed)

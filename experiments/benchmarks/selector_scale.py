@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densejax.active import boundary, centres, scores, wrappers
+from densejax.active import scores, wrappers
 from densejax.active.pool import Pool, Selection, Selector
+from densejax.active.strategies import badge, base, core_set
 from densejax.io import free_bytes, replacing
 from experiments.benchmarks import measure
 
@@ -132,11 +133,11 @@ def _selectors() -> dict[str, Callable[..., Selection]]:
 
     return {
         "margin": scores.ranked(scores.margin()),
-        "mase": boundary.mase,
-        "base": partial(boundary.base, order="block"),
-        "k_centre_parts": parts(centres.core_set),
-        "badge_parts": parts(partial(centres.badge, pooled=True, relative_to_labelled=True)),
-        "k_centre": centres.core_set,
+        "mase": base.mase,
+        "base": partial(base.base, order="block"),
+        "k_centre_parts": parts(core_set.core_set),
+        "badge_parts": parts(partial(badge.badge, pooled=True, relative_to_labelled=True)),
+        "k_centre": core_set.core_set,
     }
 
 

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densejax.active.balanced import balanced, balanced_random, random, water_fill
-from densejax.active.balancing import balancing
-from densejax.active.boundary import base, dcsdb_score
-from densejax.active.pool import Pool, Score, Selection
-from densejax.active.shortlist import Shortlist
+from densejax.active.balanced import _Shortlist, balanced, water_fill
+from densejax.active.pool import Pool, Selection
+from densejax.active.scores import Score
+from densejax.active.strategies.balancing import balancing
+from densejax.active.strategies.base import base, dcsdb_score
+from densejax.active.strategies.random import balanced_random, random
 
 KEY = jax.random.key(0)
 
@@ -104,9 +105,9 @@ def test_shortlists_are_the_best_of_each_class(seed, classes, length, kind):
     if kind == "worse":
         values = np.sort(generator.normal(size=(57, classes)), axis=0)[::-1].astype(np.float32)
     rows = np.sort(generator.choice(200, 57, replace=False))
-    shortlist = Shortlist(classes, length)
+    shortlist = _Shortlist(classes, length)
     # Blocks as short as those of a stream whose candidates would not fit.
-    limit = mock.patch("densejax.active.shortlist.PENDING", 5 if kind == "worse" else 2**22)
+    limit = mock.patch("densejax.active.balanced.PENDING", 5 if kind == "worse" else 2**22)
     cuts = np.sort(generator.integers(0, 57, 3))
     with limit:
         for part in np.split(np.arange(57), cuts):
@@ -133,8 +134,8 @@ def by_column(values, budget, order):
 @pytest.mark.parametrize("order", ["round_robin", "block"])
 def test_classes_that_want_the_same_samples(order, monkeypatch):
     """All columns agree, so that shortlists run out and the pool is read again."""
-    monkeypatch.setattr("densejax.active.shortlist.CANDIDATES", 1)
-    monkeypatch.setattr("densejax.active.shortlist.SPARE", 0)
+    monkeypatch.setattr("densejax.active.balanced.CANDIDATES", 1)
+    monkeypatch.setattr("densejax.active.balanced.SPARE", 0)
     column = np.random.default_rng(0).integers(0, 50, 120).astype(np.float32)
     values = np.repeat(column[:, None], 6, axis=1)
     select = balanced(LOGITS, order=order)
@@ -151,8 +152,8 @@ def test_short_lists_of_bounds_are_enough(monkeypatch):
     kernel = generator.normal(size=(3, 12)).astype(np.float32)
     pool = Pool(features=features, kernel=kernel)
     expected = base(KEY, pool, 30, boundary="exact")
-    monkeypatch.setattr("densejax.active.shortlist.CANDIDATES", 1)
-    monkeypatch.setattr("densejax.active.shortlist.SPARE", 0)
+    monkeypatch.setattr("densejax.active.balanced.CANDIDATES", 1)
+    monkeypatch.setattr("densejax.active.balanced.SPARE", 0)
     found = base(KEY, pool, 30, boundary="exact")
     np.testing.assert_array_equal(found.indices, expected.indices)
 
@@ -262,7 +263,7 @@ def greedy_balance(features, labels, labelled, budget, farthest):
 @pytest.mark.parametrize("held", [True, False])
 def test_balancing_is_its_loop(far, held, monkeypatch):
     if not held:
-        monkeypatch.setattr("densejax.active.balancing.RESIDENT", 0)
+        monkeypatch.setattr("densejax.active.strategies.balancing.RESIDENT", 0)
     for seed in range(3):
         generator = np.random.default_rng(seed)
         labels = generator.choice(4, 50, p=[0.6, 0.25, 0.1, 0.05]).astype(np.int32)

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.active import passes, scores
-from densejax.active import pool as evaluation
-from densejax.active.information import batch_bald
-from densejax.active.passes import stochastic
+from densejax.active import scores
 from densejax.active.pool import Pool, Selection
+from densejax.active.strategies.batchbald import batch_bald
+from densejax.active.wrappers import _dropped_kernels, stochastic
 from densejax.models.mlp import MLP
 
 N, D, C, RATE = 23, 3, 4, 0.4
@@ -77,7 +76,7 @@ def test_each_pass_is_one_that_the_network_can_make(world):
 
 
 def test_as_many_features_stay_as_the_rate_says():
-    kernels = passes.dropped_kernels(KEY, jnp.ones((50, 2)), rate=0.3, passes=400)
+    kernels = _dropped_kernels(KEY, jnp.ones((50, 2)), rate=0.3, passes=400)
     values = np.asarray(kernels)
     assert set(np.unique(values.round(5)).tolist()) == {0.0, np.float32(1 / 0.7).round(5)}
     np.testing.assert_array_equal(values[..., 0], values[..., 1])
@@ -123,10 +122,10 @@ def test_a_program_serves_other_heads(world):
     *_, pool = world
     selector = stochastic(scores.bald(), rate=RATE)
     selector(KEY, pool, 6)
-    compiled = evaluation._score._cache_size()
+    compiled = scores._score._cache_size()
     other = replace(pool, kernel=2 * pool.kernel)
     stochastic(scores.bald(), rate=RATE)(jax.random.key(6), other, 6)
-    assert evaluation._score._cache_size() == compiled
+    assert scores._score._cache_size() == compiled
 
 
 def test_what_cannot_be_is_refused(world):

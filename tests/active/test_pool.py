@@ -8,9 +8,10 @@ import tensorstore as ts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densejax.active import pool as pools
-from densejax.active import reading
-from densejax.active.pool import Pool, Score, check_budget, chunks, evaluate, first, members
+from densejax.active import rows, scores
+from densejax.active.pool import Pool, check_budget, chunks
+from densejax.active.rows import first, members
+from densejax.active.scores import Score, evaluate
 
 settings.register_profile("pool", deadline=None, max_examples=40)
 settings.load_profile("pool")
@@ -92,7 +93,7 @@ def test_chunks_of_every_store_hold_the_rows(tmp_path, size, picked):
 @pytest.mark.parametrize("cache", [1, 200, 2**22])
 def test_evaluate_is_the_function_of_all_rows(tmp_path, monkeypatch, cache):
     features, kernel, bias = arrays(n=301)
-    monkeypatch.setattr(pools, "CACHE_BYTES", cache)
+    monkeypatch.setattr(scores, "CACHE_BYTES", cache)
     expected = (features.astype(np.float64) @ kernel + bias).max(axis=1)
     rows = np.array([3, 4, 200, 300])
     for name, array in stores(features, tmp_path).items():
@@ -108,7 +109,7 @@ def test_evaluate_is_the_function_of_all_rows(tmp_path, monkeypatch, cache):
 
 def test_devices_share_the_pool_and_change_nothing(monkeypatch):
     features, kernel, bias = arrays(n=1000)
-    monkeypatch.setattr(pools, "CACHE_BYTES", 4000)
+    monkeypatch.setattr(scores, "CACHE_BYTES", 4000)
     pool = Pool(features=features, kernel=kernel, bias=bias)
     one = evaluate(LARGEST, pool)
     for devices in (jax.local_devices()[:3], jax.local_devices()):
@@ -211,7 +212,7 @@ def test_reading_can_be_left_early():
 def test_buffers_are_not_overwritten_before_their_time():
     features, _, _ = arrays(n=64)
     held = []
-    for ids, chunk in reading.read_chunks({"f": features}, 64, 4, buffers=5):
+    for ids, chunk in rows.read_chunks({"f": features}, 64, 4, buffers=5):
         held = [*held, (ids, chunk["f"])][-4:]
         for old, part in held[-3:]:
             np.testing.assert_array_equal(part, features[old])
@@ -219,10 +220,10 @@ def test_buffers_are_not_overwritten_before_their_time():
 
 def test_aligned_memory_is():
     for shape in ((1,), (3, 5), (7, 2, 2)):
-        array = reading.aligned(shape)
+        array = rows._aligned(shape)
         assert array.shape == shape
         assert array.dtype == np.float32
-        assert array.ctypes.data % reading.ALIGNMENT == 0
+        assert array.ctypes.data % rows.ALIGNMENT == 0
 
 
 @pytest.mark.parametrize(
@@ -270,20 +271,6 @@ def test_members_are_checked(indices, match):
         members(np.array(indices), 3, name="E.npy")
     with pytest.raises(ValueError, match=r"expected .* integers"):
         members(np.array([0.5]), 3)
-
-
-def test_known_labels_are_those_of_labelled_samples():
-    labels = np.array([2, 9, -1, 0], np.int32)
-    logits = np.zeros((4, 3))
-    labelled = np.array([True, False, False, True])
-    pool = Pool(logits=logits, labels=labels, labelled=labelled)
-    np.testing.assert_array_equal(pools.known_labels(pool), [2, -1, -1, 0])
-    with pytest.raises(ValueError, match="1 labelled samples have no label, the first is 2"):
-        pools.known_labels(Pool(logits=logits, labels=labels, labelled=~labelled & (labels < 9)))
-    with pytest.raises(ValueError, match="label 9 of sample 1 is outside the 3 classes"):
-        pools.known_labels(Pool(logits=logits, labels=labels, labelled=labels == 9))
-    with pytest.raises(ValueError, match="needs the labels"):
-        pools.known_labels(Pool(logits=logits))
 
 
 @given(st.data())

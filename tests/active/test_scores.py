@@ -9,8 +9,11 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densejax.active import odin, scores
-from densejax.active.pool import Pool, evaluate, members
+from densejax.active import scores
+from densejax.active.pool import Pool
+from densejax.active.rows import members
+from densejax.active.scores import evaluate
+from densejax.active.strategies import odin
 
 KEY = jax.random.key(0)
 settings.register_profile("scores", deadline=None, max_examples=25)
@@ -168,7 +171,7 @@ def test_pixels_are_averaged_and_counted(space, measure, masked):
     for options, level in [
         ({}, scores.THRESHOLDS[measure]),
         ({"threshold": 0.4}, 0.4),
-        ({"threshold": 0.6, "relative": True}, 0.6 * scores.bound(measure, 5)),
+        ({"threshold": 0.6, "relative": True}, 0.6 * scores._bound(measure, 5)),
     ]:
         count = scores.over_pixels(measure, aggregation="count", masked=masked, **options)
         expected = ((values > level) * weights).sum(axes) / number
@@ -201,7 +204,7 @@ def test_published_thresholds_say_nothing_of_two_classes(measure):
         evaluate(scores.over_pixels(measure, aggregation="count"), pool)
     level = scores.pixel_quantile(measure, pool, 0.9)
     values = MAPS[measure](p.astype(np.float64))
-    assert abs(level - np.quantile(values, 0.9)) < 2 * scores.bound(measure, 2) / 4096 + 1e-3
+    assert abs(level - np.quantile(values, 0.9)) < 2 * scores._bound(measure, 2) / 4096 + 1e-3
     count = scores.over_pixels(measure, aggregation="count", threshold=level)
     found = evaluate(count, pool)
     assert abs(found.mean() - 0.1) < 2e-3
@@ -243,9 +246,9 @@ def test_classwise_scores_rank_nothing():
 
 def test_scores_agree_in_all_modes(assert_modes_agree):
     p = jnp.asarray(probabilities(12, 5))
-    for function in (scores.gap, scores.doubt, scores.closeness, scores.entropy_of):
+    for function in (scores.gap, scores._doubt, scores._closeness, scores.entropy_of):
         assert_modes_agree(function, p)
-    assert_modes_agree(scores.mutual_information, jnp.asarray(probabilities(6, 3, 5)))
+    assert_modes_agree(scores._mutual_information, jnp.asarray(probabilities(6, 3, 5)))
 
 
 @pytest.mark.parametrize(

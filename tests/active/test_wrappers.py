@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densejax.active import scores, wrappers
-from densejax.active.pool import Pool, Score, Selection, evaluate, members
+from densejax.active.pool import Pool, Selection
+from densejax.active.rows import members
+from densejax.active.scores import Score, evaluate
 
 KEY = jax.random.key(0)
 settings.register_profile("wrappers", deadline=None, max_examples=30)
@@ -85,7 +87,7 @@ def test_power_refuses(options, match):
     ],
 )
 def test_strides_by_hand(size, step, budget, expected):
-    found = wrappers.strides(size, step, budget)
+    found = wrappers._strides(size, step, budget)
     assert found.tolist()[:7] == expected[:7]
     assert sorted(found.tolist()) == sorted(expected)
 
@@ -99,7 +101,7 @@ def test_stride_takes_ranks_once_each(size, step, data):
     assert len(set(found.indices.tolist())) == budget
     whole = [d for d in range(step, size + 1, step)][:budget]
     assert (ranks[: len(whole)] + 1).tolist() == whole
-    np.testing.assert_array_equal(ranks, wrappers.strides(size, step, budget))
+    np.testing.assert_array_equal(ranks, wrappers._strides(size, step, budget))
 
 
 def test_stride_of_a_selector_and_of_nothing():
@@ -137,13 +139,13 @@ def test_partitions_take_their_share(seed, partitions):
 
 def test_parts_are_disjoint_cover_all_and_depend_on_the_key():
     pool = pool_of(np.arange(103), labelled=np.arange(103) < 20, held_out=np.arange(103) > 99)
-    parts = wrappers.divide(KEY, pool, partitions=10)
+    parts = wrappers._divide(KEY, pool, partitions=10)
     assert sorted(np.concatenate(parts).tolist()) == list(range(100))
     for rows in parts:
         assert (np.diff(rows) > 0).all()
         assert (rows < 20).sum() == 2
         assert (rows >= 20).sum() == 8
-    other = wrappers.divide(jax.random.key(1), pool, partitions=10)
+    other = wrappers._divide(jax.random.key(1), pool, partitions=10)
     assert any(a.tolist() != b.tolist() for a, b in zip(parts, other, strict=True))
 
 
@@ -158,7 +160,7 @@ def test_parts_are_disjoint_cover_all_and_depend_on_the_key():
 )
 def test_published_subsampling(labelled, limits, expected):
     pool = pool_of(np.arange(100), labelled=np.arange(100) < labelled)
-    rows = np.concatenate(wrappers.divide(KEY, pool, partitions=3, **limits))
+    rows = np.concatenate(wrappers._divide(KEY, pool, partitions=3, **limits))
     assert ((rows < labelled).sum(), (rows >= labelled).sum()) == expected
     if "max_unlabelled" in limits:
         selector = wrappers.partitioned(scores.ranked(VALUE), partitions=3, **limits)

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.active.oracles import LabelsNeededError
+from densejax.active.rounds.oracles import LabelsNeededError
 from densejax.classification.pretrained import Encoder, fresh, save_encoder
+from densejax.cli import few_steps
 from experiments import active
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -242,3 +243,15 @@ def test_help_lists_strategies_and_flags():
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
     for word in ("partitioned_badge", "vaal", "--oracle", "--pretrained", "--dropout", "query.csv"):
         assert word in said
+
+
+@pytest.mark.parametrize("said", [{"radius": 0.5}, {"odin_step": 0.1}, {"vaal_steps": 3}])
+def test_an_option_that_no_strategy_uses_is_refused_before_training(tmp_path, said):
+    name = "vaal" if "vaal_steps" in said else next(iter(said))
+    with pytest.raises(ValueError, match=rf"base, random: the option {name} .* is not used"):
+        active.run(replace(SMALL, **said), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    fast = few_steps(SMALL)
+    assert (fast.vaal_steps, fast.vaal_width) == (SMALL.vaal_steps, SMALL.vaal_width)
+    fast = few_steps(replace(SMALL, strategies=("vaal",)))
+    assert (fast.vaal_steps, fast.vaal_width) == (2, 8)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from densejax.active.features import open_features
+from densejax.active.rounds.features import open_features
 from densejax.classification.pretrained import Encoder, encode, fresh, save_encoder
 from densejax.data.images import standardise, to_unit
 from densejax.data.patterns import gratings

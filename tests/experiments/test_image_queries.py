@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.active import query_program, query_report, query_study
-from densejax.active.odin import odin_score
-from densejax.active.query_program import Query, choose, log_others, one_cycle
-from densejax.active.query_study import Member, Setting, Study
+from densejax.active.rounds import study as studies
+from densejax.active.rounds import study_report
+from densejax.active.rounds.study import Member, Query, Setting, Study, choose, one_cycle
+from densejax.active.strategies.odin import log_others, odin_score
 from densejax.classification.task import ImageTask
 from densejax.cli import few_steps
 from densejax.models.mlp import MLP
@@ -112,12 +112,12 @@ def test_a_cycle_without_training_scores_the_pool_by_each_formula(data):
     two = np.sort(p, axis=1)[:, :-3:-1]
     odin = odin_score(network, temperature=0.5, step=0.02).function
     expected = {
-        query_program.NOTHING: np.zeros(len(p)),
-        query_program.MARGIN: two[:, 1] - two[:, 0],
-        query_program.ENTROPY: -(p * np.log(p)).sum(axis=1),
-        query_program.ERROR: -np.log(p[np.arange(len(p)), data["labels"]]),
-        query_program.MOVED: np.log(odin(x)),
-        query_program.DOUBT: np.log(odin_score(network, temperature=0.5, step=0).function(x)),
+        studies.NOTHING: np.zeros(len(p)),
+        studies.MARGIN: two[:, 1] - two[:, 0],
+        studies.ENTROPY: -(p * np.log(p)).sum(axis=1),
+        studies.ERROR: -np.log(p[np.arange(len(p)), data["labels"]]),
+        studies.MOVED: np.log(odin(x)),
+        studies.DOUBT: np.log(odin_score(network, temperature=0.5, step=0).function(x)),
     }
     run = jax.jit(lambda member: one_cycle(task, member, data))
     for place, values in expected.items():
@@ -203,7 +203,7 @@ def test_a_member_is_the_same_alone_and_after_a_kill(finished, data, tmp_path):
     _, together = finished
     folder = tmp_path / "other"
     study = Study(build, data, SETTING, folder, say=lambda line: None)
-    write, calls = query_study.write_npz, []
+    write, calls = studies.write_npz, []
 
     def dying(path, arrays):
         calls.append(path)
@@ -213,7 +213,7 @@ def test_a_member_is_the_same_alone_and_after_a_kill(finished, data, tmp_path):
 
     pairs = [(MARGIN, 4, 1), (RANDOM, 4, 1)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(query_study, "write_npz", dying)
+        patch.setattr(studies, "write_npz", dying)
         with pytest.raises(KeyboardInterrupt):
             study.run(pairs)
     again = Study(build, data, SETTING, folder, say=lambda line: None).run(pairs)
@@ -225,7 +225,7 @@ def test_a_member_is_the_same_alone_and_after_a_kill(finished, data, tmp_path):
 
 def test_a_finished_study_runs_nothing(finished, data, tmp_path, monkeypatch):
     study, found = finished
-    monkeypatch.setattr(query_study, "_Program", None)
+    monkeypatch.setattr(studies, "_Program", None)
     folder = study._folder
     again = Study(build, data, SETTING, folder, say=lambda line: None).run(wanted(EVERY))
     assert [m.labelled.tolist() for m in again] == [m.labelled.tolist() for m in found]
@@ -273,7 +273,7 @@ def test_findings_say_what_the_numbers_say(data, tmp_path):
         Query("odin", temperature=0.1): 0.02,
         Query("margin", stride=4): 0.1,
     }
-    rows = query_report.tabulate(made_up(study, gaps), study)
+    rows = study_report.tabulate(made_up(study, gaps), study)
     margin = rows[1]
     assert margin.area.value == pytest.approx(0.65, abs=0.005)
     # (8 labels) x (mean - first) / (expert - first), up to the noise.
@@ -290,7 +290,7 @@ def test_findings_say_what_the_numbers_say(data, tmp_path):
 
 def test_one_seed_tells_nothing_apart(data, tmp_path):
     study = Study(build, data, SETTING, tmp_path)
-    rows = query_report.tabulate(made_up(study, {MARGIN: 0.3}, seeds=1), study)
+    rows = study_report.tabulate(made_up(study, {MARGIN: 0.3}, seeds=1), study)
     assert {one.verdict for one in image_queries.claims(rows)} == {"not told apart"}
 
 
