@@ -138,7 +138,7 @@ def stream_volume(name: Name, config: Config) -> Row:
 
     tile = grid.read(volume, grid.input_of((0, 0, 0)))
     ensemble, speeds = choose_plan(make, tile, devices=jax.local_devices())
-    before = call_seconds(ensemble, tile, config.seconds)
+    before = call_seconds(ensemble, tile, seconds=config.seconds)
     blocks = choose_blocks(grid, voxels=voxels_in_time(grid, max(speeds.values())))
     layout = Layout(grid.shape, blocks.chunk, VOXEL_NM, (0, 0, 0), NAMES)
     with Leases(folder / "out" / "blocks", block_names(len(blocks))) as leases, Peak() as peak:
@@ -155,7 +155,7 @@ def stream_volume(name: Name, config: Config) -> Row:
         stream.run()
         processor = time.process_time() - processor
     clock = stream.clock
-    call = (before + call_seconds(ensemble, tile, config.seconds)) / 2
+    call = (before + call_seconds(ensemble, tile, seconds=config.seconds)) / 2
     calls = -(-clock.windows // ensemble.plan.tiles)
     voxels = int(np.prod(grid.shape, dtype=np.int64))
     return {
@@ -204,7 +204,7 @@ class Peak:
             self.gib = max(self.gib, pages * resource.getpagesize() / 2**30)
 
 
-def call_seconds(ensemble: Ensemble, tile: np.ndarray, seconds: float) -> float:
+def call_seconds(ensemble: Ensemble, tile: np.ndarray, *, seconds: float = 20.0) -> float:
     """Mean time of a call in a loop that keeps as many in flight as a stream does."""
     tiles, calls = [tile] * ensemble.plan.tiles, 0
     flying = [ensemble.start(tiles) for _ in range(IN_FLIGHT)]
