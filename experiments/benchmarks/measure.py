@@ -144,8 +144,8 @@ def timed(
         _, status, used = os.wait4(process.pid, 0)
     if status:
         where = f"; see {log}" if log else ""
-        code = os.waitstatus_to_exitcode(status)
-        raise RuntimeError(f"{' '.join(command)} ended with code {code}{where}")
+        ended = f"ended with code {os.waitstatus_to_exitcode(status)}{where}"
+        raise RuntimeError(f"{' '.join(command)} {ended}")
     return used.ru_utime + used.ru_stime, time.perf_counter() - start
 
 

@@ -47,13 +47,19 @@ ONE_INSTANCE = {64: 3.0, 128: 2.0, 300: 1.3}
 FOUR_NARROW = {64: 6.0, 96: 6.0}
 NARROW, MOST_OF_K = 8, 0.85
 FASTER, SHARE = "torch / densejax", "K at once / K times one"
+
+
+def _of(**wanted: int) -> Callable[[Row], bool]:
+    return lambda row: all(row[column] == value for column, value in wanted.items())
+
+
 GOALS = (
     *(
         Goal(
             f"one instance at least {least:g}x PyTorch at {window}",
             FASTER,
             least=least,
-            of=lambda row, window=window: (row["K"], row["window"]) == (1, window),
+            of=_of(K=1, window=window),
         )
         for window, least in ONE_INSTANCE.items()
     ),
@@ -62,9 +68,7 @@ GOALS = (
             f"four narrow instances at least {least:g}x four PyTorch runs",
             FASTER,
             least=least,
-            of=lambda row, window=window: (
-                (row["K"], row["width"], row["window"]) == (4, NARROW, window)
-            ),
+            of=_of(K=4, width=NARROW, window=window),
         )
         for window, least in FOUR_NARROW.items()
     ),

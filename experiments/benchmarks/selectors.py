@@ -11,7 +11,7 @@ the accelerator, where there is one): densejax, the two PyTorch peers where PyTo
 kind of device, and the one matrix product that no exact selector can do without.
 
 Before timing, the picks are compared: the same set, or one that differs where float64 says that the
-samples are as good (``selector_replay``). Runs on an accelerator too, where the time of the one
+samples are as good. Runs on an accelerator too, where the time of the one
 product that cannot be avoided is the measure. Writes ``selectors``. Pools that are larger than
 memory: ``selector_scale``.
 """
@@ -30,7 +30,7 @@ import torch
 from densejax.active import boundary, centres, scores
 from densejax.active.pool import Pool
 from densejax.cli import option
-from experiments.benchmarks import measure, selector_replay, torch_selectors
+from experiments.benchmarks import measure, torch_selectors
 from experiments.benchmarks.measure import OURS, Calls, Goal, Row
 
 Call = Callable[[], Any]
@@ -93,7 +93,7 @@ class Case:
 
     Attributes:
       calls: contender to a call; all but ``PRODUCT`` return the picks, [b] int64 in order.
-      regret: of picks, by how much they are worse than the best (``selector_replay``).
+      regret: of picks, by how much they are worse than the best.
       floor: GFLOP and gigabytes of the product.
       checked: calls in place of those of ``calls`` when the picks are compared.
     """
@@ -220,12 +220,12 @@ def score_case(name: str, sizes: Sizes) -> Case:
 
 def _score_regret(name: str, w: World, picks: np.ndarray) -> float:
     if name == "margin":
-        values = selector_replay.margins(w.x, w.kernel, w.bias)
-        return selector_replay.ranking(values, picks, w.free)
-    distance = selector_replay.boundaries(w.x, w.kernel, w.bias)
+        values = _margins(w.x, w.kernel, w.bias)
+        return _ranking(values, picks, w.free)
+    distance = _boundaries(w.x, w.kernel, w.bias)
     if name == "mase":
-        return selector_replay.ranking(distance.min(axis=1), picks, w.free)
-    return selector_replay.blocks(distance, picks, w.free)
+        return _ranking(distance.min(axis=1), picks, w.free)
+    return _blocks(distance, picks, w.free)
 
 
 def k_centre_case(sizes: Sizes) -> Case:
@@ -239,7 +239,7 @@ def k_centre_case(sizes: Sizes) -> Case:
         published=lambda x, free: torch_selectors.k_centre_published(x, free, b),
         closed_form=lambda x, free: torch_selectors.k_centre_closed(x, free, b),
     )
-    regret = partial(selector_replay.furthest, w.x, free=w.free)
+    regret = partial(_furthest, w.x, free=w.free)
     return Case(sizes, calls | {PRODUCT: product}, regret, floor)
 
 
@@ -277,9 +277,7 @@ def badge_case(sizes: Sizes, *, relative: bool) -> Case:
     calls: Calls = {OURS: lambda: select(jax.random.key(SEED), pool, b).indices}
     tensors = w.tensors(w.x, logits, w.free)
     calls |= _peers(tensors, published=published(True), closed_form=closed)
-    regret = partial(
-        selector_replay.clocks, w.x, logits, free=w.free, draws=draws, relative=relative
-    )
+    regret = partial(_clock_regret, w.x, logits, free=w.free, draws=draws, relative=relative)
     checked = _peers(tensors, published=published(False))
     return Case(sizes, calls | {PRODUCT: product}, regret, floor, checked)
 
@@ -298,12 +296,132 @@ CASES: dict[str, tuple[Sizes, Callable[[Sizes], Case]]] = {
 }
 
 
+# ---- the check: queries replayed in float64, pick by pick ----
+#
+# Two programs that round differently may order two samples differently that are all but equal, and
+# a greedy selection then goes on differently. So each query is followed pick by pick, and the value
+# of every pick is compared with the best that was there, given the query's own earlier picks. The
+# *regret* is by how much it was worse; that of an exact selector is 0.
+
+
+def _ranking(values: np.ndarray, picks: np.ndarray, free: np.ndarray) -> float:
+    """Largest regret of picks that take the smallest values in order, of the median value."""
+    left = np.where(free, values, np.inf)
+    worst = 0.0
+    for pick in picks:
+        worst = max(worst, left[pick] - left.min())
+        left[pick] = np.inf
+    return float(worst / np.median(values))
+
+
+def _margins(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """[n] float64: largest less second largest probability."""
+    p = _softmax(_logits(x, kernel, bias))
+    p.partition(p.shape[1] - 2, axis=1)
+    return p[:, -1] - p[:, -2]
+
+
+def _boundaries(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """[n, c] float64: distance to the boundary with each class; of the predicted one, the least."""
+    z = _logits(x, kernel, bias)
+    rows = np.asarray(kernel, np.float64).T
+    table = np.stack([np.linalg.norm(rows - row, axis=1) for row in rows])
+    np.fill_diagonal(table, 1)
+    predicted = z.argmax(axis=1)
+    at = np.arange(len(z)), predicted
+    distance = (z[at][:, None] - z) / table[predicted]
+    distance[at] = np.inf
+    distance[at] = distance.min(axis=1)
+    return distance
+
+
+def _blocks(distance: np.ndarray, picks: np.ndarray, free: np.ndarray) -> float:
+    """Largest regret of picks class after class (BASE as released), of each class's median."""
+    classes, free, worst = distance.shape[1], free.copy(), 0.0
+    shares = [len(picks) // classes + (c < len(picks) % classes) for c in range(classes)]
+    for c, part in enumerate(np.split(picks, np.cumsum(shares)[:-1])):
+        if len(part):
+            worst = max(worst, _ranking(distance[:, c], part, free))
+            free[part] = False
+    return worst
+
+
+def _furthest(x: np.ndarray, picks: np.ndarray, free: np.ndarray) -> float:
+    """Largest regret of greedy k-centre, in squared distance, of the best."""
+    x = x.astype(np.float64)
+    squares = (x**2).sum(axis=1)
+    near = _nearest(x, squares, np.flatnonzero(~free))
+    near[~free], worst = -np.inf, 0.0
+    for pick in picks:
+        worst = max(worst, (near.max() - near[pick]) / near.max())
+        near = np.minimum(near, ((x - x[pick]) ** 2).sum(axis=1))
+        near[pick] = -np.inf
+    return float(worst)
+
+
+def _nearest(x: np.ndarray, squares: np.ndarray, references: np.ndarray) -> np.ndarray:
+    near = np.full(len(x), np.inf)
+    for part in np.array_split(references, -(-len(references) // 256)):
+        products = squares[part] - 2 * (x @ x[part].T)
+        near = np.minimum(near, squares + products.min(axis=1))
+    return near
+
+
+def _clock_regret(
+    x: np.ndarray,
+    logits: np.ndarray,
+    picks: np.ndarray,
+    free: np.ndarray,
+    *,
+    draws: np.ndarray,
+    relative: bool,
+) -> float:
+    """Largest regret of BADGE's draws by clocks, in the time at which they are due."""
+    x, left = x.astype(np.float64), draws.astype(np.float64)
+    g = _softmax(logits.astype(np.float64))
+    g[np.arange(len(g)), logits.argmax(axis=1)] -= 1
+    squares = (g**2).sum(axis=1) * (x**2).sum(axis=1)
+    near = np.where(free, np.inf, 0)
+
+    def closer(near: np.ndarray, pick: int) -> np.ndarray:
+        between = squares + squares[pick] - 2 * (x @ x[pick]) * (g @ g[pick])
+        near = np.minimum(near, between.clip(min=0))
+        near[pick] = 0
+        return near
+
+    worst, now = 0.0, 0.0
+    if relative:
+        for one in np.flatnonzero(~free):
+            near = closer(near, int(one))
+    else:
+        largest = np.where(free, squares, -1)
+        worst = float((largest.max() - largest[picks[0]]) / largest.max())
+        near, picks = closer(near, int(picks[0])), picks[1:]
+    for pick in picks:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            wait = np.where(near > 0, left / near, np.inf)
+        step = wait[pick]
+        worst = max(worst, (step - wait.min()) / (now + step))
+        left, now = left - near * step, now + step
+        near = closer(near, int(pick))
+    return float(worst)
+
+
+def _logits(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    return x.astype(np.float64) @ np.asarray(kernel, np.float64) + bias
+
+
+def _softmax(z: np.ndarray) -> np.ndarray:
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
+
+
 def agreement(case: Case, *, tolerance: float) -> dict[str, Any]:
     """Let every contender query once and compare.
 
     Returns:
       ``set``: contender to the share of its picks that densejax has too; ``order``: in the same
-      place; ``regret`` of each (``selector_replay``); ``seconds`` of this first query.
+      place; ``regret`` of each; ``seconds`` of this first query.
 
     Raises:
       ValueError: a query that the algorithm cannot make but by rounding: repeated picks, picks that
