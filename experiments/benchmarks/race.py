@@ -43,7 +43,7 @@ class Config(measure.Options):
     name: str = option("race", "of the report's files")
     scratch: str = option("race", "folder of the runs")
     data_folder: str = option("", "folder of the VNC set")
-    seconds: float = option(375.0, "CPU seconds of a member", fast=30.0)
+    seconds: float = option(375.0, "CPU seconds of a member", fast=150.0)
     whole: bool = option(False, "--seconds are for all members of a run together")
     members: tuple[int, ...] = option((8,), "members of each run of densejax", fast=(1,))
     peer_python: str = option(
@@ -51,7 +51,7 @@ class Config(measure.Options):
     )
     peer_seeds: int = option(1, "runs of MONAI")
     flags: tuple[str, ...] = option(
-        (), "more flags for experiments.segment, such as network=hybrid"
+        (), "more flags for experiments.segment, such as network=hybrid", fast=("nobaseline",)
     )
 
     def __post_init__(self) -> None:
