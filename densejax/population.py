@@ -187,6 +187,7 @@ class Mapped:
         self.strategy: str = population.strategy
 
     def __call__(self, *arguments: Tree) -> Tree:
+        """Return what the function makes of the arguments, of all instances."""
         if self._compiled is None:
             self.compile(*arguments)
         return self._compiled(self._counts(), *arguments)

@@ -12,20 +12,23 @@ accelerator.
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, Literal
 
-from absl import app, flags
-
+from densejax.cli import main, option
 from densejax.models import cost, unet3d
 from densejax.models.hybrid import Hybrid2D3D
 from densejax.models.unet import UNet
 
 Window = tuple[int, int, int]
 
-FORMATS = ("table", "json")
-FORMAT = flags.DEFINE_enum("format", "table", FORMATS, "How to print the networks.")
-
 HYBRID_WINDOW = (5, 300, 300)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How the networks are printed."""
+
+    format: Literal["table", "json"] = option("table", "aligned text, or JSON", essential=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,7 @@ def networks() -> list[tuple[str, Any, Window]]:
     ]
 
 
-def run() -> list[Network]:
+def described() -> list[Network]:
     """Describe every network, without allocating any."""
     return [
         Network(
@@ -90,15 +93,15 @@ def table(rows: list[Network]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"networks takes no arguments besides its flags, found {argv[1:]}")
-    rows = run()
-    if FORMAT.value == "json":
+def run(config: Config, *, fast: bool = False) -> None:
+    """Print the networks."""
+    del fast  # they are never allocated, so all are shown
+    rows = described()
+    if config.format == "json":
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
     else:
         print(table(rows))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main(Config, run, description=__doc__, workdir="", trains=False)

@@ -67,22 +67,30 @@ class Config(recipes.RecipeOptions, SweepOptions):
 
     baseline: bool = option(True, "train a random forest on filters first, to compare with")
     warmup: int = option(30, "steps over which the learning rate rises (not published)")
-    weight_decay: float = option(0.01, "of kernels, for adamw and sgd")
-    clip: float = option(12.0, "largest norm of the gradient, for adamw and sgd; 0: any")
-    decay_rate: float = option(0.75, "published schedule: factor every 10^3.4 steps")
-    two_d_loss: float = option(0.33, "weight of the 2-D module's loss (c_2D of equation 4.3)")
-    reduction: Literal["mean", "sum"] = option("mean", "of the loss over voxels; released: sum")
-    stop_below: float = option(
-        0.0, "end an instance early below this MIoU (published: 0.3)", unit="MIoU"
+    weight_decay: float = option(0.01, "weight decay of kernels, for adamw and sgd")
+    clip: float = option(
+        12.0, "norm to which a larger gradient is clipped, for adamw and sgd; 0: never"
     )
-    stop_after: int = option(0, "first step at which to end early", unit="steps")
+    decay_rate: float = option(
+        0.75, "published schedule: factor of the learning rate every 10^3.4 steps"
+    )
+    two_d_loss: float = option(0.33, "weight of the 2-D module's loss (c_2D of equation 4.3)")
+    reduction: Literal["mean", "sum"] = option(
+        "mean", "how the loss is taken over voxels; released: sum"
+    )
+    stop_below: float = option(
+        0.0, "stop a member early whose MIoU is below this (published: 0.3)", unit="MIoU"
+    )
+    stop_after: int = option(0, "first step at which a member may be stopped early", unit="steps")
     record: int = option(
-        0, "interval of frames for films (experiments.render --run); 0 records none", unit="steps"
+        0, "interval between frames for films (experiments.render --run); 0: none", unit="steps"
     )
     overlap: tuple[int, ...] = option(
         (), "voxels z,y,x that windows of the final prediction share; default: a third, as released"
     )
-    extra_labels: str = option("", "folder of corrections (experiments.correct) to train on too")
+    extra_labels: str = option(
+        "", "folder of corrections (experiments.correct) to train on as well"
+    )
     extra_share: float = option(0.5, "share of the windows around corrected voxels, in hundredths")
 
 

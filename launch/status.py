@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
     """Print the state of a sweep; returns the exit code."""
     parser = command.parser_of(__doc__, "status")
     parser.add_argument("workdir", type=Path)
-    parser.add_argument("--json", action="store_true", help="one line of JSON instead")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
     given = parser.parse_args(list(arguments))
     sweep = sweeps.open_sweep(given.workdir)
     found = views(sweep)

@@ -69,7 +69,9 @@ class Selection(NamedTuple):
 class Selector(Protocol):
     """Any function with this signature; options are keyword-only."""
 
-    def __call__(self, key: Key, pool: "Pool", budget: int) -> Selection: ...
+    def __call__(self, key: Key, pool: "Pool", budget: int) -> Selection:
+        """Choose ``budget`` samples."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -211,8 +211,8 @@ class ContrastiveTask:
         return standardise(images, mean=self.encoder.mean, std=self.encoder.std)
 
     def _fresh_projection(self, key: Key) -> Params:
-        """As ``MLP`` draws itself, in one draw: both layers see d numbers, so that all is uniform
-        in +-1 / sqrt(d)."""
+        # As ``MLP`` draws itself, in one draw: both layers see d numbers, so that all is uniform in
+        # +-1 / sqrt(d).
         d = self.encoder.features
         shapes = jax.eval_shape(self._head().init, key, jnp.zeros((1, d)))["params"]
         leaves, structure = jax.tree.flatten(shapes)

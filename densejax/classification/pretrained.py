@@ -1,5 +1,4 @@
-"""Encoders on disk: a network without its head, and what is needed to use it again; and networks
-to classify pictures with, as a task takes them, from scratch or from an encoder.
+"""Encoders on disk, and networks that classify pictures, from scratch or from an encoder.
 
 A folder ``encoder/`` holds ``params`` and ``batch_stats`` without the head, ``encoder.json`` beside
 it says which network that is and how its pictures are standardised.

@@ -1,5 +1,7 @@
-"""Which pictures to classify: the known sets by name, what they are standardised by, and splits:
-of one training set, or for natural and poisoned training."""
+"""Which pictures to classify: known sets by name, their standardisation, and their splits.
+
+A split is one of the training set, or one for natural and poisoned training.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

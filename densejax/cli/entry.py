@@ -98,11 +98,11 @@ def _flags(config_class: type, workdir: str | None) -> flags.FlagValues:
     else:
         text = "folder of the run; the same command again continues it"
         flags.DEFINE_string("workdir", workdir, text, flag_values=values)
-    text = "config.json of a run, or a TOML file: what it says, where no flag does"
+    text = "config.json of a run, or a TOML file: it gives what no flag does"
     flags.DEFINE_string("config", "", text, flag_values=values)
-    text = f"a few steps, to prove the set-up in a minute; {left}"
+    text = f"make a few steps only, to prove the set-up in a minute; {left}"
     flags.DEFINE_bool("fast_dev_run", False, text, flag_values=values)
-    text = "check the flags alone, and end"
+    text = "check the flags, and stop"
     flags.DEFINE_bool("only_check_args", False, text, flag_values=values)
     define_flags(config_class, flag_values=values)
     return values

@@ -122,11 +122,10 @@ def _group(owner: Any, config_class: type, groups: dict[str, list[str]]) -> None
 def _help_line(name: str, flag: flags.Flag) -> str:
     text = flag.help or ""
     syntax = getattr(flag.parser, "syntactic_help", "")
-    shown = flag.default_as_str
-    shown = "" if shown == "''" else shown
-    notes = [note for note in (syntax, f"default {shown}" if shown else "") if note]
+    shown = (flag.default_as_str or "").strip("'")
+    notes = [note for note in (syntax, f"default: {shown}" if shown else "") if note]
     if flag.boolean:
-        notes = [f"default {shown}, --no{name} turns it off"]
+        notes = [f"default: on; --no{name} turns it off" if flag.default else "default: off"]
     text += f" ({'; '.join(notes)})" if notes else ""
     head = f"  --{name}"
     indent = " " * 26
@@ -258,8 +257,9 @@ def _syntax(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, choices))
     if origin is tuple:
-        one = _syntax(choices[0]) or "text"
+        several = {int: "integers", float: "numbers", str: "words"}.get(choices[0], "values")
         many = len(choices) == 2 and choices[1] is Ellipsis
-        return f"{'any number of' if many else len(choices)} values with commas, each {one}"
+        known = f", each {_syntax(choices[0])}" if several == "values" else ""
+        return f"{several if many else f'{len(choices)} {several}'}, with commas between{known}"
     inner = optional_type(hint)
     return f"{_syntax(inner) or 'text'}, or {_nothing(hint)}" if inner is not None else ""

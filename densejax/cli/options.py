@@ -137,11 +137,12 @@ def _grid_value(value: str, name: str, text: str) -> float:
 class SweepOptions:
     """The flags of every sweep; an experiment's ``Config`` inherits them and names its own."""
 
-    slots: int = option(0, "instances in training at once; 0 is as many as fit")
+    slots: int = option(0, "instances that train at once; 0: as many as fit")
     strategy: Literal["map", "vmap", "auto"] = option(
-        "map", "instances of one device one after another, side by side, or the faster of the two"
+        "map",
+        "train the instances of a device in turn, side by side, or the faster of the two ways",
     )
-    base_seed: int = option(0, "from which all seeds' keys are folded")
+    base_seed: int = option(0, "number from which the keys of all seeds are derived")
 
     def sweep(
         self, task: "Task", data: "Batch", members: Sequence["Member"], **options: Any

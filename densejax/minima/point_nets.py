@@ -1,5 +1,4 @@
-"""A fully connected network that learns points of the plane: the problem whose minima are studied,
-and the class probabilities that such networks give to every place of the plane.
+"""A fully connected network that learns points of the plane, and its class probabilities there.
 
 A run's folder keeps its problem, so that whatever looks at the minima later evaluates the same loss
 on the same points without knowing which experiment made them.

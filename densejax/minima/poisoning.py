@@ -160,8 +160,10 @@ class PoisonTask:
         return new, {"loss": loss, "poison_share": share, "gradient_norm": norm(gradient)}
 
     def evaluate(self, state: Tree, data: Batch) -> Measures:
-        """Losses and accuracies of the whole sets, and the score; ``poison_accuracy`` is of the
-        true labels, so a minimum that obeys the poison has a low one."""
+        """Losses and accuracies of the whole sets, and the score.
+
+        ``poison_accuracy`` is of the true labels, so a minimum that obeys the poison has a low one.
+        """
         variables, share = state["variables"], state["settings"]["poison"]
         loss, accuracy, _ = self._evaluated(variables, data["inputs"], data["labels"])
         found, fitted = {"train_loss": loss, "train_accuracy": accuracy}, loss

@@ -1,5 +1,4 @@
-"""Layers that networks share: of volumes [b, z, y, x, c], with the arithmetic of their shapes, and
-of pictures [b, y, x, c]."""
+"""Layers that networks share: of volumes [b, z, y, x, c] and of pictures [b, y, x, c]."""
 
 import math
 from collections.abc import Callable

@@ -1,5 +1,7 @@
-"""AMSGrad, Rprop, averaged gradient descent and L-BFGS in the form of PyTorch, where optax has none
-or takes other steps."""
+"""AMSGrad, Rprop, averaged gradient descent and L-BFGS in the form of PyTorch.
+
+optax lacks them, or takes other steps.
+"""
 
 from typing import Any, NamedTuple
 

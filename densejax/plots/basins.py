@@ -1,5 +1,4 @@
-"""Basins: radii of each minimum, volumes over what they may explain, and over directions; and the
-density of the eigenvalues of a Hessian, with those that stand out marked."""
+"""Basins (radii, volumes, directions) and the density of the eigenvalues of a Hessian."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

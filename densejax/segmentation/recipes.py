@@ -34,13 +34,13 @@ class RecipeOptions(sources.DataOptions):
 
     recipe: Literal["planned", "published"] = option(
         "planned",
-        "planned from the data, or the thesis' own; every flag below wins over either",
+        "how settings that no flag gives are chosen: planned from the data, or as in the thesis",
         essential=True,
     )
-    recipe_version: int | None = option(None, "of the plan; set by the program")
+    recipe_version: int | None = option(None, "version of the plan; the program sets it")
     minutes: float = option(
         0.0,
-        "wall time of the whole run, for which steps are planned; 0: no limit",
+        "wall time of the whole run, for which the number of steps is planned; 0: no limit",
         unit="minutes",
         essential=True,
         fast=0.0,
@@ -65,32 +65,34 @@ class RecipeOptions(sources.DataOptions):
         None, "normalisation of convolutions" + BY_RECIPE
     )
     dimensions: Literal["2d", "3d"] | None = option(
-        None, "planned_unet: label sections for themselves, or volumes" + BY_RECIPE
+        None, "planned_unet: label each section by itself, or volumes" + BY_RECIPE
     )
     stem: int | None = option(
-        None, "planned_unet: voxels along y and x that are folded into channels" + BY_RECIPE
+        None, "planned_unet: fold squares of so many voxels a side (y, x) into channels" + BY_RECIPE
     )
     strides: tuple[str, ...] | None = option(
-        None, "planned_unet: of each scale, such as 1x2x2,1x2x2; the first is the stem" + BY_RECIPE
+        None, "planned_unet: stride of each scale, such as 1x2x2,1x2x2; first the stem" + BY_RECIPE
     )
     kernels: tuple[str, ...] | None = option(
-        None, "planned_unet: of each scale, such as 1x3x3,3x3x3" + BY_RECIPE
+        None, "planned_unet: kernel of each scale, such as 1x3x3,3x3x3" + BY_RECIPE
     )
     neighbours: int | None = option(
-        None, "planned_unet, 2d: sections on either side that are channels" + BY_RECIPE
+        None, "planned_unet, 2d: neighbouring sections on either side, read as channels" + BY_RECIPE
     )
-    block: Literal["plain", "residual"] | None = option(None, "planned_unet: blocks" + BY_RECIPE)
+    block: Literal["plain", "residual"] | None = option(
+        None, "planned_unet: kind of block" + BY_RECIPE
+    )
     deep_supervision: bool | None = option(
-        None, "planned_unet: a loss on the coarser scales, too" + BY_RECIPE
+        None, "planned_unet: apply the loss to the coarser scales as well" + BY_RECIPE
     )
     logit_relu: bool = option(
-        False, "ReLU on the logits, as released; kills the logits of whole classes (see results)"
+        False, "apply a ReLU to the logits, as released; it can silence whole classes (see results)"
     )
-    released_upsampling: bool = option(False, "upsample z in the pyramid, as released")
+    released_upsampling: bool = option(False, "upsample z as well in the pyramid, as released")
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto",
-        "of the computation; parameters are float32. auto: bfloat16 on an accelerator for "
-        "the planned recipe, else float32",
+        "precision of the computation; parameters stay float32. auto: bfloat16 on an accelerator "
+        "for the planned recipe, else float32",
     )
     window: tuple[int, ...] | None = option(
         None, "input window z,y,x of training" + BY_RECIPE, unit="voxels"
@@ -99,10 +101,10 @@ class RecipeOptions(sources.DataOptions):
         None, "input window z,y,x of the final prediction" + BY_RECIPE, unit="voxels"
     )
     spacing: tuple[int, ...] | None = option(
-        None, "bin z,y,x of the published window grid, in place of sampling by class", unit="voxels"
+        None, "draw windows by the published grid with bins of z,y,x, not by class", unit="voxels"
     )
     class_share: float | None = option(
-        None, "share of the windows around voxels of each class in turn" + BY_RECIPE
+        None, "share of the windows that are drawn around a voxel of each class in turn" + BY_RECIPE
     )
     reject_empty: float | None = option(
         None, "probability that a window of only the commonest class is drawn again" + BY_RECIPE
@@ -112,8 +114,10 @@ class RecipeOptions(sources.DataOptions):
         None,
         "voxel weights: class balance and edges, released edges, balance only, none" + BY_RECIPE,
     )
-    steps: int | None = option(None, "updates of each instance" + BY_RECIPE, unit="steps", fast=4)
-    batch: int | None = option(None, "windows an update" + BY_RECIPE)
+    steps: int | None = option(
+        None, "training steps of each member" + BY_RECIPE, unit="steps", fast=4
+    )
+    batch: int | None = option(None, "windows a step" + BY_RECIPE)
     loss: Literal["dice", "cross_entropy"] | None = option(
         None, "soft Dice beside cross-entropy, or cross-entropy alone" + BY_RECIPE
     )
@@ -128,31 +132,37 @@ class RecipeOptions(sources.DataOptions):
     average: float = option(
         0.0, "decay of an exponential moving average of the parameters, for adamw and sgd; 0: none"
     )
-    grid: str = option("", "settings x seeds, such as learning_rate=1e-3,3e-4;weight_decay=0,0.1")
+    grid: str = option(
+        "",
+        "train each seed with each of these settings: learning_rate=1e-3,3e-4;weight_decay=0,0.1",
+    )
     log_every: int | None = option(
-        None, "interval of metrics rows" + BY_RECIPE, unit="steps", fast=2
+        None, "interval between rows of metrics" + BY_RECIPE, unit="steps", fast=2
     )
     evaluate_every: int | None = option(
-        None, "interval of evaluations" + BY_RECIPE, unit="steps", fast=4
+        None, "interval between evaluations" + BY_RECIPE, unit="steps", fast=4
     )
     evaluation_windows: int | None = option(
         None,
-        "windows of the evaluation volume that rank while training, spread evenly; 0 is all"
+        "windows of the evaluation volume, spread evenly, that rank while training; 0: all"
         + BY_RECIPE,
         fast=2,
     )
     checkpoint_every: int | None = option(
-        None, "interval of checkpoints" + BY_RECIPE, unit="steps", fast=4
+        None, "interval between checkpoints" + BY_RECIPE, unit="steps", fast=4
     )
     views: Literal["one", "flips", "turns"] | None = option(
-        None, "of a window that a prediction averages: one, reflections, turns" + BY_RECIPE
+        None,
+        "views of a window whose predictions are averaged: one, reflections, or turns too"
+        + BY_RECIPE,
     )
     blend: Literal["centre", "gaussian"] | None = option(
         None, "take a voxel from its most central window, or a weighted mean" + BY_RECIPE
     )
     ensemble: Literal["best", "largest"] | None = option(
         None,
-        "how many members: best on evaluation, or the largest not clearly worse" + BY_RECIPE,
+        "size of the ensemble: the best on evaluation, or the largest not clearly worse"
+        + BY_RECIPE,
     )
     seeds: tuple[int, ...] | None = option(
         None,
@@ -161,7 +171,9 @@ class RecipeOptions(sources.DataOptions):
         essential=True,
         fast=lambda config: (config.seeds or (0, 1))[:2],
     )
-    init_from: str = option("", "folder of a run: seed s starts from its s-th best member")
+    init_from: str = option(
+        "", "folder of a run to train on from: seed s starts from its s-th best member"
+    )
 
     @staticmethod
     def upgrade(record: dict[str, Any]) -> dict[str, Any]:

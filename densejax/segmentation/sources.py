@@ -42,7 +42,7 @@ class DataOptions:
     """The flags that say what to learn; an experiment's ``Config`` inherits them."""
 
     data: Literal["synthetic", "vnc", "platelets", "files"] = option(
-        "synthetic", "what to learn", essential=True
+        "synthetic", "data set; files: what --image and --labels name", essential=True
     )
     data_folder: str = option("", "folder of the VNC or platelet set", essential=True)
     image: str = option(
@@ -50,10 +50,12 @@ class DataOptions:
     )
     labels: str = option("", "label volume that belongs to --image", essential=True)
     voxel_nm: tuple[float, ...] = option(
-        (), "voxel size z,y,x; where the file states none", unit="nm", essential=True
+        (), "voxel size z,y,x, where the file states none", unit="nm", essential=True
     )
     class_names: tuple[str, ...] = option(
-        (), "names of the classes 0, 1, ... of --labels", essential=True
+        (),
+        "names of the classes, in the order of their numbers in --labels: 0, 1, ...",
+        essential=True,
     )
     world: tuple[int, ...] = option(
         (24, 192, 192),
@@ -62,7 +64,7 @@ class DataOptions:
     )
     sections: tuple[int, ...] = option(
         (),
-        "train,evaluation,test,gap along z; default: about 60, 15, 15 and 5 %",
+        "sections for train,evaluation,test,gap along z; default: about 60, 15, 15 and 5 %",
         unit="sections",
     )
 

@@ -240,7 +240,6 @@ class WindowTask:
         ``data`` holds ``evaluation_images`` [n, z, y, x] and ``evaluation_labels``
         [n, z', y', x'], in which a voxel that two windows share is labelled in one of them only.
         """
-
         params = self.parameters(state)
 
         def one(window: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -13,32 +13,19 @@ with its 95 % interval (paired t), all members together, CPU seconds a member wi
 import csv
 import json
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
 from scipy import stats
 
+from densejax.cli import option
 from densejax.data.augment import PLANNED
 from experiments.benchmarks import measure
-
-# Imported, a script keeps its flags to itself: the names recur in others.
-FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-OUT = flags.DEFINE_string(
-    "out", str(Path(__file__).parent / "results"), "folder of the report", flag_values=FLAGS
-)
-SCRATCH = flags.DEFINE_string("scratch", "ablation", "folder of the runs", flag_values=FLAGS)
-DATA_FOLDER = flags.DEFINE_string("data_folder", "", "folder of the VNC set", flag_values=FLAGS)
-SEEDS = flags.DEFINE_integer("seeds", 5, "members of each run", lower_bound=2, flag_values=FLAGS)
-STEPS = flags.DEFINE_integer("steps", 500, "of each member", lower_bound=10, flag_values=FLAGS)
-JOBS = flags.DEFINE_integer("jobs", 2, "runs side by side", lower_bound=1, flag_values=FLAGS)
-ONLY = flags.DEFINE_list("only", [], "rows, by their beginnings; default: all", flag_values=FLAGS)
 
 WHOLE = "the whole recipe"
 INTENSITY = {
@@ -70,49 +57,59 @@ CHANGES: dict[str, dict[str, str]] = {
 COLUMNS = ("recipe", "members", "difference", "95 %", "p", "together", "CPU s")
 
 
-def folder_of(name: str) -> Path:
+@dataclass(frozen=True)
+class Config(measure.Options):
+    """Which rows are run, and where."""
+
+    scratch: str = option("ablation", "folder of the runs")
+    data_folder: str = option("", "folder of the VNC set")
+    seeds: int = option(5, "members of each run", fast=2)
+    steps: int = option(500, "of each member", fast=10)
+    jobs: int = option(2, "runs side by side")
+    only: tuple[str, ...] = option((), "rows, by their beginnings; default: all", fast=("one",))
+
+    def __post_init__(self) -> None:
+        if self.seeds < 2 or self.steps < 10 or self.jobs < 1:
+            raise ValueError("expected at least --seeds=2, --steps=10 and --jobs=1")
+
+
+def folder_of(name: str, config: Config) -> Path:
     """Of a row's run; prediction alone differs where it trains nothing of its own."""
     trained = WHOLE if set(CHANGES[name]) == {"views"} else name
-    return Path(SCRATCH.value) / "".join(c if c.isalnum() else "_" for c in trained)
+    return Path(config.scratch) / "".join(c if c.isalnum() else "_" for c in trained)
 
 
-def run_one(name: str, core: int) -> dict[str, Any]:
-    """Train and score one row, on one core.
+def run_one(name: str, config: Config, core: int) -> dict[str, Any]:
+    """Train and score one row, on one core; as it was, where that is done.
 
     Raises:
       RuntimeError: the run failed.
     """
-    workdir = folder_of(name)
+    workdir = folder_of(name, config)
     record = workdir.with_name(f"{workdir.name}_{len(CHANGES[name])}.json")
     if record.exists():
         return json.loads(record.read_text())
     command = [
-        *measure.pinned(core),
         *(sys.executable, "-m", "experiments.segment", "--data=vnc", "--baseline=false"),
-        *(f"--data_folder={DATA_FOLDER.value}", f"--seeds=0:{SEEDS.value}"),
-        *(f"--steps={STEPS.value}", f"--workdir={workdir}"),
+        *(f"--data_folder={config.data_folder}", f"--seeds=0:{config.seeds}"),
+        *(f"--steps={config.steps}", f"--workdir={workdir}"),
         *(f"--{flag}={value}" for flag, value in CHANGES[name].items()),
     ]
-    start = time.perf_counter()
-    with workdir.with_suffix(".log").open("a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        _, status, used = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError(f"{name} failed; see {log.name}")
+    cpu, wall = measure.timed(command, core=core, log=workdir.with_suffix(".log"))
     numbers = json.loads((workdir / "summary" / "summary.json").read_text())
     with (workdir / "summary" / "top_k.csv").open() as file:
         alone = {row["member"]: float(row["test_alone"]) for row in csv.DictReader(file)}
     found = {
         "members": [alone[member] for member in sorted(alone)],
         "together": numbers["test"]["all"],
-        "cpu_s": (used.ru_utime + used.ru_stime) / SEEDS.value,
-        "wall_s": time.perf_counter() - start,
+        "cpu_s": cpu / config.seeds,
+        "wall_s": wall,
     }
     record.write_text(json.dumps(found))
     return found
 
 
-def table(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def table(found: dict[str, dict[str, Any]]) -> measure.Rows:
     """Rows of the report; differences are of the same seeds."""
     rows = []
     base = np.array(found[WHOLE]["members"])
@@ -136,36 +133,39 @@ def table(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def run(argv: Sequence[str]) -> None:
-    """Run what is asked for and write the report."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
-    logging.set_verbosity(logging.WARNING)
+def run(config: Config) -> None:
+    """Run what is asked for; the report grows by each row."""
     chosen = [
         name
         for name in CHANGES
-        if name == WHOLE or not ONLY.value or any(name.startswith(only) for only in ONLY.value)
+        if name == WHOLE or not config.only or name.startswith(tuple(config.only))
     ]
-    Path(SCRATCH.value).mkdir(parents=True, exist_ok=True)
-    where, found = measure.machine(), {}
-    cores = sorted(os.sched_getaffinity(0))[: JOBS.value]
+    Path(config.scratch).mkdir(parents=True, exist_ok=True)
+    report = measure.Report("ablation", "The planned recipe without its parts", COLUMNS, config)
+    text = f"{config.steps} steps of {config.seeds} seeds each; test MIoU.\n"
+    report.notes, report.more = [text], {"steps": config.steps, "changes": CHANGES}
+    found: dict[str, Any] = {}
+    cores = sorted(os.sched_getaffinity(0))[: config.jobs]
     # What predicts only goes last: its members are then trained.
-    trained = [name for name in chosen if folder_of(name) != folder_of(WHOLE) or name == WHOLE]
-    for names in (trained, [name for name in chosen if name not in trained]):
-        for name, row in _side_by_side(names, cores):
+    own = [n for n in chosen if n == WHOLE or folder_of(n, config) != folder_of(WHOLE, config)]
+    for names in (own, [name for name in chosen if name not in own]):
+        for name, row in _side_by_side(names, config, cores):
             found[name] = row
             if WHOLE in found:
-                ordered = {name: found[name] for name in chosen if name in found}
-                _write(where, table(ordered), ordered)
+                report.more["runs"] = {n: found[n] for n in chosen if n in found}
+                report.rows = table(report.more["runs"])
+                report.write()
 
 
-def _side_by_side(names: Sequence[str], cores: Sequence[int]) -> Iterator[tuple[str, Any]]:
+def _side_by_side(
+    names: Sequence[str], config: Config, cores: Sequence[int]
+) -> Iterator[tuple[str, Any]]:
     free = list(cores)
 
     def one(name: str) -> dict[str, Any]:
         core = free.pop()
         try:
-            return run_one(name, core)
+            return run_one(name, config, core)
         finally:
             free.append(core)
 
@@ -173,16 +173,5 @@ def _side_by_side(names: Sequence[str], cores: Sequence[int]) -> Iterator[tuple[
         yield from zip(names, pool.map(one, names), strict=True)
 
 
-def _write(where: dict[str, Any], rows: list[dict[str, Any]], found: dict[str, Any]) -> None:
-    title = measure.heading("The planned recipe without its parts", where, {})
-    settings = f"{STEPS.value} steps of {SEEDS.value} seeds each; test MIoU.\n"
-    measure.write(
-        Path(OUT.value),
-        "ablation",
-        result={"machine": where, "steps": STEPS.value, "runs": found, "changes": CHANGES},
-        text="\n".join([title, settings, measure.markdown(rows, COLUMNS)]),
-    )
-
-
 if __name__ == "__main__":
-    app.run(run)
+    measure.main(Config, run, description=__doc__)

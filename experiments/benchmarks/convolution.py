@@ -14,34 +14,20 @@ last rows weigh every operation by how often a step computes it. Minutes at wind
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from absl import app, flags, logging
 from jax import lax
 
+from densejax.cli import option
 from densejax.models.hybrid import Hybrid2D3D
 from densejax.ops.convolution import convolution
 from experiments.benchmarks import measure
-
-# Imported, a script keeps its flags to itself: the names recur in others.
-FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-WIDTH = flags.DEFINE_integer("width", 32, "width of the network", flag_values=FLAGS)
-WINDOW = flags.DEFINE_integer("window", 64, "y and x of the window, voxels", flag_values=FLAGS)
-OPERATIONS = flags.DEFINE_integer(
-    "operations", 0, "only so many, the costliest; 0 is all", flag_values=FLAGS
-)
-ROUNDS = flags.DEFINE_integer(
-    "rounds", 5, "interleaved rounds that count", lower_bound=1, flag_values=FLAGS
-)
-OUT = flags.DEFINE_string(
-    "out", str(Path(__file__).parent / "results"), "folder of the report", flag_values=FLAGS
-)
+from experiments.benchmarks.measure import Calls, Row
 
 DEPTH = 5
 PASSES = ("forward", "dx", "dw")
@@ -53,7 +39,15 @@ COLUMNS = (
 )
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
-Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Config(measure.Timed):
+    """Which convolutions are measured."""
+
+    width: int = option(32, "width of the network", fast=4)
+    window: int = option(64, "y and x of the window", unit="voxels", fast=64)
+    operations: int = option(0, "only so many, the costliest; 0 is all", fast=1)
 
 
 def shapes_of(width: int, window: int) -> Counter[Shapes]:
@@ -75,7 +69,7 @@ def gflop(shapes: Shapes) -> float:
     return 2e-9 * float(np.prod(x[:-1])) * float(np.prod(w))
 
 
-def jax_calls(x: np.ndarray, w: np.ndarray, g: np.ndarray) -> dict[str, dict[str, Call]]:
+def jax_calls(x: np.ndarray, w: np.ndarray, g: np.ndarray) -> dict[str, Calls]:
     """densejax and native, by pass."""
 
     def native(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -83,7 +77,7 @@ def jax_calls(x: np.ndarray, w: np.ndarray, g: np.ndarray) -> dict[str, dict[str
         return lax.conv_general_dilated(x, w, (1, 1, 1), "SAME", dimension_numbers=dims)
 
     a, b, c = (jnp.asarray(array) for array in (x, w, g))
-    calls: dict[str, dict[str, Call]] = {name: {} for name in PASSES}
+    calls: dict[str, Calls] = {name: {} for name in PASSES}
     for name, function in (("densejax", convolution), ("native", native)):
         # Linear in each argument: the transposes alone, without a forward pass.
         forward = jax.jit(function)
@@ -95,7 +89,7 @@ def jax_calls(x: np.ndarray, w: np.ndarray, g: np.ndarray) -> dict[str, dict[str
     return calls
 
 
-def torch_calls(x: np.ndarray, w: np.ndarray, g: np.ndarray) -> dict[str, dict[str, Call]]:
+def torch_calls(x: np.ndarray, w: np.ndarray, g: np.ndarray) -> dict[str, Calls]:
     """PyTorch as installed and oneDNN in two layouts, by pass."""
     a, c = (torch.tensor(v.transpose(0, 4, 1, 2, 3)).contiguous() for v in (x, g))
     b = torch.tensor(w.transpose(4, 3, 0, 1, 2)).contiguous()
@@ -115,7 +109,7 @@ def torch_calls(x: np.ndarray, w: np.ndarray, g: np.ndarray) -> dict[str, dict[s
 
     own = [t.to_mkldnn() for t in (a, c)]
     back = [turned(b).contiguous(), turned(b).contiguous(memory_format=torch.channels_last_3d)]
-    calls: dict[str, dict[str, Call]] = {
+    calls: dict[str, Calls] = {
         "forward": {
             "torch": lambda: torch.nn.functional.conv3d(a, b, padding=pad),
             "oneDNN": lambda: one_dnn(a, b),
@@ -143,7 +137,7 @@ def channels_last(name: str, value: Any) -> np.ndarray:
     return array.transpose(2, 3, 4, 1, 0) if name == "dw" else array.transpose(0, 2, 3, 4, 1)
 
 
-def contenders(shapes: Shapes) -> dict[str, dict[str, Call]]:
+def contenders(shapes: Shapes) -> dict[str, Calls]:
     """Contenders by pass, found to agree.
 
     Raises:
@@ -156,11 +150,9 @@ def contenders(shapes: Shapes) -> dict[str, dict[str, Call]]:
     calls = {name: ours[name] | theirs[name] for name in PASSES}
     for name in PASSES:
         results = {who: channels_last(name, call()) for who, call in calls[name].items()}
-        scale = np.abs(results["torch"]).max()
         for who, result in results.items():
-            error = np.abs(result - results["torch"]).max() / scale
-            if not error < 1e-4:
-                raise ValueError(f"{name} of {shapes}: {who} differs from PyTorch by {error:.2g}")
+            text = f"{name} of {shapes}: {who}"
+            measure.agreed(text, result, results["torch"], tolerance=1e-4)
     return calls
 
 
@@ -172,18 +164,14 @@ def rows_of(shapes: Shapes, times: int, *, rounds: int, ceiling: float) -> measu
     a, b = torch.empty(1, x[-1], *x[1:4]), torch.empty(w[4], w[3], *w[:3])
     chosen = torch._C._select_conv_backend(a, b, None, [1] * 3, pad, [1] * 3, False, [0] * 3, 1)
     for name, calls in contenders(shapes).items():
-        seconds = measure.interleaved(calls, rounds=rounds)
-        ours = measure.medians(seconds["densejax"])
-        rate = 1e3 * gflop(shapes) / ours["wall_ms"]
-        row: dict[str, Any] = {
+        found = measure.compared(calls, rounds=rounds)
+        rate = 1e3 * gflop(shapes) / found["densejax ms (cpu)"]["wall_ms"]
+        row: Row = {
             **{"pass": name, "kernel": "x".join(map(str, w[:3])), "c_in": w[3], "c_out": w[4]},
             **{"plane": f"{x[2]}x{x[3]}", "times": times, "PyTorch's backend": chosen.name},
-            **{"densejax ms (cpu)": ours, "GFLOP": gflop(shapes), "densejax GFLOP/s": rate},
-            **{"share of ceiling": rate / ceiling, "seconds": seconds},
+            **{"GFLOP": gflop(shapes), "densejax GFLOP/s": rate},
+            **{"share of ceiling": rate / ceiling, **found},
         }
-        for peer in PEERS:
-            if peer in seconds:
-                row[f"{peer} / densejax"] = measure.ratio(seconds, peer, "densejax")
         rows.append(row)
     return rows
 
@@ -206,40 +194,24 @@ def totals(rows: measure.Rows) -> measure.Rows:
     return lines
 
 
-def run(width: int, window: int, *, operations: int, rounds: int, out: Path) -> measure.Rows:
-    """Measure the network's convolutions, the costliest first; the report grows by each."""
-    where = measure.machine()
-    ceilings = {"jax matmul GFLOP/s": measure.matmul_gflops()}
-    shapes = sorted(shapes_of(width, window).items(), key=lambda item: -item[1] * gflop(item[0]))[
-        : operations or None
-    ]
-    rows: measure.Rows = []
-    for pair, times in shapes:
-        rows += rows_of(pair, times, rounds=rounds, ceiling=ceilings["jax matmul GFLOP/s"])
-        title = f"Convolutions of the hybrid network, width {width}, window {window}"
-        table = measure.markdown([*rows, *totals(rows)], COLUMNS)
-        text = measure.heading(title, where, ceilings) + "\n" + table
-        result: Mapping[str, Any] = {"machine": where, "ceilings": ceilings, "rows": rows}
-        measure.write(out, f"convolution_{width}_{window}", result=result, text=text)
-        print(f"{pair} done, {len(rows) // 3} of {len(shapes)}", flush=True)
-    return rows
+def run(config: Config) -> None:
+    """Measure the network's convolutions, the costliest first.
 
-
-def main(arguments: list[str]) -> None:
-    """Measure what the flags name."""
-    if len(arguments) > 1:
-        raise app.UsageError(f"unexpected argument {arguments[1]!r}; flags begin with --")
-    logging.set_verbosity(logging.WARNING)
+    Raises:
+      ValueError: there is an accelerator.
+    """
     if jax.default_backend() != "cpu":
-        raise app.UsageError("this compares CPUs: set JAX_PLATFORMS=cpu")
-    run(
-        WIDTH.value,
-        WINDOW.value,
-        operations=OPERATIONS.value,
-        rounds=ROUNDS.value,
-        out=Path(OUT.value),
-    )
+        raise ValueError("this compares CPUs: set JAX_PLATFORMS=cpu")
+    product = "jax matmul GFLOP/s"
+    ceilings = {product: measure.matmul_gflops()}
+    title = f"Convolutions of the hybrid network, width {config.width}, window {config.window}"
+    file = f"convolution_{config.width}_{config.window}"
+    report = measure.Report(file, title, COLUMNS, config, ceilings=ceilings, totals=totals)
+    costs = shapes_of(config.width, config.window)
+    shapes = sorted(costs, key=lambda pair: -costs[pair] * gflop(pair))
+    for pair in report.each(shapes[: config.operations or None]):
+        report.rows += rows_of(pair, costs[pair], rounds=config.rounds, ceiling=ceilings[product])
 
 
 if __name__ == "__main__":
-    app.run(main)
+    measure.main(Config, run, description=__doc__)

@@ -9,17 +9,17 @@ one axis:
     python -m experiments.benchmarks.equal_cost --runs=race/short=180,race/long+race/other=1400
 
 A run is given with the CPU seconds of one of its members; ``+`` joins the members of runs of one
-length. Writes ``equal_cost.json``, ``.md`` and
-``.png``.
+length. Writes ``equal_cost.json``, ``.md`` and ``.png``.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
 
+from densejax.cli import option
 from densejax.inference.members import member_probabilities
 from densejax.inference.sliding_window import predict_volume
 from densejax.inference.tiles import Windowing
@@ -30,16 +30,19 @@ from densejax.training.folders import best_parameters
 from experiments import segment
 from experiments.benchmarks import measure
 
-# Imported, a script keeps its flags to itself: the names recur in others.
-FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-OUT = flags.DEFINE_string(
-    "out", str(Path(__file__).parent / "results"), "folder of the report", flag_values=FLAGS
-)
-RUNS = flags.DEFINE_list(
-    "runs", [], "folders of runs, each with =CPU seconds of a member", flag_values=FLAGS
-)
 SIZES = (1, 2, 4, 8)
 COLUMNS = ("CPU s a member", "members", "CPU s", "MIoU", "groups")
+
+
+@dataclass(frozen=True)
+class Config(measure.Options):
+    """Which runs are scored."""
+
+    runs: tuple[str, ...] = option((), "folders of runs, each with =CPU seconds of a member")
+
+    def __post_init__(self) -> None:
+        if not self.runs or not all("=" in text for text in self.runs):
+            raise ValueError("--runs=FOLDER=SECONDS,...: expected at least one, each with seconds")
 
 
 def groups_of(members: int) -> list[tuple[int, ...]]:
@@ -103,19 +106,14 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     style.save(figure, path)
 
 
-def run(argv: Sequence[str]) -> None:
-    """Score every run and write the report."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
-    logging.set_verbosity(logging.WARNING)
-    if not RUNS.value or not all("=" in text for text in RUNS.value):
-        raise app.UsageError("--runs=FOLDER=SECONDS,...: expected at least one, each with seconds")
-    rows: list[dict[str, Any]] = []
-    for text in RUNS.value:
+def run(config: Config) -> None:
+    """Score every run and draw all."""
+    report = measure.Report("equal_cost", "Members or length", COLUMNS, config)
+    for text in report.each(config.runs):
         folder, _, seconds = text.rpartition("=")
         for size, scores in scores_of([Path(part) for part in folder.split("+")]).items():
             middle, spread = np.mean(scores), f"{min(scores):.3f} to {max(scores):.3f}"
-            rows.append(
+            report.rows.append(
                 {
                     "run": Path(folder).name,
                     "CPU s a member": float(seconds),
@@ -126,12 +124,9 @@ def run(argv: Sequence[str]) -> None:
                     "scores": scores,
                 }
             )
-    rows.sort(key=lambda row: (row["CPU s"], row["members"]))
-    out, where = Path(OUT.value), measure.machine()
-    text = f"{measure.heading('Members or length', where, {})}\n{measure.markdown(rows, COLUMNS)}"
-    measure.write(out, "equal_cost", result={"machine": where, "rows": rows}, text=text)
-    draw(rows, out / "equal_cost.png")
+        report.rows.sort(key=lambda row: (row["CPU s"], row["members"]))
+    draw(report.rows, Path(config.out) / "equal_cost.png")
 
 
 if __name__ == "__main__":
-    app.run(run)
+    measure.main(Config, run, description=__doc__)

@@ -20,36 +20,22 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
 
+from densejax.cli import option
 from densejax.data.augment import training_arrays
 from densejax.data.sampling import class_table
-from densejax.population import Population, instance_key
 from densejax.segmentation import recipes
-from densejax.training.task import Programs, empty_slot
 from experiments import segment
 from experiments.benchmarks import measure
-
-# Imported, a script keeps its flags to itself: the names recur in others.
-FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-OUT = flags.DEFINE_string(
-    "out", str(Path(__file__).parent / "results"), "folder of the report", flag_values=FLAGS
-)
-SCRATCH = flags.DEFINE_string(
-    "scratch", "gpu_suite", "folder for volumes and runs", flag_values=FLAGS
-)
-DATA_FOLDER = flags.DEFINE_string("data_folder", "", "folder of the VNC set", flag_values=FLAGS)
-SMALL = flags.DEFINE_bool("small", False, "sizes for a trial on a CPU", flag_values=FLAGS)
-ONLY = flags.DEFINE_list("only", [], "parts; all where empty", flag_values=FLAGS)
-PART = flags.DEFINE_string("part", "", "what a child process measures", flag_values=FLAGS)
+from experiments.benchmarks.segmentation_step import Engine, fresh_slots
 
 CLASSES = 5
 LIMITS = {  # seconds
@@ -61,6 +47,22 @@ LIMITS = {  # seconds
     "streaming": 60,
 }
 REACHED = 0.6
+VNC = ["--data=vnc", "--seeds=0:8", "--minutes=2"]
+SMALL_POOL = ["--samples=20000", "--features=64", "--classes=20", "--budget=100"]
+
+
+@dataclass(frozen=True)
+class Config(measure.Options):
+    """Which parts are run."""
+
+    scratch: str = option("gpu_suite", "folder for volumes and runs")
+    data_folder: str = option("", "folder of the VNC set")
+    small: bool = option(False, "sizes for a trial on a CPU", fast=True)
+    only: tuple[str, ...] = option((), "parts; all where empty", fast=("ceiling",))
+    part: Literal["", "ceiling", "steps"] = option("", "what a child process measures")
+
+    def __post_init__(self) -> None:
+        measure.check_names(self.only, LIMITS)
 
 
 def ceiling(small: bool) -> dict[str, Any]:
@@ -137,19 +139,13 @@ def _world(window: Sequence[int]) -> dict[str, Any]:
 
 def _step_ms(config: segment.Config, data: Any, count: int, strategy: Any) -> float:
     _, task = segment.build(config, CLASSES)
-    population = Population(count, devices=jax.local_devices()[:1], strategy=strategy)
-    advance = Programs(task, population).advance
-    fresh = jax.jit(lambda key: empty_slot(key, task, {}))
-    keys = [jax.random.key_data(instance_key(jax.random.key(0), i)) for i in range(count)]
-    slots = [jax.device_get(fresh(key)) for key in keys]
-    placed = population.place(jax.tree.map(lambda *rows: np.stack(rows), *slots))
-    shared, laps = population.replicate(data), []
-    each = 1 if jax.default_backend() == "cpu" else 10
-    number = population.place(np.full(count, each, np.int32))
+    first = jax.local_devices()[:1]
+    engine = Engine(task, fresh_slots(task, count), data, devices=first, strategy=strategy)
+    engine.place(np.zeros(()))
+    each, laps = 1 if jax.default_backend() == "cpu" else 10, []
     for _ in range(3):
         start = time.perf_counter()
-        placed, means = advance(placed, number, shared)
-        jax.block_until_ready((placed, means))
+        jax.block_until_ready(engine.step(each))
         laps.append(time.perf_counter() - start)
     return round(1000 * min(laps[1:]) / each / count, 3)
 
@@ -164,54 +160,45 @@ def _parity(config: segment.Config, data: Any) -> float:
     z, y, x = config.window or ()
     image = jnp.asarray(data["image"])[None, :z, :y, :x, None]
     with jax.default_matmul_precision("highest"):
-        exact = np.asarray(jax.jit(networks["float32"][1].network)(params, image)[0])
-    found = np.asarray(jax.jit(networks["bfloat16"][1].network)(params, image)[0])
-    return float(np.abs(found - exact).max() / np.abs(exact).max())
+        exact = jax.jit(networks["float32"][1].network)(params, image)[0]
+    found = jax.jit(networks["bfloat16"][1].network)(params, image)[0]
+    return measure.agreed("bfloat16", found, exact, tolerance=np.inf)
 
 
-def command_of(part: str, small: bool, scratch: Path) -> list[str]:
+def command_of(part: str, config: Config) -> list[str]:
     """The command of a part."""
-    module = f"experiments.benchmarks.{part}"
+    small, scratch = config.small, Path(config.scratch)
+    module, words = f"experiments.benchmarks.{part}", [f"--out={scratch}"]
     if part in ("ceiling", "steps"):
-        own = [f"--part={part}", *(["--small"] if small else [])]
-        return ["-m", "experiments.benchmarks.gpu_suite", *own]
-    if part == "vnc":
-        words = ["--seeds=0:8", f"--workdir={scratch / 'vnc'}", "--nobaseline"]
-        words += ["--strategy=auto", "--minutes=2"]
-        data = ["--data=vnc", f"--data_folder={DATA_FOLDER.value}"]
-        if small:
-            data, words[0] = ["--world=12,96,96"], "--seeds=0:2"
-        return ["-m", "experiments.segment", *data, *words]
-    report = f"--out={scratch}"
-    if part == "selectors":
-        size = ["--samples=20000", "--features=64", "--budget=100"] if small else []
-        return ["-m", module, "--scale", f"--scratch={scratch}", report, *size]
-    if part == "surface":
-        size = ["--side=2", "--pictures=64"] if small else ["--side=16"]
-        return [
-            "-m",
-            "experiments.benchmarks.surfaces",
-            "--only=resnet20",
-            "--cold=0",
-            report,
-            *size,
-        ]
-    size = ["--nothing_shape=40,128,128", "--nothing_window=8,64,64"] if small else []
-    shape = "10,128,128" if small else "100,2000,2000"
-    return [
-        *("-m", module, f"--scratch={scratch / 'streaming'}", report, "--only=hybrid"),
-        *(f"--hybrid_shape={shape}", *size),
-    ]
+        module = "experiments.benchmarks.gpu_suite"
+        words = [f"--part={part}", *(["--small"] if small else [])]
+    elif part == "vnc":
+        module = "experiments.segment"
+        words = [f"--workdir={scratch / 'vnc'}", "--nobaseline", "--strategy=auto"]
+        words += ["--world=12,96,96", "--seeds=0:2", "--minutes=0.5"] if small else VNC
+        words += [] if small else [f"--data_folder={config.data_folder}"]
+    elif part == "selectors":
+        module = "experiments.benchmarks.selector_scale"
+        words += [f"--scratch={scratch}", *(SMALL_POOL if small else [])]
+    elif part == "surface":
+        module = "experiments.benchmarks.surfaces"
+        words += ["--only=resnet20", "--cold=0"]
+        words += ["--side=2", "--pictures=64"] if small else ["--side=16"]
+    else:
+        words += [f"--scratch={scratch / 'streaming'}", "--only=hybrid"]
+        shape = ["--hybrid_shape=10,128,128", "--seconds=1"]
+        words += shape if small else ["--hybrid_shape=100,2000,2000"]
+    return ["-m", module, *words]
 
 
-def attempt(part: str, small: bool, scratch: Path) -> dict[str, Any]:
+def attempt(part: str, config: Config) -> dict[str, Any]:
     """Run a part in a process of its own, within its limit."""
     start = time.perf_counter()
     # A trial on a CPU is for whether it works, not for how long it takes.
-    limit = 600 if small else LIMITS[part]
+    limit = 600 if config.small else LIMITS[part]
     try:
         done = subprocess.run(
-            [sys.executable, *command_of(part, small, scratch)],
+            [sys.executable, *command_of(part, config)],
             capture_output=True,
             text=True,
             timeout=limit,
@@ -228,7 +215,7 @@ def attempt(part: str, small: bool, scratch: Path) -> dict[str, Any]:
         "said": lines[-12:],
     }
     if part == "vnc":
-        found["seconds to MIoU"] = _seconds_to(scratch / "vnc", lines)
+        found["seconds to MIoU"] = _seconds_to(Path(config.scratch) / "vnc", lines)
     return found
 
 
@@ -246,33 +233,22 @@ def _seconds_to(workdir: Path, lines: Sequence[str]) -> dict[str, Any]:
     return {"step": None, "rate": [line for line in lines if "steps/s" in line][-1:]}
 
 
-def run(argv: Sequence[str]) -> None:
+def run(config: Config) -> None:
     """Run the parts one after another."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
-    logging.set_verbosity(logging.WARNING)
-    own: dict[str, Callable[[bool], dict[str, Any]]] = {"ceiling": ceiling, "steps": steps}
-    if PART.value:
-        print(json.dumps(own[PART.value](SMALL.value)))
+    if config.part:
+        print(json.dumps({"ceiling": ceiling, "steps": steps}[config.part](config.small)))
         return
-    unknown = set(ONLY.value) - set(LIMITS)
-    if unknown:
-        raise app.UsageError(f"--only={','.join(unknown)}: expected of {', '.join(LIMITS)}")
-    scratch, name = Path(SCRATCH.value), "gpu_suite_small" if SMALL.value else "gpu_suite"
-    scratch.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"machine": measure.machine(), "parts": {}}
-    for part in ONLY.value or LIMITS:
-        result["parts"][part] = attempt(part, SMALL.value, scratch)
-        found = result["parts"][part]
-        print(f"{part}: {found['status']} in {found['seconds']:.0f} s", flush=True)
-        text = "\n\n".join(
-            f"## {key}: {value['status']}, {value['seconds']} s\n\n"
-            + "\n".join(f"    {line}" for line in value["said"])
-            for key, value in result["parts"].items()
-        )
-        title = measure.heading("What an accelerator does", result["machine"], {})
-        measure.write(Path(OUT.value), name, result=result, text=f"{title}\n{text}")
+    Path(config.scratch).mkdir(parents=True, exist_ok=True)
+    name = "gpu_suite_small" if config.small else "gpu_suite"
+    columns = ("part", "status", "seconds")
+    report = measure.Report(name, "What an accelerator does", columns, config)
+    for part in report.each(config.only or tuple(LIMITS)):
+        found = attempt(part, config)
+        report.rows.append({"part": part, **found})
+        said = "\n".join(f"    {line}" for line in found["said"])
+        report.notes.append(f"## {part}: {found['status']}, {found['seconds']} s\n\n{said}\n")
+        report.more["parts"] = {row["part"]: row for row in report.rows}
 
 
 if __name__ == "__main__":
-    app.run(run)
+    measure.main(Config, run, description=__doc__)

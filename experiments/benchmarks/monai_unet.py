@@ -25,6 +25,7 @@ EDGE, BATCH, WARMUP, CLIP, POWER = 256, 2, 20, 12.0, 0.9
 
 
 def main() -> None:
+    """Train, predict, and write labels and times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--split", type=Path, required=True, help="volumes, as the race writes them"
@@ -80,6 +81,7 @@ def main() -> None:
 
 
 def standardised(volume: np.ndarray) -> np.ndarray:
+    """Return the volume with mean 0 and deviation 1."""
     volume = volume.astype(np.float32)
     return (volume - volume.mean()) / volume.std()
 

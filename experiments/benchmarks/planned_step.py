@@ -12,8 +12,8 @@ Writes ``planned_step.json`` and ``planned_step.md`` after each row.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-from absl import app, flags, logging
 
+from densejax.cli import option
 from densejax.data.augment import training_arrays
 from densejax.data.sampling import class_table
 from densejax.losses import soft_dice, weighted_cross_entropy
@@ -32,16 +32,6 @@ from densejax.segmentation import recipes
 from experiments import segment
 from experiments.benchmarks import measure
 
-# Imported, a script keeps its flags to itself: the names recur in others.
-FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-OUT = flags.DEFINE_string(
-    "out", str(Path(__file__).parent / "results"), "folder of the report", flag_values=FLAGS
-)
-ROUNDS = flags.DEFINE_integer(
-    "rounds", 7, "interleaved rounds that count", lower_bound=1, flag_values=FLAGS
-)
-EDGE = flags.DEFINE_integer("edge", 256, "of a window, voxels", flag_values=FLAGS)
-
 CLASSES, BATCH, RATE, DECAY = 5, 2, 1e-3, 0.01
 # width, stem, scales
 NETWORKS = ((9, 1, 5), (16, 2, 4), (32, 4, 4))
@@ -49,6 +39,14 @@ COLUMNS = (
     *("width", "stem", "scales", "parameters", "torch ms (cpu)", "densejax ms (cpu)"),
     *("torch / densejax", "whole step ms (cpu)", "GFLOP", "GFLOP/s", "share of ceiling"),
 )
+
+
+@dataclass(frozen=True)
+class Config(measure.Timed):
+    """How large the windows are."""
+
+    rounds: int = option(7, "interleaved rounds that count", fast=1)
+    edge: int = option(256, "of a window", unit="voxels", fast=64)
 
 
 class TorchUNet(torch.nn.Module):
@@ -130,13 +128,13 @@ def torch_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits, labels) + 1 - dice.mean()
 
 
-def contenders(width: int, stem: int, scales: int) -> tuple[dict[str, Callable[[], Any]], dict]:
-    """A step of each library, and of densejax with its drawing.
+def contenders(network: tuple[int, int, int], edge: int) -> tuple[measure.Calls, measure.Row]:
+    """A step of each library, and of densejax with its drawing; what the network is.
 
     Raises:
       ValueError: the libraries' losses or logits differ.
     """
-    edge = EDGE.value
+    width, stem, scales = network
     config = recipes.settle(
         segment.Config(
             recipe_version=1,
@@ -195,11 +193,8 @@ def contenders(width: int, stem: int, scales: int) -> tuple[dict[str, Callable[[
         found = peer(x)
         expected = torch_loss(found, y).item()
     there = found.permute(0, 2, 3, 1)[:, None].numpy()
-    error = float(np.abs(np.asarray(logits) - there).max() / np.abs(there).max())
-    if not (abs(float(value) - expected) < 1e-4 * expected and error < 1e-3):
-        raise ValueError(
-            f"loss {value} and {expected}, logits differ by {error}: expected the same"
-        )
+    measure.agreed("densejax' loss", value, expected, tolerance=1e-4)
+    measure.agreed("densejax' logits", logits, there, tolerance=1e-3)
 
     def theirs() -> Any:
         adam.zero_grad(set_to_none=True)
@@ -220,47 +215,30 @@ def contenders(width: int, stem: int, scales: int) -> tuple[dict[str, Callable[[
 
     bound = measure.floor(jax.grad(lambda p: loss(p)[0]), params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    facts = {"width": width, "stem": stem, "scales": scales, "parameters": count, **bound}
-    return {"torch": theirs, "densejax": ours, "whole step": with_drawing}, facts
-
-
-def run(argv: Sequence[str]) -> None:
-    """Measure each network and write the report after it."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
-    logging.set_verbosity(logging.WARNING)
-    torch.set_num_threads(1)
-    where = measure.machine()
-    ceilings = {
-        "jax matmul GFLOP/s": measure.matmul_gflops(),
-        "copy GB/s": measure.copy_gigabytes(),
+    facts = {
+        "width": width,
+        "stem": stem,
+        "scales": scales,
+        "parameters": count,
+        **bound,
+        "GFLOP": bound["gflop"],
     }
-    rows: list[dict[str, Any]] = []
-    for network in NETWORKS:
-        calls, facts = contenders(*network)
-        seconds = measure.interleaved(calls, rounds=ROUNDS.value)
-        rate = facts["gflop"] / measure.medians(seconds["densejax"])["wall_ms"] * 1e3
-        rows.append(
-            facts
-            | {
-                "torch ms (cpu)": measure.medians(seconds["torch"]),
-                "densejax ms (cpu)": measure.medians(seconds["densejax"]),
-                "whole step ms (cpu)": measure.medians(seconds["whole step"]),
-                "torch / densejax": measure.ratio(seconds, "torch", "densejax"),
-                "GFLOP": facts["gflop"],
-                "GFLOP/s": rate,
-                "share of ceiling": rate / ceilings["jax matmul GFLOP/s"],
-                "seconds": seconds,
-            }
-        )
-        title = measure.heading("A step of the planned network against PyTorch", where, ceilings)
-        measure.write(
-            Path(OUT.value),
-            "planned_step",
-            result={"machine": where, "ceilings": ceilings, "rows": rows},
-            text=f"{title}\n{measure.markdown(rows, COLUMNS)}",
-        )
+    return {"torch": theirs, measure.OURS: ours, "whole step": with_drawing}, facts
+
+
+def run(config: Config) -> None:
+    """Measure each network."""
+    torch.set_num_threads(1)
+    product = "jax matmul GFLOP/s"
+    ceilings = {product: measure.matmul_gflops(), "copy GB/s": measure.copy_gigabytes()}
+    title = "A step of the planned network against PyTorch"
+    report = measure.Report("planned_step", title, COLUMNS, config, ceilings=ceilings)
+    for network in report.each(NETWORKS, called="width {0[0]}, stem {0[1]}".format):
+        calls, facts = contenders(network, config.edge)
+        row = facts | measure.compared(calls, rounds=config.rounds)
+        rate = facts["gflop"] / row["densejax ms (cpu)"]["wall_ms"] * 1e3
+        report.rows.append(row | {"GFLOP/s": rate, "share of ceiling": rate / ceilings[product]})
 
 
 if __name__ == "__main__":
-    app.run(run)
+    measure.main(Config, run, description=__doc__)

@@ -17,48 +17,46 @@ PyTorch and MONAI; without one it is left out. Contenders take turns, one after 
 
 import json
 import os
-import resource
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
-from absl import app, flags, logging
 
 from densejax import metrics
+from densejax.cli import option
 from densejax.plots.curves import learning_curves
 from densejax.segmentation import sources
 from densejax.training.folders import read_metrics
 from experiments.benchmarks import measure
-
-# Imported, a script keeps its flags to itself: the names recur in others.
-FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-OUT = flags.DEFINE_string(
-    "out", str(Path(__file__).parent / "results"), "folder of the report", flag_values=FLAGS
-)
-NAME = flags.DEFINE_string("name", "race", "of the report's files", flag_values=FLAGS)
-SCRATCH = flags.DEFINE_string("scratch", "race", "folder of the runs", flag_values=FLAGS)
-DATA_FOLDER = flags.DEFINE_string("data_folder", "", "folder of the VNC set", flag_values=FLAGS)
-SECONDS = flags.DEFINE_float(
-    "seconds", 375.0, "CPU seconds of a member", lower_bound=30, flag_values=FLAGS
-)
-WHOLE = flags.DEFINE_bool(
-    "whole", False, "--seconds are for all members of a run together", flag_values=FLAGS
-)
-MEMBERS = flags.DEFINE_list("members", ["8"], "members of each run of densejax", flag_values=FLAGS)
-PEER_PYTHON = flags.DEFINE_string(
-    "peer_python", "", "interpreter with PyTorch and MONAI", flag_values=FLAGS
-)
-PEER_SEEDS = flags.DEFINE_integer("peer_seeds", 1, "runs of MONAI", flag_values=FLAGS)
-FLAGS_OF_RUN = flags.DEFINE_list(
-    "flags", [], "more flags for experiments.segment, such as network=hybrid", flag_values=FLAGS
-)
+from experiments.benchmarks.measure import Row, Rows
 
 COLUMNS = ("contender", "CPU s", "wall s", "MIoU")
+
+
+@dataclass(frozen=True)
+class Config(measure.Options):
+    """Who runs, and for how long."""
+
+    name: str = option("race", "of the report's files")
+    scratch: str = option("race", "folder of the runs")
+    data_folder: str = option("", "folder of the VNC set")
+    seconds: float = option(375.0, "CPU seconds of a member", fast=150.0)
+    whole: bool = option(False, "--seconds are for all members of a run together")
+    members: tuple[int, ...] = option((8,), "members of each run of densejax", fast=(1,))
+    peer_python: str = option(
+        "", "interpreter with PyTorch and MONAI; without it MONAI is left out"
+    )
+    peer_seeds: int = option(1, "runs of MONAI")
+    flags: tuple[str, ...] = option(
+        (), "more flags for experiments.segment, such as network=hybrid", fast=("nobaseline",)
+    )
+
+    def __post_init__(self) -> None:
+        if self.seconds < 30:
+            raise ValueError(f"--seconds={self.seconds:g}: expected at least 30")
 
 
 def miou_of(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, Any]:
@@ -68,37 +66,19 @@ def miou_of(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str,
     return {"miou": float(found.mean()), "iou": [round(float(value), 4) for value in found]}
 
 
-def timed(command: Sequence[str], *, one_core: bool = False) -> tuple[float, float]:
-    """CPU and wall seconds of a command.
-
-    Raises:
-      RuntimeError: it failed.
-    """
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.perf_counter()
-    pinned = measure.pinned(min(os.sched_getaffinity(0))) if one_core else []
-    done = subprocess.run([*pinned, *command])
-    wall = time.perf_counter() - start
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with code {done.returncode}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
-
-
-def densejax_rows(
-    scratch: Path, members: int, parts: sources.Parts
-) -> tuple[list[dict[str, Any]], Path]:
+def densejax_rows(config: Config, members: int, parts: sources.Parts) -> tuple[Rows, Path]:
     """One run of ``experiments.segment``: its members, its Top-k, and its forest."""
-    cores = min(len(os.sched_getaffinity(0)), members)
-    total = SECONDS.value * (1 if WHOLE.value else members)
-    workdir = scratch / f"{NAME.value}_{members}"
+    cores = sorted(os.sched_getaffinity(0))
+    used = min(len(cores), members)
+    total = config.seconds * (1 if config.whole else members)
+    workdir = Path(config.scratch) / f"{config.name}_{members}"
     command = [
         *(sys.executable, "-m", "experiments.segment", "--data=vnc"),
-        *(f"--data_folder={DATA_FOLDER.value}", f"--seeds=0:{members}"),
-        *(f"--minutes={total / cores / 60:.3f}", f"--workdir={workdir}"),
-        *(f"--{flag}" for flag in FLAGS_OF_RUN.value),
+        *(f"--data_folder={config.data_folder}", f"--seeds=0:{members}"),
+        *(f"--minutes={total / used / 60:.3f}", f"--workdir={workdir}"),
+        *(f"--{flag}" for flag in config.flags),
     ]
-    cpu, wall = timed(command, one_core=members == 1)
+    cpu, wall = measure.timed(command, core=cores[0] if members == 1 else None)
     numbers = json.loads((workdir / "summary" / "summary.json").read_text())
     classes = len(parts.class_names)
     labels = tifffile.imread(workdir / "summary" / "test_labels.tif")
@@ -129,8 +109,9 @@ def densejax_rows(
     return rows, workdir
 
 
-def monai_row(scratch: Path, seed: int, parts: sources.Parts) -> dict[str, Any]:
+def monai_row(config: Config, seed: int, parts: sources.Parts) -> Row:
     """One run of the practitioner's script."""
+    scratch = Path(config.scratch)
     split = scratch / "split.npz"
     if not split.exists():
         arrays = {
@@ -139,10 +120,11 @@ def monai_row(scratch: Path, seed: int, parts: sources.Parts) -> dict[str, Any]:
             for kind in ("images", "labels")
         }
         np.savez(split, **arrays)
-    out = scratch / f"{NAME.value}_monai_{seed}"
+    out = scratch / f"{config.name}_monai_{seed}"
     script = str(Path(__file__).parent / "monai_unet.py")
-    words = [f"--split={split}", f"--seconds={SECONDS.value}", f"--seed={seed}", f"--out={out}"]
-    cpu, wall = timed([PEER_PYTHON.value, "-P", script, *words], one_core=True)
+    words = [f"--split={split}", f"--seconds={config.seconds}", f"--seed={seed}", f"--out={out}"]
+    command = [config.peer_python, "-P", script, *words]
+    cpu, wall = measure.timed(command, core=min(os.sched_getaffinity(0)))
     found = np.load(out.with_suffix(".npy"))
     record = json.loads(out.with_suffix(".json").read_text())
     row = {"contender": f"MONAI 2-D DynUNet, seed {seed}", "CPU s": cpu, "wall s": wall}
@@ -173,44 +155,24 @@ def draw_curve(workdir: Path, cpu: float, members: int, path: Path) -> None:
     )
 
 
-def run(argv: Sequence[str]) -> None:
-    """Run the contenders in turn and write the report after each."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
-    logging.set_verbosity(logging.WARNING)
-    scratch, out = Path(SCRATCH.value), Path(OUT.value)
-    scratch.mkdir(parents=True, exist_ok=True)
-    config = sources.DataOptions(data="vnc", data_folder=DATA_FOLDER.value)
-    parts = sources.load_parts(config)
-    where, rows = measure.machine(), []
+def run(config: Config) -> None:
+    """Run the contenders in turn; the report grows by each."""
+    Path(config.scratch).mkdir(parents=True, exist_ok=True)
+    options = sources.DataOptions(data="vnc", data_folder=config.data_folder)
+    parts = sources.load_parts(options)
     columns = (*COLUMNS, *parts.class_names)
-    for members in map(int, MEMBERS.value):
-        found, workdir = densejax_rows(scratch, members, parts)
-        rows += found
-        _write(out, where, rows, columns)
-        draw_curve(workdir, found[0]["CPU s"], members, out / f"{NAME.value}.png")
-    for seed in range(PEER_SEEDS.value if PEER_PYTHON.value else 0):
-        rows.append(monai_row(scratch, seed, parts))
-        _write(out, where, rows, columns)
-
-
-def _write(
-    out: Path, where: dict[str, Any], rows: list[dict[str, Any]], columns: Sequence[str]
-) -> None:
-    # One forest is enough, however many runs had it.
-    seen, kept = set(), []
-    for row in rows:
-        if row["contender"] not in seen:
-            kept.append(row)
-        seen.add(row["contender"])
-    title = measure.heading("The race on the VNC stack", where, {})
-    measure.write(
-        out,
-        NAME.value,
-        result={"machine": where, "seconds": SECONDS.value, "whole": WHOLE.value, "rows": kept},
-        text=f"{title}\n{measure.markdown(kept, columns)}",
-    )
+    report = measure.Report(config.name, "The race on the VNC stack", columns, config)
+    report.more = {"seconds": config.seconds, "whole": config.whole}
+    for members in report.each(config.members, called="{} members".format):
+        rows, workdir = densejax_rows(config, members, parts)
+        # One forest is enough, however many runs had it.
+        seen = {row["contender"] for row in report.rows}
+        report.rows += [row for row in rows if row["contender"] not in seen]
+        path = Path(config.out) / f"{config.name}.png"
+        draw_curve(workdir, rows[0]["CPU s"], members, path)
+    for seed in report.each(range(config.peer_seeds if config.peer_python else 0)):
+        report.rows.append(monai_row(config, seed, parts))
 
 
 if __name__ == "__main__":
-    app.run(run)
+    measure.main(Config, run, description=__doc__)

@@ -1,19 +1,23 @@
-"""Queries at the scale of ImageNet, each in a process of its own: time and peak memory.
+"""How fast, and in how much memory, is a query at the scale of ImageNet?
 
-``experiments.benchmarks.selectors --scale`` calls this: 1.28 million features of 2048 in a file,
-1000 classes, 10 000 picks. On a CPU the pool is the file's memory map, dropped from the system's
-cache before each case; on an accelerator it is read to the device first, and the time is that of
-the second query, without compilation.
+BASE, MASE, margin (1.28 million x 2048, 1000 classes, 50 000 labelled, 10 000 picks), partitioned
+k-centre and BADGE, from a file of 10.5 GB that is made in a folder given:
+
+    python -m experiments.benchmarks.selector_scale --scratch=/large/disk
+
+Each query is in a process of its own. On a CPU the pool is the file's memory map, dropped from the
+system's cache before each; on an accelerator it is read to the device first, and the time is that
+of the second query, without compilation. Writes ``selectors_scale``.
 """
 
 import json
 import math
 import os
 import resource
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,14 +29,21 @@ import numpy as np
 from densejax.active import scores, wrappers
 from densejax.active.pool import Pool, Selection, Selector
 from densejax.active.strategies import badge, base, core_set
+from densejax.cli import option
 from densejax.io import free_bytes, replacing
 from experiments.benchmarks import measure
+from experiments.benchmarks.measure import Row
 
 SEED = 0
 # Rows that are generated, read or written at once.
 ROWS = 2**14
 PARTITIONS = 10
 PRODUCT_COLUMNS = 512
+PRODUCT_GOAL, GIB_GOAL = 2.0, 8.0
+COLUMNS = (
+    *("case", "n", "d", "c", "labelled", "b", "seconds", "rows/s", "peak GiB"),
+    *("GFLOP", "gigabytes", "floor seconds", "product seconds", "goal met"),
+)
 
 
 class Query(NamedTuple):
@@ -43,6 +54,30 @@ class Query(NamedTuple):
     classes: int
     labelled: int
     budget: int
+
+
+@dataclass(frozen=True)
+class Config(measure.Options):
+    """How large the pool is, and which queries are measured."""
+
+    scratch: str = option("", "folder of the pool's file, which is kept there")
+    minutes: float = option(40.0, "start no case after so many")
+    only: tuple[str, ...] = option((), "cases; all where empty", fast=("margin", "badge_parts"))
+    samples: int = option(1_280_000, "of the pool", fast=2000)
+    features: int = option(2048, "of the pool", fast=64)
+    classes: int = option(1000, "of the pool", fast=20)
+    budget: int = option(10_000, "picks", fast=100)
+    child: str = option("", "case that this process is to measure")
+
+    def __post_init__(self) -> None:
+        measure.check_names(self.only, CASES)
+        if not self.scratch:
+            raise ValueError("--scratch is needed: a folder for the pool's file")
+
+    def query(self) -> Query:
+        """The setting of the thesis: 50 000 labelled, or of a smaller pool a tenth."""
+        labelled = min(50_000, self.samples // 10)
+        return Query(self.samples, self.features, self.classes, labelled, self.budget)
 
 
 # ---- the pool ----
@@ -231,22 +266,60 @@ def peak_gib() -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 2**30
 
 
-def apart(name: str, path: Path, query: Query) -> dict[str, Any]:
-    """``one`` in a fresh process.
+def row_of(
+    name: str, path: Path, config: Config, ceilings: Mapping[str, float], *, on_cpu: bool
+) -> Row:
+    """Measure one case."""
+    query = config.query()
+    if on_cpu:
+        forget(path)
+        sizes = ("samples", "features", "classes", "budget")
+        words = [f"--{size}={getattr(config, size)}" for size in sizes]
+        scratch = f"--scratch={config.scratch}"
+        found = measure.apart("selector_scale", f"--child={name}", scratch, *words)
+    else:
+        found = one(name, path, query)  # an accelerator's memory belongs to one process
+    bound = floor(name, query)
+    seconds, peak, product = found["seconds"], found["peak_gib"], found.get("product_seconds")
+    least = bound["gflop"] / ceilings["float32 GFLOP/s"]
+    if on_cpu:
+        least = max(least, bound["gigabytes"] / ceilings["read GB/s"])
+        met = peak < GIB_GOAL
+    else:
+        met = seconds <= PRODUCT_GOAL * (product or least)
+    return {
+        **{"case": name, "n": query.samples, "d": query.features, "c": query.classes},
+        **{"labelled": query.labelled, "b": query.budget, "seconds": seconds},
+        **{"rows/s": query.samples / seconds, "peak GiB": peak, "GFLOP": bound["gflop"]},
+        **{"gigabytes": bound["gigabytes"], "floor seconds": least},
+        **{"product seconds": product or "", "goal met": "yes" if met else "no", "found": found},
+    }
 
-    Raises:
-      RuntimeError: it failed; the last lines it wrote are in the message.
-    """
-    forget(path)
-    asked = json.dumps({"name": name, "path": str(path), "query": query._asdict()})
-    command = [sys.executable, "-m", "experiments.benchmarks.selector_scale", asked]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = " | ".join(done.stderr.strip().splitlines()[-3:])
-        raise RuntimeError(f"{name}: exit status {done.returncode}: {last}")
-    return json.loads(done.stdout.splitlines()[-1])
+
+def run(config: Config) -> None:
+    """Measure each case in a fresh process, or the one that this process is for."""
+    on_cpu, query = jax.default_backend() == "cpu", config.query()
+    path = feature_file(Path(config.scratch), query)
+    if config.child:
+        print(json.dumps(one(config.child, path, query)))
+        return
+    read = read_gigabytes(path)
+    with jax.default_matmul_precision("highest"):
+        product = measure.matmul_gflops(size=4096)
+    report = measure.Report(
+        measure.here("selectors_scale"),
+        "Query strategies at scale",
+        COLUMNS,
+        config,
+        ceilings={"float32 GFLOP/s": product, "read GB/s": read},
+    )
+    goal = f"peak under {GIB_GOAL:g} GiB"
+    if not on_cpu:
+        goal = f"within {PRODUCT_GOAL:g}x of the product that cannot be avoided"
+    report.notes = [f"Goal: {goal}.\n"]
+    for name in report.each(config.only or (ON_CPU if on_cpu else CASES)):
+        report.rows.append(row_of(name, path, config, report.ceilings, on_cpu=on_cpu))
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    print(json.dumps(one(given["name"], Path(given["path"]), Query(**given["query"]))))
+    measure.main(Config, run, description=__doc__)

@@ -18,20 +18,17 @@ Takes about 2 GB of disk and a quarter of an hour on two idle cores. Writes
 import json
 import resource
 import shutil
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
+from densejax.cli import option
 from densejax.data.ome_zarr import create_image, open_level
 from densejax.data.volumes import open_volume
 from densejax.inference.members import Plan, TileEnsemble, choose_plan
@@ -49,27 +46,43 @@ from densejax.inference.tiles import Grid, Sizes, Windowing, grid_of, pooling_fa
 from densejax.lease import Leases
 from densejax.models.hybrid import Hybrid2D3D
 from densejax.models.layers import draw_parameters
-from densejax.population import use_all_cores
 from experiments.benchmarks import measure
+from experiments.benchmarks.measure import Row
 
-FLAGS: Any = flags.FLAGS
-RESULTS = Path(__file__).parent / "results"
 CLASSES, MEMBERS, WIDTH = 7, 4, 8
 VOXEL_NM = (40.0, 8.0, 8.0)
 NAMES = tuple(f"class {number}" for number in range(CLASSES))
 
 
-def define_flags() -> None:
-    """The flags of this script."""
-    flags.DEFINE_string("scratch", "/tmp/streaming", "folder for volumes and predictions")
-    flags.DEFINE_list("nothing_shape", ["1000", "1000", "1000"], "volume for the pipeline alone")
-    flags.DEFINE_list("nothing_window", ["16", "128", "128"], "its window")
-    flags.DEFINE_list("hybrid_shape", ["40", "640", "640"], "volume for the hybrid network")
-    flags.DEFINE_list("hybrid_window", ["5", "64", "64"], "its window")
-    flags.DEFINE_enum("only", "", ["", "nothing", "hybrid"], "one of the two")
-    flags.DEFINE_enum("child", "", ["", "nothing", "hybrid"], "what a child process measures")
-    flags.DEFINE_bool("keep", False, "keep volumes and predictions")
-    flags.DEFINE_string("out", str(RESULTS), "folder of the report")
+Name = Literal["nothing", "hybrid"]
+NETWORKS: tuple[Name, ...] = ("nothing", "hybrid")
+COLUMNS = (
+    *("network", "voxels", "Mvox/s", "seconds", "peak GiB", "% not the network"),
+    *("% no tile on a device", "seconds waiting to read", "to write"),
+)
+
+
+@dataclass(frozen=True)
+class Config(measure.Options):
+    """Which volumes are streamed."""
+
+    scratch: str = option("/tmp/streaming", "folder for volumes and predictions")
+    nothing_shape: tuple[int, int, int] = option(
+        (1000, 1000, 1000), "volume for the pipeline alone", fast=(40, 128, 128)
+    )
+    nothing_window: tuple[int, int, int] = option((16, 128, 128), "its window", fast=(8, 64, 64))
+    hybrid_shape: tuple[int, int, int] = option(
+        (40, 640, 640), "volume for the hybrid network", fast=(10, 128, 128)
+    )
+    hybrid_window: tuple[int, int, int] = option((5, 64, 64), "its window")
+    seconds: float = option(20.0, "of the loop without a stream, before and after", fast=1.0)
+    only: Literal["", "nothing", "hybrid"] = option("", "one of the two")
+    child: Literal["", "nothing", "hybrid"] = option("", "what a child process measures")
+    keep: bool = option(False, "keep volumes and predictions")
+
+    def of(self, name: Name) -> tuple[Sizes, Sizes]:
+        """Shape and window of one measurement."""
+        return getattr(self, f"{name}_shape"), getattr(self, f"{name}_window")
 
 
 def write_volume(path: Path, shape: Sizes) -> None:
@@ -86,9 +99,9 @@ def write_volume(path: Path, shape: Sizes) -> None:
     (path / "written").touch()
 
 
-def setting(name: str) -> tuple[Any, Any, Grid]:
+def setting(name: Name, config: Config) -> tuple[Any, Any, Grid]:
     """Network, members and windows of one measurement."""
-    shape, window = _sizes(f"{name}_shape"), _sizes(f"{name}_window")
+    shape, window = config.of(name)
     if name == "nothing":
         directions = np.linspace(-1, 1, CLASSES, dtype=np.float32)
 
@@ -110,9 +123,10 @@ def setting(name: str) -> tuple[Any, Any, Grid]:
     return model.apply, members, grid
 
 
-def stream_volume(name: str, folder: Path) -> dict[str, Any]:
+def stream_volume(name: Name, config: Config) -> Row:
     """Stream a volume; returns times, memory and what they come to."""
-    network, members, grid = setting(name)
+    folder = Path(config.scratch) / name
+    network, members, grid = setting(name, config)
     volume = open_volume(folder / "volume.zarr").array
     size = len(jax.tree.leaves(members)[0])
 
@@ -123,7 +137,7 @@ def stream_volume(name: str, folder: Path) -> dict[str, Any]:
 
     tile = grid.read(volume, grid.input_of((0, 0, 0)))
     ensemble, speeds = choose_plan(make, tile, devices=jax.local_devices())
-    before = call_seconds(ensemble, tile)
+    before = call_seconds(ensemble, tile, seconds=config.seconds)
     blocks = choose_blocks(grid, voxels=voxels_in_time(grid, max(speeds.values())))
     layout = Layout(grid.shape, blocks.chunk, VOXEL_NM, (0, 0, 0), NAMES)
     with Leases(folder / "out" / "blocks", block_names(len(blocks))) as leases, Peak() as peak:
@@ -140,7 +154,7 @@ def stream_volume(name: str, folder: Path) -> dict[str, Any]:
         stream.run()
         processor = time.process_time() - processor
     clock = stream.clock
-    call = (before + call_seconds(ensemble, tile)) / 2
+    call = (before + call_seconds(ensemble, tile, seconds=config.seconds)) / 2
     calls = -(-clock.windows // ensemble.plan.tiles)
     voxels = int(np.prod(grid.shape, dtype=np.int64))
     return {
@@ -204,65 +218,50 @@ def call_seconds(ensemble: TileEnsemble, tile: np.ndarray, *, seconds: float = 2
     return lap
 
 
-def run_child(name: str) -> dict[str, Any]:
+def measured(name: Name, config: Config) -> Row:
     """Measure in a process of its own, so that memory is that of one prediction."""
-    folder = Path(FLAGS.scratch) / name
+    folder = Path(config.scratch) / name
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "out", ignore_errors=True)
-    write_volume(folder / "volume.zarr", _sizes(f"{name}_shape"))
-    sizes = [
-        f"--{flag}={','.join(FLAGS[flag].value)}" for flag in (f"{name}_shape", f"{name}_window")
-    ]
-    command = [sys.executable, "-m", "experiments.benchmarks.streaming", f"--child={name}"]
-    command += [f"--scratch={FLAGS.scratch}", *sizes]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    if not FLAGS.keep:
+    sizes = dict(zip(("shape", "window"), config.of(name), strict=True))
+    write_volume(folder / "volume.zarr", sizes["shape"])
+    found = measure.apart(
+        "streaming",
+        *(f"--child={name}", f"--scratch={config.scratch}", f"--seconds={config.seconds}"),
+        *(f"--{name}_{kind}={','.join(map(str, size))}" for kind, size in sizes.items()),
+    )
+    if not config.keep:
         shutil.rmtree(folder)
-    return json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def report(found: Mapping[str, Mapping[str, Any]], where: Mapping[str, Any], out: Path) -> None:
-    """Write the numbers and the table."""
-    rows = []
-    for name, value in found.items():
-        rows.append(
-            {
-                "network": f"{name}, {value['members']} members, window {value['window']}",
-                "voxels": " x ".join(str(n) for n in value["shape"]),
-                "Mvox/s": value["million_voxels_a_second"],
-                "seconds": value["seconds"],
-                "peak GiB": value["peak_gib"],
-                "% not the network": 100 * value["share_not_network"],
-                "% no tile on a device": 100 * value["share_no_tile_on_device"],
-                "seconds waiting to read": value["seconds_waiting_to_read"],
-                "to write": value["seconds_waiting_to_write"],
-            }
-        )
-    ceilings = {"matmul GFLOP/s": measure.matmul_gflops(), "copy GB/s": measure.copy_gigabytes()}
-    table = measure.markdown(rows, list(rows[0]))
-    text = measure.heading("Streaming a volume", where, ceilings) + "\n" + table
-    measure.write(out, "streaming", result={"where": where, **found}, text=text)
-    print(table)
+def row_of(name: Name, found: Row) -> Row:
+    """A line of the table."""
+    return {
+        "network": f"{name}, {found['members']} members, window {found['window']}",
+        "voxels": " x ".join(str(n) for n in found["shape"]),
+        "Mvox/s": found["million_voxels_a_second"],
+        "seconds": found["seconds"],
+        "peak GiB": found["peak_gib"],
+        "% not the network": 100 * found["share_not_network"],
+        "% no tile on a device": 100 * found["share_no_tile_on_device"],
+        "seconds waiting to read": found["seconds_waiting_to_read"],
+        "to write": found["seconds_waiting_to_write"],
+    }
 
 
-def _sizes(flag: str) -> Sizes:
-    z, y, x = (int(value) for value in FLAGS[flag].value)
-    return z, y, x
-
-
-def main(arguments: list[str]) -> None:
+def run(config: Config) -> None:
     """Measure what is asked for."""
-    del arguments
-    use_all_cores()
-    if FLAGS.child:
-        found = stream_volume(FLAGS.child, Path(FLAGS.scratch) / FLAGS.child)
+    if config.child:
+        found = stream_volume(config.child, config)
         print(json.dumps(found, default=lambda value: jnp.asarray(value).tolist()))
         return
-    names = [FLAGS.only] if FLAGS.only else ["nothing", "hybrid"]
-    where = measure.machine()
-    report({name: run_child(name) for name in names}, where, Path(FLAGS.out))
+    title, ceilings = "Streaming a volume", measure.ceilings()
+    report = measure.Report("streaming", title, COLUMNS, config, ceilings=ceilings)
+    for name in report.each([config.only] if config.only else NETWORKS):
+        report.more[name] = measured(name, config)
+        report.rows.append(row_of(name, report.more[name]))
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    measure.main(Config, run, description=__doc__, all_cores=True)

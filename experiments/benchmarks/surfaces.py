@@ -12,69 +12,52 @@ the usual loop over a ``DataLoader`` with batches of 128. PyTorch has the number
 is fastest for each. Then both *cold*: the first grid of a fresh process, compilation included,
 imports and data not; where a lap has fewer points than the plane, its warm rate makes up the rest.
 Results are compared before anything is timed. Writes ``surfaces``.
+
+Weights are PyTorch's own draw and the plane is drawn on its state dict, so the filters are on the
+first axis; both go into densejax's networks by transposition.
 """
 
 import json
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+import torch
 
 from densejax import trees
+from densejax.cli import option
+from densejax.data import points
+from densejax.landscape.directions import Plane, first_axis, random_plane
+from densejax.landscape.objective import LossFunction, over_batches
+from densejax.landscape.surfaces import evaluate, surface
 from densejax.landscape.surfaces.points import Evaluator
-from densejax.population import use_all_cores
-from experiments.benchmarks import measure
-from experiments.benchmarks.surface_cases import (
-    BATCHES,
-    GRID,
-    LEAN,
-    LOADER,
-    OURS,
-    TUNED,
-    Case,
-    resnet,
-    swissroll,
-)
+from densejax.models.convert import resnet_from_torch
+from densejax.models.mlp import MLP
+from densejax.models.resnet import resnet20
+from densejax.typing import Params, Tree
+from experiments.benchmarks import measure, torch_surfaces
+from experiments.benchmarks.measure import OURS, Goal, Row
 
-# Imported, a script keeps its flags to itself: the names recur in others.
-FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-OUT = flags.DEFINE_string(
-    "out", str(Path(__file__).parent / "results"), "folder of the report", flag_values=FLAGS
-)
-ONLY = flags.DEFINE_list("only", [], "cases; all where empty", flag_values=FLAGS)
-ROUNDS = flags.DEFINE_integer(
-    "rounds", 5, "interleaved rounds that count", lower_bound=1, flag_values=FLAGS
-)
-COLD = flags.DEFINE_integer(
-    "cold", 3, "fresh processes a contender; 0 leaves them out", flag_values=FLAGS
-)
-MINUTES = flags.DEFINE_float("minutes", 60.0, "start no case after so many", flag_values=FLAGS)
-SIDE = flags.DEFINE_integer(
-    "side", 4, "points of a lap of ResNet-20, along each axis", flag_values=FLAGS
-)
-PICTURES = flags.DEFINE_integer("pictures", 2000, "of ResNet-20", lower_bound=1, flag_values=FLAGS)
-BATCH = flags.DEFINE_integer(
-    "batch", 0, "pictures that densejax reads at once; 0: the fastest", flag_values=FLAGS
-)
-THREADS = flags.DEFINE_integer(
-    "threads", 1, "of PyTorch in such a process", lower_bound=1, flag_values=FLAGS
-)
-CHILD = flags.DEFINE_string(
-    "child", "", "contender whose first grid this process is to time", flag_values=FLAGS
-)
+# 2 -> 23 -> 16 -> 26 -> 32 -> 28 -> 31 -> 1: the swiss-roll network of the thesis.
+WIDTHS = (2, 23, 16, 26, 32, 28, 31, 1)
+CLASSES, PICTURE = 10, 32
+LEAN, TUNED, LOADER = "lean", "tuned", "loader"
+BATCHES = (500, 125, 25)
+# The whole plane, which a lap of a small network takes in full.
+GRID = 51
+SEED = 0
 
 SWISSROLL = {"swissroll_200": 200, "swissroll_2000": 2000}
 RESNET = "resnet20"
-CASES = (*SWISSROLL, RESNET)
+Name = Literal["swissroll_200", "swissroll_2000", "resnet20"]
+CASES: tuple[Name, ...] = ("swissroll_200", "swissroll_2000", "resnet20")
 # Relative, of the loss: what two libraries' rounding makes of it.
 TOLERANCE = 1e-4
-LEAN_GOAL, LOADER_GOAL, RESNET_GOAL, COLD_GOAL = 9.0, 30.0, 1.0, 1.0
 COLUMNS = (
     *("case", "n", "parameters", "points a lap", "rounds", "densejax ms (cpu)", "lean ms (cpu)"),
     *("tuned ms (cpu)", "loader ms (cpu)", "lean / densejax", "tuned / densejax"),
@@ -83,17 +66,234 @@ COLUMNS = (
 )
 
 
+def _goal(column: str, least: float, of: Callable[[Row], bool] = lambda row: True) -> Goal:
+    return Goal(f"{column} at least {least:g}", column, least=least, of=of)
+
+
+def _small(row: Row) -> bool:
+    return row["case"] != RESNET
+
+
+GOALS = (
+    _goal(f"{LEAN} / {OURS}", 9.0, _small),
+    _goal(f"{LEAN} / {OURS}", 1.0, lambda row: not _small(row)),
+    _goal(f"{TUNED} / {OURS}", 1.0),
+    _goal(f"{LOADER} / {OURS}", 30.0, _small),
+    _goal(f"cold: {LEAN} / {OURS}", 1.0),
+)
+
+
+@dataclass(frozen=True)
+class Config(measure.Timed):
+    """Which planes are measured."""
+
+    only: tuple[Name, ...] = option((), "cases; all where empty", fast=("swissroll_200",))
+    cold: int = option(3, "fresh processes a contender; 0 leaves them out", fast=1)
+    side: int = option(4, "points of a lap of ResNet-20, along each axis", fast=2)
+    pictures: int = option(2000, "of ResNet-20", fast=64)
+    batch: int = option(0, "pictures that densejax reads at once; 0: the fastest")
+    threads: int = option(1, "of PyTorch in a process that times a first grid")
+    child: str = option("", "contender whose first grid this process is to time")
+
+
+@dataclass
+class Case:
+    """One network on one plane.
+
+    Attributes:
+      loss_fn: densejax's.
+      plane: densejax's.
+      peer: PyTorch's, of the same weights, data and directions.
+      coordinates: [p, 2] of a lap.
+      whole: whether a lap is the whole plane.
+      draw_seconds: what drawing the plane took, the first one of a process.
+      settings: what was found fastest, by contender.
+    """
+
+    loss_fn: LossFunction
+    plane: Plane
+    peer: torch_surfaces.Peer
+    coordinates: np.ndarray
+    whole: bool
+    draw_seconds: float
+    settings: dict[str, Any]
+
+    def ours(self) -> np.ndarray:
+        """densejax's loss and accuracy at the coordinates, [p, 2]."""
+        if self.whole:
+            found = surface(self.loss_fn, self.plane, points=GRID, progress=False).values
+        else:
+            found = evaluate(self.loss_fn, self.plane, self.coordinates)
+        return np.stack([found[name].ravel() for name in ("loss", "accuracy")], axis=1)
+
+    def loop(self, contender: str) -> np.ndarray:
+        """The same of a loop in PyTorch."""
+        settings = dict(self.settings[contender])
+        torch.set_num_threads(settings.pop("threads"))
+        call = self.peer.loader if contender == LOADER else self.peer.lean
+        return call(self._pairs(), **settings).numpy()
+
+    def _pairs(self) -> list[tuple[float, float]]:
+        return [(float(x), float(y)) for x, y in self.coordinates]
+
+    def calls(self, contenders: Sequence[str]) -> dict[str, Callable[[], np.ndarray]]:
+        """A call a contender."""
+        return {
+            name: self.ours if name == OURS else partial(self.loop, name) for name in contenders
+        }
+
+    def tune(self, contenders: Sequence[str]) -> None:
+        """Find the number of threads, and of 'tuned' the batch and layout, that are fastest."""
+        few = self._pairs()[: 1 if self.peer.inputs.ndim == 4 else 100]
+        for name in contenders:
+            if name == OURS:
+                continue
+            options: list[dict[str, Any]] = [{}]
+            if name == TUNED:
+                options = [
+                    {"batch": b, "channels_last": last} for b in BATCHES for last in (False, True)
+                ]
+            self.settings[name] = self._fastest(name, few, options)
+
+    def _fastest(
+        self, name: str, few: list[tuple[float, float]], options: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        call = self.peer.loader if name == LOADER else self.peer.lean
+        seconds = {}
+        for threads in sorted({1, torch.get_num_threads()}):
+            for place, chosen in enumerate(options):
+                torch.set_num_threads(threads)
+                run = partial(call, few, **chosen)
+                seconds[threads, place] = measure.best_seconds(run, repeats=2)
+        threads, place = min(seconds, key=lambda one: seconds[one])
+        return {"threads": threads} | options[place]
+
+
+def swissroll(samples: int, *, side: int = GRID) -> Case:
+    """The swiss-roll network with its draw of PyTorch on so many points, the whole plane a lap."""
+    torch.manual_seed(0)
+    model = torch_surfaces.mlp(WIDTHS).eval()
+    roll = points.swiss_roll(jax.random.key(SEED), samples // 2)
+    x, labels = jnp.asarray(roll.points), jnp.asarray(roll.labels)
+    net = MLP(1, widths=WIDTHS[1:-1])
+
+    def loss(params: Params) -> dict[str, jax.Array]:
+        z = net.apply({"params": params}, x)[0][:, 0]
+        # Sigmoid cross-entropy.
+        losses = jnp.logaddexp(0, z) - labels * z
+        return {"loss": losses.mean(), "accuracy": ((z > 0) == (labels > 0)).mean()}
+
+    def tree(state: dict[str, np.ndarray]) -> Tree:
+        layers = [f"linear{i}" for i in range(len(WIDTHS) - 2)] + ["head"]
+        return {
+            layer: {
+                "kernel": jnp.asarray(state[f"{2 * i}.weight"].T),
+                "bias": jnp.asarray(state[f"{2 * i}.bias"]),
+            }
+            for i, layer in enumerate(layers)
+        }
+
+    return _case(loss, model, tree, np.asarray(x), np.asarray(labels), side, whole=side == GRID)
+
+
+def resnet(samples: int, *, side: int, batch: int) -> Case:
+    """ResNet-20 on so many pictures of noise, moments frozen; a lap is a coarse plane.
+
+    Args:
+      samples: pictures.
+      side: points of a lap along each axis.
+      batch: pictures that densejax reads at once; PyTorch's lean loop reads all.
+    """
+    torch.manual_seed(0)
+    model = torch_surfaces.ResNet20(CLASSES).eval()
+    rng = np.random.default_rng(0)
+    pictures = rng.normal(size=(samples, PICTURE, PICTURE, 3)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, samples)
+    net = resnet20(CLASSES)
+    blank = jnp.zeros((1, PICTURE, PICTURE, 3))
+    shapes = jax.eval_shape(net.init, jax.random.key(SEED), blank)
+    buffers = {name: value.numpy() for name, value in model.named_buffers()}
+
+    def variables(state: dict[str, np.ndarray]) -> Tree:
+        return resnet_from_torch(state | buffers, shapes)
+
+    moments = variables(_state(model))["batch_stats"]
+
+    def loss(params: Params, batch: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+        x, y = batch
+        logits, _ = net.apply({"params": params, "batch_stats": moments}, x)
+        true = jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)
+        return {"loss": -true.mean(), "accuracy": (logits.argmax(axis=1) == y).mean()}
+
+    data = (jnp.asarray(pictures), jnp.asarray(labels))
+    case = _case(
+        over_batches(loss, data, size=min(batch, samples)),
+        model,
+        lambda state: variables(state)["params"],
+        pictures.transpose(0, 3, 1, 2).copy(),
+        labels,
+        side,
+        whole=False,
+    )
+    case.settings[OURS] = {"batch": batch}
+    return case
+
+
+def _case(
+    loss_fn: LossFunction,
+    model: torch.nn.Module,
+    tree: Callable[[dict[str, np.ndarray]], Tree],
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    side: int,
+    *,
+    whole: bool,
+) -> Case:
+    state = _state(model)
+    start = time.perf_counter()
+    drawn = random_plane(jax.random.key(1), state, axes=first_axis(state))
+    draw_seconds = time.perf_counter() - start
+    first, second = (
+        {name: np.asarray(value) for name, value in direction.items()}
+        for direction in (drawn.first, drawn.second)
+    )
+    plane = Plane(*(tree(part) for part in (state, first, second)))
+    axis = np.linspace(-1, 1, side)
+    coordinates = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+    device = "cpu" if jax.default_backend() == "cpu" or not torch.cuda.is_available() else "cuda"
+
+    def on_device(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        return {name: torch.tensor(value, device=device) for name, value in arrays.items()}
+
+    peer = torch_surfaces.Peer(
+        model.to(device),
+        torch.tensor(inputs, device=device),
+        torch.tensor(labels, dtype=torch.int64, device=device),
+        on_device(first),
+        on_device(second),
+    )
+    every: dict[str, Any] = {
+        name: {"threads": torch.get_num_threads()} for name in (LEAN, TUNED, LOADER)
+    }
+    return Case(loss_fn, plane, peer, coordinates, whole, draw_seconds, every | {OURS: {}})
+
+
+def _state(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    return {name: p.detach().cpu().numpy().copy() for name, p in model.named_parameters()}
+
+
 def contenders(name: str) -> tuple[str, ...]:
     """Who takes part in a case."""
     return (OURS, LEAN, TUNED, LOADER) if name == RESNET else (OURS, LEAN, LOADER)
 
 
-def case_of(name: str, *, side: int, pictures: int, batch: int) -> Case:
-    """A case by its name; ``batch`` 0 is densejax's fastest."""
+def case_of(name: str, config: Config) -> Case:
+    """A case by its name; a batch of 0 is densejax's fastest."""
     if name in SWISSROLL:
         return swissroll(SWISSROLL[name])
-    if batch:
-        return resnet(pictures, side=side, batch=batch)
+    pictures, side = config.pictures, config.side
+    if config.batch:
+        return resnet(pictures, side=side, batch=config.batch)
     seconds = {}
     for size in BATCHES:
         case = resnet(pictures, side=2, batch=size)
@@ -119,42 +319,33 @@ def agreement(case: Case, names: Sequence[str]) -> float:
     return largest
 
 
-def row_of(
-    name: str, case: Case, *, rounds: int, cold: int, ceilings: Mapping[str, float]
-) -> dict[str, Any]:
+def row_of(name: str, config: Config, ceilings: Mapping[str, float]) -> Row:
     """Compare and measure one case."""
-    names = contenders(name)
+    case, names = case_of(name, config), contenders(name)
     case.tune(names)
     found = agreement(case, names)
-    seconds = measure.interleaved(case.calls(names), rounds=rounds)
     count = len(case.coordinates)
     one = measure.floor(case.loss_fn, case.plane.centre)
     least = one["gflop"] / ceilings["float32 GFLOP/s"]
     case.settings[OURS]["chunk"] = Evaluator(case.loss_fn, case.plane).chunk
-    settings = {key: value for key, value in case.settings.items() if key in names}
-    row: dict[str, Any] = {
+    row: Row = {
         **{"case": name, "n": len(case.peer.labels), "parameters": trees.count(case.plane.centre)},
-        **{"points a lap": count, "rounds": rounds, "largest difference": found},
+        **{"points a lap": count, "rounds": config.rounds, "largest difference": found},
         **{"MFLOP a point": 1e3 * one["gflop"], "floor ms": 1e3 * least * count},
-        **{"settings": settings, "seconds": seconds},
+        "settings": {key: value for key, value in case.settings.items() if key in names},
+        **measure.compared(case.calls(names), rounds=config.rounds),
     }
-    for who in names:
-        row[f"{who} ms (cpu)"] = measure.medians(seconds[who])
-        if who != OURS:
-            row[f"{who} / {OURS}"] = measure.ratio(seconds, who, OURS)
-    if cold:
-        row |= _cold(name, case, seconds, cold)
-    return row
+    return row | (_cold(name, case, row["seconds"], config) if config.cold else {})
 
 
-def _cold(name: str, case: Case, seconds: measure.Rounds, times: int) -> dict[str, Any]:
+def _cold(name: str, case: Case, seconds: measure.Rounds, config: Config) -> Row:
     """First grids of fresh processes, in turn; what a lap lacks of the plane at the warm rate."""
     more = GRID**2 / len(case.coordinates) - 1
     laps: measure.Rounds = {OURS: [], LEAN: []}
     draws = []
-    for _ in range(times):
+    for _ in range(config.cold):
         for who in laps:
-            told = first_grid(name, who, case.settings)
+            told = first_grid(name, who, case.settings, config)
             warm = measure.medians(seconds[who])
             wall = told["wall"] + more * warm["wall_ms"] / 1e3
             laps[who].append((wall, told["cpu"] + more * warm["cpu_ms"] / 1e3))
@@ -166,104 +357,43 @@ def _cold(name: str, case: Case, seconds: measure.Rounds, times: int) -> dict[st
     }
 
 
-def first_grid(name: str, contender: str, settings: Mapping[str, Any]) -> dict[str, float]:
+def first_grid(
+    name: str, contender: str, settings: Mapping[str, Any], config: Config
+) -> dict[str, float]:
     """Seconds of a fresh process' first grid: wall, cpu, and of drawing the plane."""
-    command = [sys.executable, "-m", "experiments.benchmarks.surfaces"]
-    command += [f"--child={contender}", f"--only={name}", f"--side={SIDE.value}"]
-    command += [f"--pictures={PICTURES.value}", f"--batch={settings[OURS].get('batch', 0)}"]
-    command += [f"--threads={settings.get(contender, {}).get('threads', 1)}"]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return json.loads(out.splitlines()[-1])
+    return measure.apart(
+        "surfaces",
+        *(f"--child={contender}", f"--only={name}", f"--side={config.side}"),
+        *(f"--pictures={config.pictures}", f"--batch={settings[OURS].get('batch', 0)}"),
+        f"--threads={settings.get(contender, {}).get('threads', 1)}",
+    )
 
 
-def child(name: str, contender: str) -> None:
+def child(name: str, config: Config) -> None:
     """Time this process' first grid and print it."""
     # Backend and client are up, as after the training that led to the minimum.
     jax.block_until_ready(jax.numpy.zeros(1) + 1)
-    case = case_of(name, side=SIDE.value, pictures=PICTURES.value, batch=BATCH.value)
-    case.settings[LEAN] = {"threads": THREADS.value}
-    call = case.calls([contender])[contender]
+    case = case_of(name, config)
+    case.settings[LEAN] = {"threads": config.threads}
+    call = case.calls([config.child])[config.child]
     wall, cpu = time.perf_counter(), time.process_time()
     call()
     seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
     print(json.dumps(seconds | {"draw": case.draw_seconds}))
 
 
-def judged(rows: measure.Rows) -> measure.Rows:
-    """One line for every goal and case: goal, at, found, met ('yes' or 'no')."""
-    lines: measure.Rows = []
-
-    def judge(goal: float, row: dict[str, Any], column: str) -> None:
-        if column in row:
-            met = "yes" if row[column]["median"] >= goal else "no"
-            text = f"{column} at least {goal:g}"
-            lines.append({"goal": text, "at": row["case"], "found": row[column], "met": met})
-
-    for row in rows:
-        small = row["case"] != RESNET
-        judge(LEAN_GOAL if small else RESNET_GOAL, row, f"{LEAN} / {OURS}")
-        judge(RESNET_GOAL, row, f"{TUNED} / {OURS}")
-        if small:
-            judge(LOADER_GOAL, row, f"{LOADER} / {OURS}")
-        judge(COLD_GOAL, row, f"cold: {LEAN} / {OURS}")
-    return lines
-
-
-def run(names: Sequence[str], *, rounds: int, cold: int, minutes: float, out: Path) -> measure.Rows:
-    """Measure the cases; the report grows by each."""
-    end = time.monotonic() + 60 * minutes
-    where, on_cpu = measure.machine(), jax.default_backend() == "cpu"
-    ceilings = {"float32 GFLOP/s": measure.matmul_gflops(), "copy GB/s": measure.copy_gigabytes()}
-    rows: measure.Rows = []
-    left_out: list[str] = []
-    for name in names:
-        if time.monotonic() > end:
-            left_out.append(f"{name}: no minutes were left")
-            continue
-        started = time.monotonic()
-        case = case_of(name, side=SIDE.value, pictures=PICTURES.value, batch=BATCH.value)
-        rows.append(row_of(name, case, rounds=rounds, cold=cold, ceilings=ceilings))
-        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
-        goals = judged(rows)
-        parts = [
-            measure.heading("Planes of the loss", where, ceilings),
-            measure.markdown(rows, COLUMNS),
-            "\n" + measure.markdown(goals, ("goal", "at", "found", "met")),
-            *(f"\nNot measured: {line}" for line in left_out),
-        ]
-        result = {"machine": where, "ceilings": ceilings, "rows": rows, "goals": goals}
-        measure.write(
-            out,
-            "surfaces" if on_cpu else "surfaces_gpu",
-            result=result | {"not_measured": left_out},
-            text="\n".join(parts),
-        )
-    print(*left_out, sep="\n")
-    return rows
-
-
-def main(arguments: list[str]) -> None:
-    """Measure what the flags name."""
-    if len(arguments) > 1:
-        raise app.UsageError(f"unexpected argument {arguments[1]!r}; flags begin with --")
-    logging.set_verbosity(logging.WARNING)
-    for name in ONLY.value:
-        if name not in CASES:
-            raise app.UsageError(f"--only={name}: expected of {', '.join(CASES)}")
-    use_all_cores()
-    names = ONLY.value or CASES
-    if CHILD.value:
-        child(names[0], CHILD.value)
+def run(config: Config) -> None:
+    """Measure the cases."""
+    names = config.only or CASES
+    if config.child:
+        child(names[0], config)
         return
-    rows = run(
-        names,
-        rounds=ROUNDS.value,
-        cold=COLD.value,
-        minutes=MINUTES.value,
-        out=Path(OUT.value),
-    )
-    print(measure.markdown(rows, COLUMNS))
+    ceilings = measure.ceilings()
+    file, title = measure.here("surfaces"), "Planes of the loss"
+    report = measure.Report(file, title, COLUMNS, config, ceilings=ceilings, goals=GOALS)
+    for name in report.each(names):
+        report.rows.append(row_of(name, config, ceilings))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    measure.main(Config, run, description=__doc__, all_cores=True)

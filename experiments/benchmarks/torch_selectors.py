@@ -40,6 +40,7 @@ class Clocks:
         self.left = draws.to(torch.float64)
 
     def __call__(self, weights: torch.Tensor) -> int:
+        """Return the next sample that is due."""
         weights = weights.to(torch.float64)
         wait = torch.where(weights > 0, self.left / weights, INFINITY)
         chosen = int(wait.argmin())

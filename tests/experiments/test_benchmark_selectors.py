@@ -5,8 +5,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from experiments.benchmarks import selector_cases, torch_selectors  # noqa: E402
-from experiments.benchmarks.selector_cases import CASES, Sizes, agreement  # noqa: E402
+from experiments.benchmarks import selectors, torch_selectors  # noqa: E402
+from experiments.benchmarks.selectors import CASES, Sizes, agreement  # noqa: E402
 
 TINY = Sizes(samples=400, features=24, classes=7, labelled=30, budget=45)
 
@@ -25,7 +25,7 @@ def test_replay_knows_a_wrong_query(name: str) -> None:
     case = CASES[name][1](TINY)
     picks = np.array(case.calls["densejax"]())
     assert case.regret(picks) < 1e-5
-    free = selector_cases.world(TINY).free
+    free = selectors.world(TINY).free
     wrong = np.setdiff1d(np.flatnonzero(free), picks)[: len(picks)]
     assert case.regret(wrong) > 1e-2
 
@@ -34,7 +34,7 @@ def test_published_badge_draws_each_pick_once() -> None:
     case = CASES["badge"][1](TINY)
     picks = case.calls["published"]()
     assert len(np.unique(picks)) == TINY.budget
-    assert selector_cases.world(TINY).free[picks].all()
+    assert selectors.world(TINY).free[picks].all()
 
 
 def test_clocks_draw_in_proportion_to_the_weights() -> None:

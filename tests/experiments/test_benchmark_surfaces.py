@@ -6,23 +6,23 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from experiments.benchmarks import measure, surface_cases, surfaces  # noqa: E402
+from experiments.benchmarks import measure, surfaces  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def small():
-    return surface_cases.swissroll(30, side=4)
+    return surfaces.swissroll(30, side=4)
 
 
 def test_loops_agree_on_the_small_network(small):
-    names = (surface_cases.OURS, surface_cases.LEAN, surface_cases.LOADER)
+    names = (measure.OURS, surfaces.LEAN, surfaces.LOADER)
     small.tune(names)
     assert surfaces.agreement(small, names) < surfaces.TOLERANCE
 
 
 def test_loops_agree_on_pictures():
-    case = surface_cases.resnet(9, side=2, batch=4)
-    case.settings[surface_cases.TUNED] = {"threads": 1, "batch": 5, "channels_last": True}
+    case = surfaces.resnet(9, side=2, batch=4)
+    case.settings[surfaces.TUNED] = {"threads": 1, "batch": 5, "channels_last": True}
     assert surfaces.agreement(case, surfaces.contenders(surfaces.RESNET)) < surfaces.TOLERANCE
 
 
@@ -30,7 +30,7 @@ def test_another_direction_is_seen(small):
     small.peer.first["0.weight"].mul_(1.01)
     try:
         with pytest.raises(ValueError, match="lean: a loss differs"):
-            surfaces.agreement(small, (surface_cases.OURS, surface_cases.LEAN))
+            surfaces.agreement(small, (measure.OURS, surfaces.LEAN))
     finally:
         small.peer.first["0.weight"].div_(1.01)
 
@@ -38,7 +38,8 @@ def test_another_direction_is_seen(small):
 def test_goals_are_judged_by_the_median():
     row = {"case": "swissroll_200", "lean / densejax": {"median": 9.5, "min": 1, "max": 12}}
     row |= {"cold: lean / densejax": {"median": 0.8, "min": 0.7, "max": 1.2}}
-    found = {line["goal"]: line["met"] for line in surfaces.judged([row])}
+    lines = measure.judged([row], surfaces.GOALS, at=lambda row: row["case"])
+    found = {line["goal"]: line["met"] for line in lines}
     assert found == {"lean / densejax at least 9": "yes", "cold: lean / densejax at least 1": "no"}
 
 

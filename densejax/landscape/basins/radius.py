@@ -3,7 +3,7 @@
 Source: Huang, Emam et al. 2020 (*Understanding generalization through visualizations*), section 4:
 cutoff 0.1, 3000 filter-normalised directions. Departures: the *first* crossing is bracketed and
 refined to a relative tolerance, and flagged where the span ends before it; the released code takes
-the nearest point of a fixed grid (``experiments/benchmarks/released_radii.py``), whose spacing is
+the nearest point of a fixed grid (``experiments/benchmarks/radii.py``), whose spacing is
 wider than the differences that volumes are made of.
 
 How exact is a radius? The bracket is within ``rtol`` and the radius is interpolated in it, which
