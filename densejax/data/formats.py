@@ -3,35 +3,11 @@
 import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 Box = tuple[slice, slice, slice]
-
-_UNITS_NM = {
-    "nm": 1.0,
-    "nanometer": 1.0,
-    "nanometers": 1.0,
-    "nanometre": 1.0,
-    "um": 1e3,
-    "µm": 1e3,  # micro sign
-    "μm": 1e3,  # Greek mu
-    "\\u00b5m": 1e3,  # as ImageJ escapes it
-    "micron": 1e3,
-    "microns": 1e3,
-    "micrometer": 1e3,
-    "micrometers": 1e3,
-    "micrometre": 1e3,
-    "mm": 1e6,
-    "millimeter": 1e6,
-    "cm": 1e7,
-    "m": 1e9,
-    "meter": 1e9,
-    "angstrom": 0.1,
-    "å": 0.1,
-}
 
 
 class LazyArray:
@@ -95,15 +71,6 @@ class LazyArray:
         return f"LazyArray(shape={self.shape}, dtype={self.dtype})"
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A format reader's answer: the array, its name for errors, and the voxel size if stated."""
-
-    array: LazyArray
-    name: str
-    voxel_nm: tuple[float, float, float] | None
-
-
 def _full_index(index: Any) -> list[Any]:
     """Return one integer or slice for each of the three axes."""
     parts = list(index) if isinstance(index, tuple) else [index]
@@ -136,26 +103,6 @@ def natural_key(name: str) -> tuple[Any, ...]:
     """Return a sort key under which ``s2`` comes before ``s10``."""
     parts = re.split(r"(\d+)", name)
     return tuple((0, int(p), "") if p.isdigit() else (1, 0, p.lower()) for p in parts if p)
-
-
-def unit_nm(unit: Any) -> float | None:
-    """Return the nanometres in one ``unit`` of length, or None for a name that is not known."""
-    return _UNITS_NM.get(str(unit).strip().lower())
-
-
-def voxel_size(values: Any, name: str) -> tuple[float, float, float]:
-    """Check a voxel size in nm, (z, y, x).
-
-    Raises:
-        ValueError: there are not three finite, positive numbers; the message begins with ``name``.
-    """
-    try:
-        sizes = tuple(float(v) for v in values)
-    except (TypeError, ValueError):
-        sizes = ()
-    if len(sizes) != 3 or not all(np.isfinite(s) and s > 0 for s in sizes):
-        raise ValueError(f"{name}: voxel_nm is {values!r}; expected three positive nm (z, y, x)")
-    return sizes[0], sizes[1], sizes[2]
 
 
 def check_dtype(dtype: Any, name: str) -> np.dtype:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from densejax.data import ngff, ome_zarr
+from densejax.data import ome_zarr
 from densejax.data.formats import Box, LazyArray
 from densejax.data.formats_chunked import is_remote
 from densejax.data.volumes import Volume, open_volume
@@ -47,7 +47,8 @@ def open_levels(path: str | Path, *, voxel_nm: Sequence[float] | None = None) ->
     """
     if is_image(path) and voxel_nm is None:
         scales = ome_zarr.read_attributes(path)["multiscales"][0]["datasets"]
-        return [_stored(path, dataset) for dataset in scales]
+        levels = [_stored(path, str(dataset["path"])) for dataset in scales]
+        return sorted(levels, key=lambda level: level.voxel_nm[::-1])
     return thinned(open_volume(path, voxel_nm=voxel_nm))
 
 
@@ -94,10 +95,10 @@ def cut(level: Level, box: Box) -> Level:
     return Level(LazyArray(shape, level.array.dtype, read), level.voxel_nm, _three(origin))
 
 
-def _stored(path: str | Path, dataset: dict[str, Any]) -> Level:
-    scale, translation = ngff.scale_and_translation(dataset)
-    volume = open_volume(path, dataset=dataset["path"], voxel_nm=scale)
-    return Level(volume.array, volume.voxel_nm, _three(translation))
+def _stored(path: str | Path, inner: str) -> Level:
+    volume = open_volume(path, dataset=inner)
+    origin = np.array(volume.offset or (0.0, 0.0, 0.0)) * volume.voxel_nm
+    return Level(volume.array, volume.voxel_nm, _three(origin))
 
 
 def _thinned(volume: Volume, factors: np.ndarray) -> Level:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-Box = tuple[slice, slice, slice]
+from densejax.data.formats import Box
 
 # Where a volume does not say what its chunks are, boxes this long are not divided further.
 LEAST_EDGE = 32

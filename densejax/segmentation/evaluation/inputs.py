@@ -8,7 +8,6 @@ from densejax.data.volumes import open_volume
 from densejax.segmentation.evaluation.annotators import open_annotators
 from densejax.segmentation.evaluation.thresholds import open_probabilities
 from densejax.segmentation.label_volumes import (
-    IN_GROUP,
     Labelling,
     Region,
     lay_over,
@@ -133,22 +132,23 @@ def _open_image(
 ) -> tuple[list[Labelling], list[str]]:
     """The image as a list of one or none, and a note where the prediction's own is not found."""
     stated = prediction.prediction or {}
-    path, dataset = stated.get("volume"), stated.get("dataset")
-    if config.image:
-        path, _, dataset = config.image.partition(IN_GROUP)
+    path = config.image or stated.get("volume")
     if not path:
         return [], []
     try:
-        volume = open_volume(path, voxel_nm=prediction.voxel_nm, dataset=dataset or None)
+        dataset = None if config.image else stated.get("dataset") or None
+        volume = open_volume(path, voxel_nm=prediction.voxel_nm, dataset=dataset)
     except (OSError, ValueError) as error:
         if config.image:
             raise
         return [], [f"Without the image, which could not be opened: {error}"]
-    image = Labelling("image", volume.array, volume.voxel_nm, str(path), offset=(0, 0, 0))
-    alike = [one for one in labellings if one.array.shape == volume.array.shape]
-    if config.image and alike:
-        image = replace(image, offset=None)
-    return [image], []
+    offset: tuple[int, ...] | None = (0, 0, 0)
+    if volume.offset is not None and (config.image or "volume_offset" in stated):
+        offset = tuple(round(o) for o in volume.offset)
+    elif config.image and any(one.array.shape == volume.array.shape for one in labellings):
+        offset = None
+    image = Labelling("image", volume.array, volume.voxel_nm, str(path))
+    return [replace(image, offset=offset)], []
 
 
 def _offset(values: Sequence[int]) -> tuple[int, int, int] | None:

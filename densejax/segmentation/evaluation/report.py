@@ -13,11 +13,12 @@ import numpy as np
 
 from densejax import metrics
 from densejax.data.formats_chunked import is_remote
+from densejax.data.geometry import IN_FILE
 from densejax.segmentation.evaluation import partitions
 from densejax.segmentation.evaluation.annotators import Agreement
 from densejax.segmentation.evaluation.streaming import LabelCounts
 from densejax.segmentation.evaluation.thresholds import ThresholdSweep, cell_or_not
-from densejax.segmentation.label_volumes import IN_GROUP, Labelling, Region
+from densejax.segmentation.label_volumes import Labelling, Region
 
 HASHED_BYTES = 2**26  # a larger input is known by its size and date only
 
@@ -103,7 +104,7 @@ def fingerprint(path: str) -> dict[str, Any] | None:
     """
     if is_remote(path):
         return None
-    place = Path(path.partition(IN_GROUP)[0])
+    place = Path(path.partition(IN_FILE)[0])
     count = size = newest = 0
     for file in [place] if place.is_file() else _files(place):
         stat = file.stat()

@@ -20,7 +20,13 @@ from densejax.inference.prediction import PREDICTION, parse_part, read_predictio
 from densejax.inference.tiles import Box, Sizes, corner, pooling_factor, sizes
 from densejax.models.layers import draw_parameters
 from densejax.segmentation.networks import network_of
-from densejax.segmentation.prediction.trained_run import TrainedRun, checksum, open_run, read_config
+from densejax.segmentation.prediction.trained_run import (
+    TrainedRun,
+    checksum,
+    open_run,
+    own_voxel,
+    read_config,
+)
 from densejax.segmentation.recipes import RecipeOptions
 from densejax.segmentation.sources import three
 from densejax.typing import Params
@@ -182,6 +188,12 @@ class Job:
         """What is computed of a tile."""
         return Wanted(self.config.blend, self.config.probabilities, self.config.views)
 
+    @property
+    def origin(self) -> Sizes:
+        """Position of the volume's first voxel, where its file states one, else 0, 0, 0."""
+        z, y, x = (round(o) for o in self.volume.offset or (0, 0, 0))
+        return z, y, x
+
     def _name(self) -> str:
         """The volume's place; of an array, what its ``Volume`` calls it."""
         place = self.config.volume
@@ -192,7 +204,9 @@ class Job:
     def facts(self) -> dict[str, Any]:
         """What is asked for; a folder that holds another of these is another prediction."""
         config = self.config
-        return {
+        # Without a position of the volume, as before there was one.
+        origin = {"volume_offset": self.origin} if any(self.origin) else {}
+        return origin | {
             "volume": self._name(),
             "dataset": config.dataset,
             "volume_shape": self.volume.array.shape,
@@ -239,7 +253,7 @@ def prepare(
         raise ValueError(
             f"--grey_levels={config.grey_levels}; expected a mean and a deviation above 0"
         )
-    volume = _open(config)
+    volume = _open(config, run)
     part = parse_part(config.part or ":,:,:", volume.array.shape)
     own = architecture.window_for(volume.array.shape)
     window = three(config.window, "--window") if config.window else own
@@ -260,11 +274,12 @@ def prepare(
     return Job(config, folder, run, architecture, volume, part, window, members, params, chosen)
 
 
-def _open(config: Any) -> Volume:
+def _open(config: Any, run: TrainedRun) -> Volume:
     try:
-        return open_volume(
-            config.volume, voxel_nm=config.voxel_nm or None, dataset=config.dataset or None
-        )
+        known = own_voxel(config.run, config.volume, run)
+        if config.voxel_nm:
+            known["voxel_nm"] = config.voxel_nm
+        return open_volume(config.volume, dataset=config.dataset or None, **known)
     except (ConnectionError, ValueError) as error:
         refused = any(word in str(error).lower() for word in _REFUSALS)
         if not (is_remote(config.volume) and refused):

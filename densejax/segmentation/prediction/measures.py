@@ -82,11 +82,12 @@ def grid_over(job: Job, overlap: Sequence[int]) -> Grid:
 
 def layout_of(job: Job, blocks: Blocks) -> Layout:
     """How a job's images are stored."""
+    z, y, x = (low + first for low, first in zip(corner(job.part), job.origin, strict=True))
     return Layout(
         shape=sizes(job.part),
         chunk=blocks.chunk,
         voxel_nm=job.volume.voxel_nm,
-        offset=corner(job.part),
+        offset=(z, y, x),
         class_names=job.run.class_names,
         probabilities=job.config.probabilities,
         version=job.config.format,
