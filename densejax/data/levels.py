@@ -1,5 +1,6 @@
 """A volume at several resolutions, for whoever looks at it rather than measures it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def open_levels(path: str | Path, *, voxel_nm: Sequence[float] | None = None) ->
     if is_image(path) and voxel_nm is None:
         scales = ome_zarr.read_attributes(path)["multiscales"][0]["datasets"]
         levels = [_stored(path, str(dataset["path"])) for dataset in scales]
-        return sorted(levels, key=lambda level: level.voxel_nm[::-1])
+        return sorted(levels, key=lambda level: math.prod(level.voxel_nm))
     return thinned(open_volume(path, voxel_nm=voxel_nm))
 
 
