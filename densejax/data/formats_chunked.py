@@ -207,20 +207,15 @@ def _multiscales(metadata: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 def _open_multiscale(name: str, metadata: dict[str, dict[str, Any]]) -> Opened:
     """Open the finest level, by its scale, else by its number of voxels."""
     scales = _multiscales(metadata)
-    levels = []
-    for number, dataset in enumerate(scales[0]["datasets"]):
-        inner = f"{name}/{dataset.get('path')}"
-        found = _read_metadata(inner)
-        driver = _driver(found)
-        if driver is None:
-            raise FileNotFoundError(f"{inner}: no array; the multiscales of {name} name it")
-        store = open_store(driver, inner)
-        geometry = _level(name, scales[0], number, store)
-        size = math.prod(geometry.voxel_nm) if geometry.voxel_nm else -math.prod(store.shape)
-        levels.append((size, number, inner, store, geometry))
-    if len({level[0] > 0 for level in levels}) > 1:  # some scales cannot be read
-        levels = [(-math.prod(level[3].shape), *level[1:]) for level in levels]
-    _, _, inner, store, geometry = min(levels, key=lambda level: level[:2])
+    inners = [f"{name}/{dataset.get('path')}" for dataset in scales[0]["datasets"]]
+    levels = [_level(name, scales[0], number, None) for number in range(len(inners))]
+    sizes = [math.prod(level.voxel_nm) if level.voxel_nm else None for level in levels]
+    if None in sizes:  # what the file says of some cannot be used
+        sizes = [-math.prod(_stored_level(inner, name).shape) for inner in inners]
+    number = sizes.index(min(sizes))
+    inner = inners[number]
+    store = _stored_level(inner, name)
+    geometry = _level(name, scales[0], number, store)
     if len(scales) > 1:
         names = ", ".join(str(scale.get("name", i)) for i, scale in enumerate(scales))
         warnings.warn(f"{name}: {len(scales)} images ({names}); the first is opened", stacklevel=4)
@@ -228,15 +223,22 @@ def _open_multiscale(name: str, metadata: dict[str, dict[str, Any]]) -> Opened:
     return _opened(store, inner, geometry)
 
 
-def _level(name: str, multiscale: dict[str, Any], number: int, store: ts.TensorStore) -> Geometry:
+def _stored_level(inner: str, name: str) -> ts.TensorStore:
+    driver = _driver(_read_metadata(inner))
+    if driver is None:
+        raise FileNotFoundError(f"{inner}: no array; the multiscales of {name} name it")
+    return open_store(driver, inner)
+
+
+def _level(
+    name: str, multiscale: dict[str, Any], number: int, store: ts.TensorStore | None
+) -> Geometry:
     def read_numbers(path: str) -> Sequence[float]:
         inner = f"{name}/{path}"
-        driver = _driver(_read_metadata(inner))
-        if driver is None:
-            raise FileNotFoundError(f"{inner}: no array")
-        return open_store(driver, inner).read().result().ravel().tolist()
+        return _stored_level(inner, name).read().result().ravel().tolist()
 
-    return level_geometry(multiscale, number, store.shape, name=name, read_numbers=read_numbers)
+    shape = None if store is None else tuple(store.shape)
+    return level_geometry(multiscale, number, shape, name=name, read_numbers=read_numbers)
 
 
 def _of_level(name: str, root: str, inner: str | None, store: ts.TensorStore) -> Geometry | None:
@@ -358,7 +360,7 @@ def _count_chunks(store: ts.TensorStore, folder: str, name: str, *, ours: bool =
         stem, dot, ending = file.rpartition(".")
         if _CHUNK.fullmatch(file):
             found += 1
-        elif dot and ending in ("gz", "br", "zstd") and _CHUNK.fullmatch(stem):
+        elif dot and ending in ("gz", "br", "zst", "zstd") and _CHUNK.fullmatch(stem):
             packed = packed or file
     if found >= wanted:
         return

@@ -156,7 +156,7 @@ def section_numbers(folder: Path, files: Sequence[Path]) -> tuple[int, ...] | No
     """
     found = [[int(n) for n in re.findall(r"\d+", file.stem)] for file in files]
     if len(files) < 2 or not all(found):
-        return tuple(row[-1] for row in found) if all(found) else None
+        return None
     if len({re.sub(r"\d+", "0", file.stem) for file in files}) == 1:
         columns = [c for c in zip(*found, strict=True) if len(set(c)) > 1]
         distinct = [c for c in columns if len(set(c)) == len(files)]

@@ -249,6 +249,8 @@ def lengths(
         if axis not in spatial:
             continue
         scale = unit_nm(unit)
+        if scale is None and not unit:
+            raise ValueError(f"{what} states no unit along {axis}")
         if scale is None:
             raise ValueError(f"{what} is in {unit!r} along {axis}, which is no length known here")
         if not (np.isfinite(number) and (signed or number > 0)):
@@ -354,7 +356,7 @@ def _voxel_and_offset(
             order = [tag["key"] for tag in tags if tag["key"] in ("z", "y", "x")]
             held = _json(attributes.get("axis_units"))
             by_axis = held if isinstance(held, Mapping) else {}
-            units = [_text(by_axis.get(axis, "")) or "no unit" for axis in order]
+            units = [_text(by_axis.get(axis, "")) for axis in order]
             voxel = lengths(sizes, order, units, "the resolution in axistags")
     if voxel is not None and "downsamplingFactors" in attributes:
         factors = lengths(attributes["downsamplingFactors"], axes, ["nm"], "downsamplingFactors")

@@ -21,6 +21,7 @@ Kind = Literal["image", "labels"]
 
 VERSIONS = ("0.4", "0.5")
 OURS = "densejax"
+_CHANGES = "coordinateTransformations"
 GOLDEN = 0.618034  # turns of the hue from one class to the next: neighbours always differ
 
 
@@ -128,7 +129,7 @@ class _Unfit(ValueError):
 def level_geometry(
     multiscale: Mapping[str, Any],
     number: int,
-    shape: Sequence[int],
+    shape: Sequence[int] | None,
     *,
     name: str,
     read_numbers: Callable[[str], Sequence[float]],
@@ -141,7 +142,7 @@ def level_geometry(
     Args:
         multiscale: as in the file, of any version up to 0.6.
         number: of the level in ``datasets``.
-        shape: of its array.
+        shape: of its array; None where that is not open, and the axes alone count.
         name: of the image, for messages.
         read_numbers: reads the array at a path in the group.
 
@@ -157,14 +158,16 @@ def level_geometry(
         reached = [step.get("output") for step in steps]
         ends = [s for s in systems if s.get("name") in reached]
         held = (ends or systems)[0].get("axes")
-    described = [a if isinstance(a, Mapping) else {"name": a} for a in held or default_axes(shape)]
+    described = [a if isinstance(a, Mapping) else {"name": a} for a in held or ()]
     axes = tuple(str(a.get("name", "")).lower() for a in described)
-    if len(axes) != len(shape):
-        raise ValueError(
-            f"{name}: {len(axes)} axes ({','.join(axes)}) are named for an array of {tuple(shape)}"
-        )
+    if not axes:  # before there were any
+        axes = default_axes(shape or (1,) * 5)
+        described = [{"name": a} for a in axes]
+    if shape is not None and len(axes) != len(shape):
+        problem = f"its multiscales name {len(axes)} axes ({','.join(axes)}) for {tuple(shape)}"
+        return Geometry(default_axes(shape), level=level, problem=problem)
     try:
-        found = _follow(steps, len(shape), name, paths[number], read_numbers)
+        found = _follow(steps, len(axes), name, paths[number], read_numbers)
     except _Unfit as error:
         return Geometry(axes, level=level, problem=str(error))
     stored = [""] * len(axes)
@@ -173,7 +176,7 @@ def level_geometry(
     # Without a scale, voxels are of one unit since 0.6, and of nobody knows what before.
     if not systems and not any(_kind(step) == "scale" for step in steps):
         return Geometry(tuple(stored), level=level)
-    units = [str(a.get("unit") or "") or "no unit" for a in described]
+    units = [str(a.get("unit") or "") for a in described]
     try:
         voxel = lengths(found.scale, axes, units, "the scale of its multiscales")
         offset = None
@@ -187,8 +190,10 @@ def level_geometry(
 
 def _steps(multiscale: Mapping[str, Any], dataset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The transformations from an array to space, in their order."""
-    steps = list(dataset.get("coordinateTransformations") or ())
-    whole = list(multiscale.get("coordinateTransformations") or ())
+    steps, whole = (
+        [s if isinstance(s, Mapping) else {"type": s} for s in held.get(_CHANGES) or ()]
+        for held in (dataset, multiscale)
+    )
     systems = multiscale.get("coordinateSystems")
     if not systems or not steps:
         return steps + whole
@@ -238,7 +243,10 @@ def _follow(
                     f"the {kind} lies in the array {change['path']!r}, which cannot be read "
                     f"({error})"
                 ) from error
-        numbers = np.asarray([] if values is None else values, float).ravel()
+        try:
+            numbers = np.asarray([] if values is None else values, float).ravel()
+        except (TypeError, ValueError) as error:
+            raise _Unfit(f"the {kind} of its multiscales is {values!r}") from error
         if len(numbers) != rank:
             raise _Unfit(
                 f"the {kind} of its multiscales has {len(numbers)} numbers for {rank} axes"

@@ -116,8 +116,8 @@ def open_pair(
     """Open an image and its labels, laid over one another by their stated positions.
 
     Where both state a position, what both cover is returned. Where one does and the shapes are
-    equal, they are the same box; otherwise the other one begins at 0, 0, 0. Two folders of sections
-    must have the same numbers. Nothing is read.
+    equal, they are the same box; where it lies within the other one, which is then the whole volume
+    from 0, 0, 0 on, that part. Two folders of sections must have the same numbers. Nothing is read.
 
     Args:
         image: as ``open_volume`` takes it.
@@ -141,6 +141,7 @@ def open_pair(
         sizes[0] == sizes[1] and (first.offset is None or second.offset is None)
     ):
         return first, second
+    _check_whole(first, second)
     zero = (0.0, 0.0, 0.0)
     starts = [np.array(volume.offset or zero) for volume in (first, second)]
     moved = starts[1] - starts[0]
@@ -242,6 +243,21 @@ def _check_alike(image: Volume, labels: Volume) -> None:
     )
 
 
+def _check_whole(first: Volume, second: Volume) -> None:
+    """Refuse a pair of which only one has a position, unless it is a part of the other."""
+    for part, whole in ((first, second), (second, first)):
+        if whole.offset is not None or part.offset is None:
+            continue
+        ends = np.array(part.offset) + part.array.shape
+        # Zero is also what is left behind by those who do not think of it.
+        if min(part.offset) < 0 or not any(part.offset) or (ends > whole.array.shape).any():
+            raise ValueError(
+                f"{part.path} is {part.array.shape} from {_numbers(part.offset)} (z, y, x in "
+                f"voxels), {whole.path} is {whole.array.shape} and states no position; expected "
+                "the same shape, positions in both files, or a part of the one without"
+            )
+
+
 def _cut(volume: Volume, low: np.ndarray, high: np.ndarray) -> Volume:
     start = [int(n) for n in low]
 
@@ -275,6 +291,12 @@ def _open(path: str | Path, dataset: str | None) -> Opened:
         return open_chunked(path, dataset=dataset)
     place = Path(path)
     if not place.exists():
+        for file in place.parents:
+            if file.is_file():
+                raise FileNotFoundError(
+                    f"{place}: {file} is a file; an array in it is written "
+                    f"{file}{IN_FILE}{place.relative_to(file)}"
+                )
         raise FileNotFoundError(f"{place}: no such file or folder")
     if place.is_dir():
         # A group inside an N5 or Zarr container may carry no metadata file of its own.

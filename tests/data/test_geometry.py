@@ -301,6 +301,7 @@ def test_what_turns_axes_is_refused_by_name(tmp_path, data, kind):
         ([{"type": "scale", "scale": VOXEL}], "czyx", "3 numbers for 4 axes"),
         ([{"type": "scale"}], "zyx", "0 numbers for 3 axes"),
         ([{"type": "scale", "scale": [50, 0, 4]}], "zyx", "is 0 along y"),
+        ([{"type": "scale", "scale": ["a", "b", "c"]}], "zyx", "scale of its multiscales is"),
         ([], "zyx", "states no voxel size"),
     ],
 )
@@ -322,6 +323,16 @@ def test_an_unknown_unit_is_named(tmp_path, data):
         open_volume(path)
 
 
+def test_axes_of_another_number_and_a_missing_unit_need_the_flag(tmp_path, data):
+    path = ngff(tmp_path / "a", {"0": data}, [moved("0", (1, *VOXEL))], axes="czyx")
+    with pytest.raises(ValueError, match=r"4 axes \(c,z,y,x\) for \(5, 6, 7\).*--voxel_nm"):
+        open_volume(path)
+    check(open_volume(path, voxel_nm=VOXEL), data)
+    path = ngff(tmp_path / "b", {"0": data}, [moved("0", VOXEL)], unit="")
+    with pytest.raises(ValueError, match=r"no unit along z.*--voxel_nm"):
+        open_volume(path)
+
+
 # Levels.
 
 
@@ -337,6 +348,14 @@ def test_the_finest_level_is_opened_and_said(tmp_path, data, capsys, first):
     levels = open_levels(path)
     assert [level.voxel_nm for level in levels] == [VOXEL, coarse]
     assert levels[1].origin_nm == (0, 3, 2)
+
+
+def test_a_level_that_is_not_there_stops_only_who_needs_it(tmp_path, data):
+    datasets = [moved("fine", VOXEL), moved("half", (50, 12, 8))]
+    check(open_volume(ngff(tmp_path / "a", {"fine": data}, datasets)), data)
+    path = ngff(tmp_path / "b", {"half": data[:, ::2, ::2]}, datasets)
+    with pytest.raises(FileNotFoundError, match=r"b/fine: no array; the multiscales of .*b name"):
+        open_volume(path)
 
 
 def precomputed(path, arrays, *, turned=False, start=(0, 0, 0)):
@@ -670,6 +689,22 @@ def test_cremi(tmp_path, data):
     image, labels = open_pair(f"{path}::volumes/raw", f"{path}::volumes/labels/neuron_ids")
     np.testing.assert_array_equal(image.read(), labels.read())
     assert image.voxel_nm == VOXEL and image.array.shape == (2, 4, 4)
+
+
+def test_a_part_without_a_position_is_not_put_anywhere(tmp_path, data):
+    image = ngff(tmp_path / "a", {"0": data}, [moved("0", VOXEL, (0, 0, 0))])
+    tifffile.imwrite(tmp_path / "part.tif", data[1:4, :, 2:], photometric="minisblack")
+    with pytest.raises(ValueError, match=r"part\.tif is \(3, 6, 5\) and states no position"):
+        open_pair(image, tmp_path / "part.tif")
+    tifffile.imwrite(tmp_path / "whole.tif", data, photometric="minisblack")
+    check(open_pair(image, tmp_path / "whole.tif")[1], data)
+
+
+def test_a_path_into_a_file_is_told_how_it_is_written(tmp_path, data):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["volumes/raw"] = data
+    with pytest.raises(FileNotFoundError, match=r"is written .*a\.h5::volumes/raw"):
+        open_volume(tmp_path / "a.h5/volumes/raw", voxel_nm=VOXEL)
 
 
 def test_snemi(tmp_path, data):
