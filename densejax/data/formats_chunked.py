@@ -166,7 +166,10 @@ def _read_metadata(name: str) -> dict[str, dict[str, Any]]:
 
 def _said(error: Exception) -> str:
     """A message of tensorstore's without the dump of what it was asked."""
-    return re.sub(r"\s*\[(tensorstore_spec|source locations|[\w_]+)=.*", "", str(error), flags=re.S)
+    text = re.sub(r"\s*\[(tensorstore_spec|source locations|\w+)=.*", "", str(error), flags=re.S)
+    if unknown := re.search(r'"([\w.]+)" is not registered', text):
+        return f"it is written with {unknown[1]}, which tensorstore lacks; write it with another"
+    return text
 
 
 def _driver(metadata: dict[str, dict[str, Any]]) -> str | None:
