@@ -242,8 +242,9 @@ def _open_tiff(tif: tifffile.TiffFile, path: Path, dataset: str | None) -> Opene
     if len(pages) != len(series.pages):  # pages written one by one
         axes, shape = "zyx", (len(pages), *pages[0].shape)
     places = [(Path(page.parent.filehandle.path), page.index) for page in pages]
-    start = series.dataoffset if shape == tuple(series.shape) and dtype.kind != "b" else None
-    if start is not None and start + series.nbytes > size:
+    plain = shape == tuple(series.shape) and dtype.kind != "b"
+    start = series.dataoffset if plain and len({file for file, _ in places}) == 1 else None
+    if start is not None and start + series.nbytes > places[0][0].stat().st_size:
         raise ValueError(
             f"{path}: {shape[0]} sections take {series.nbytes} bytes, the file has {size}; it is "
             "cut short"
@@ -254,6 +255,11 @@ def _open_tiff(tif: tifffile.TiffFile, path: Path, dataset: str | None) -> Opene
         raise ValueError(
             f"{path}: {depth} sections found, ImageJ's description says {stated}; it is cut short"
         )
+    if start is None and (shape[-2:] != pages[0].shape or depth != len(pages)):
+        raise ValueError(
+            f"{path}: {len(pages)} pages of {pages[0].shape} for axes {series.axes} {shape}; "
+            "expected one page a section"
+        )
     letters, full = _with_z(axes, shape, path)
     voxel_nm = _ome_voxel(tif, number) or _imagej_voxel(tif) or _shaped_voxel(tif)
     levels = len(getattr(series, "levels", ()))
@@ -261,7 +267,7 @@ def _open_tiff(tif: tifffile.TiffFile, path: Path, dataset: str | None) -> Opene
     name = str(path) if dataset is None else f"{path}{IN_FILE}{dataset}"
     geometry = Geometry(letters, voxel_nm, level=level)
     if start is not None:
-        mapped = np.memmap(path, dtype.newbyteorder(tif.byteorder), "r", start, full)
+        mapped = np.memmap(places[0][0], dtype.newbyteorder(tif.byteorder), "r", start, full)
         return Opened(name, full, dtype, lambda box: np.array(mapped[box]), geometry)
     chunks = (*(1 for _ in full[:-2]), *full[-2:])
     return Opened(name, full, dtype, lambda box: _read_pages(places, full, box), geometry, chunks)
