@@ -1,6 +1,7 @@
 """Axes, units, positions and levels, written by each format's own library, come back as z, y, x."""
 
 import gzip
+import importlib
 import itertools
 import json
 import os
@@ -15,7 +16,6 @@ import numpy as np
 import pytest
 import tensorstore as ts
 import tifffile
-import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,6 +23,8 @@ from PIL import Image
 from densejax.data.geometry import Geometry, Opened, from_attributes, present, unit_nm
 from densejax.data.levels import open_levels
 from densejax.data.volumes import open_pair, open_volume
+
+zarr = pytest.importorskip("zarr", reason="the zarr package is not installed (test extra)")
 
 VOXEL = (50.0, 6.0, 4.0)
 SHAPE = (5, 6, 7)
@@ -245,6 +247,24 @@ def test_ome_zarr(tmp_path, data, order, version, unit):
     check(open_volume(path), data, offset=(3, 0, 2))
     check(open_volume(f"{path}::0"), data, offset=(3, 0, 2))
     check(open_volume(path / "0"), data, offset=(3, 0, 2))
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_ome_zarr_by_its_own_library(tmp_path, data, version):
+    writer = pytest.importorskip("ome_zarr.writer", reason="ome-zarr is not installed")
+    form = importlib.import_module("ome_zarr.format").format_from_version(version)
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=form.zarr_format)
+    half = data[:, ::2, ::2][None]
+    axes = [{"name": "c", "type": "channel"}]
+    axes += [{"name": n, "type": "space", "unit": "micrometer"} for n in "zyx"]
+    steps = [
+        moved("", (1, 0.05, y, x), (0, 0.1, 0, 0.004))["coordinateTransformations"]
+        for y, x in ((0.006, 0.004), (0.012, 0.008))
+    ]
+    writer.write_multiscale(
+        [data[None], half], group, fmt=form, axes=axes, coordinate_transformations=steps
+    )
+    check(open_volume(tmp_path / "a.zarr"), data, offset=(2, 0, 1))
 
 
 def system(name, axes="zyx"):

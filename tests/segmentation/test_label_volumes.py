@@ -6,7 +6,6 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
-import zarr
 
 from densejax.data import ome_zarr
 from densejax.segmentation.label_volumes import lay_over, open_labelling, settle_classes
@@ -106,6 +105,7 @@ def test_one_within_the_other(tmp_path):
 
 def placed_zarr(path, array, start):
     """An image of somebody else's that states its position."""
+    zarr = pytest.importorskip("zarr", reason="the zarr package is not installed (test extra)")
     group = zarr.open_group(path, mode="w", zarr_format=2)
     group.create_array("0", shape=array.shape, dtype=array.dtype, chunks=array.shape)[...] = array
     axes = [{"name": n, "type": "space", "unit": "nanometer"} for n in "zyx"]
