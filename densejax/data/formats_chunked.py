@@ -212,8 +212,8 @@ def _open_multiscale(name: str, metadata: dict[str, dict[str, Any]]) -> Opened:
     scales = _multiscales(metadata)
     inners = [f"{name}/{dataset.get('path')}" for dataset in scales[0]["datasets"]]
     levels = [_level(name, scales[0], number, None) for number in range(len(inners))]
-    sizes = [math.prod(level.voxel_nm) if level.voxel_nm else None for level in levels]
-    if None in sizes:  # what the file says of some cannot be used
+    sizes = [math.prod(level.voxel_nm) for level in levels if level.voxel_nm]
+    if len(sizes) < len(levels):  # what the file says of some cannot be used
         sizes = [-math.prod(_stored_level(inner, name).shape) for inner in inners]
     number = sizes.index(min(sizes))
     inner = inners[number]

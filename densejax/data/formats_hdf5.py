@@ -64,6 +64,7 @@ def _data_sets(
     group: h5py.Group, above: tuple[h5py.Group, ...] = (), prefix: str = ""
 ) -> Iterator[tuple[str, h5py.Dataset]]:
     """All data sets below a group, through links of every kind; those that lead nowhere are not."""
+    above = (*above, group)
     for key in group:
         try:
             item = group[key]
@@ -72,7 +73,7 @@ def _data_sets(
         if isinstance(item, h5py.Dataset) and item.shape is not None:
             yield f"{prefix}{key}", item
         elif isinstance(item, h5py.Group) and item not in above:
-            yield from _data_sets(item, (*above, group), f"{prefix}{key}/")
+            yield from _data_sets(item, above, f"{prefix}{key}/")
 
 
 def _choose(file: h5py.File, dataset: str | None, path: Path) -> str:
@@ -107,7 +108,11 @@ def _choose(file: h5py.File, dataset: str | None, path: Path) -> str:
 
 
 def _geometry(dataset: h5py.Dataset, name: str) -> Geometry:
-    labels = [dim.label or None for dim in dataset.dims]
+    # A scale of a dimension, as netCDF and xarray write it, names it too.
+    labels = [
+        dim.label or (str(dim[0].name).rpartition("/")[2] if len(dim) else None)
+        for dim in dataset.dims
+    ]
     axes = labels if any(labels) else None
     return from_attributes(dict(dataset.attrs), dataset.shape, name=name, axes=axes)
 

@@ -91,7 +91,7 @@ def open_volume(
         raise ValueError(f"{opened.name}: shape {array.shape}; expected at least one voxel")
     geometry = opened.geometry
     sizes = settle_voxel(geometry, voxel_nm, opened.name, otherwise=otherwise_nm)
-    offset = None
+    offset: Voxel | None = None
     if geometry.offset_nm is not None:
         # A position is in the file's own voxels, whatever somebody says of their size.
         own = geometry.voxel_nm or sizes

@@ -181,7 +181,14 @@ def test_hdf5_axes(tmp_path, data, order):
         sizes = along([v / 1e3 for v in VOXEL], order)
         file["sized"].attrs["axistags"] = tags(order, sizes)
         file["sized"].attrs["axis_units"] = json.dumps(dict.fromkeys(order, "um"))
-    for inner in ("tags", "labels", "sized"):
+        for letter in order:
+            file[letter] = np.zeros(array.shape[order.index(letter)])
+            file[letter].make_scale()
+        file["scaled"] = array
+        for dim, letter in zip(file["scaled"].dims, order, strict=True):
+            dim.attach_scale(file[letter])
+        file["scaled"].attrs["resolution"] = along(VOXEL, order)
+    for inner in ("tags", "labels", "sized", "scaled"):
         check(open_volume(f"{tmp_path / 'a.h5'}::{inner}"), data)
 
 
@@ -528,6 +535,7 @@ def test_hdf5_arrays_links_and_filters(tmp_path, data):
     with h5py.File(path, "w") as file:
         file["volumes/raw"], file["four"] = data, data[None, ..., None]
         file["soft"], file["hard"] = h5py.SoftLink("/volumes/raw"), file["volumes/raw"]
+        file["volumes/round"] = h5py.SoftLink("/")
         file["lost"], file["flat"] = h5py.SoftLink("/nothing"), data[0]
     with h5py.File(tmp_path / "b.h5", "w") as file:
         file["only"] = h5py.ExternalLink("a.h5", "/volumes/raw")

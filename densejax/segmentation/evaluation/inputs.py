@@ -9,6 +9,7 @@ from densejax.segmentation.evaluation.annotators import open_annotators
 from densejax.segmentation.evaluation.thresholds import open_probabilities
 from densejax.segmentation.label_volumes import (
     Labelling,
+    Position,
     Region,
     lay_over,
     open_labelling,
@@ -142,9 +143,10 @@ def _open_image(
         if config.image:
             raise
         return [], [f"Without the image, which could not be opened: {error}"]
-    offset: tuple[int, ...] | None = (0, 0, 0)
+    offset: Position | None = (0, 0, 0)
     if volume.offset is not None and (config.image or "volume_offset" in stated):
-        offset = tuple(round(o) for o in volume.offset)
+        z, y, x = (round(o) for o in volume.offset)
+        offset = z, y, x
     elif config.image and any(one.array.shape == volume.array.shape for one in labellings):
         offset = None
     image = Labelling("image", volume.array, volume.voxel_nm, str(path))
