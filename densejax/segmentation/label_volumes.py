@@ -16,7 +16,7 @@ import numpy as np
 from densejax.data import ngff, ome_zarr
 from densejax.data.formats import Box, LazyArray
 from densejax.data.formats_chunked import is_remote
-from densejax.data.geometry import IN_FILE
+from densejax.data.geometry import IN_FILE, size_text
 from densejax.data.volumes import open_volume
 
 Position = tuple[int, int, int]
@@ -79,6 +79,7 @@ def open_labelling(
     *,
     name: str,
     voxel_nm: Sequence[float] | None = None,
+    otherwise_nm: Sequence[float] | None = None,
     offset: Sequence[int] | None = None,
     unlabelled: int | None = None,
 ) -> Labelling:
@@ -88,7 +89,8 @@ def open_labelling(
       path: what ``open_volume`` reads, with ``::array`` behind it where the file holds several; or
         a folder with ``prediction.json``, whose ``labels.zarr`` is opened.
       name: what messages call it.
-      voxel_nm: voxel size in nm, (z, y, x), where the file states none.
+      voxel_nm: voxel size in nm, (z, y, x); overrules what the file states.
+      otherwise_nm: voxel size in nm, (z, y, x), where the file states none.
       offset: position of its first voxel; overrules what the file states.
       unlabelled: a value that does not count; overrules what the file states.
 
@@ -102,7 +104,9 @@ def open_labelling(
         place = str(_prediction_folder(place) / "labels.zarr")
         if not Path(place).is_dir():
             raise FileNotFoundError(f"{place}: no such folder; the prediction has not begun")
-    volume = open_volume(place, voxel_nm=voxel_nm, dataset=dataset or None)
+    volume = open_volume(
+        place, voxel_nm=voxel_nm, otherwise_nm=otherwise_nm, dataset=dataset or None
+    )
     if volume.array.dtype.kind not in "iub":
         raise ValueError(
             f"{name} {volume.path}: labels are {volume.array.dtype}; expected integers"
@@ -143,9 +147,17 @@ def lay_over(labellings: Sequence[Labelling]) -> tuple[list[Labelling], Region]:
       The labellings, each with its position, and the box.
 
     Raises:
-      ValueError: shapes differ and no position is known, or one lies partly outside another; the
-        message names both with shape and position.
+      ValueError: voxels differ, shapes differ and no position is known, or one lies partly outside
+        another; the message names both with shape and position.
     """
+    for labelling in labellings[1:]:
+        if not np.allclose(labelling.voxel_nm, labellings[0].voxel_nm, rtol=0.01, atol=0):
+            raise ValueError(
+                f"{_described(labelling)} with voxels of {size_text(labelling.voxel_nm)}, "
+                f"{_described(labellings[0])} with {size_text(labellings[0].voxel_nm)} (z, y, x); "
+                f"expected the same: name the level that fits behind {IN_FILE}, or give "
+                "--voxel_nm for all"
+            )
     placed = _place(labellings)
     boxes = [_box(labelling) for labelling in placed]
     low = np.maximum(boxes[0][0], boxes[1][0])

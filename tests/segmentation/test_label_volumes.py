@@ -103,15 +103,15 @@ def test_one_within_the_other(tmp_path):
     assert region.slices(box, placed[1]) == box
 
 
-def placed_zarr(path, array, start):
+def placed_zarr(path, array, start, voxel=VOXEL):
     """An image of somebody else's that states its position."""
     zarr = pytest.importorskip("zarr", reason="the zarr package is not installed (test extra)")
     group = zarr.open_group(path, mode="w", zarr_format=2)
     group.create_array("0", shape=array.shape, dtype=array.dtype, chunks=array.shape)[...] = array
     axes = [{"name": n, "type": "space", "unit": "nanometer"} for n in "zyx"]
     moved = [
-        {"type": "scale", "scale": list(VOXEL)},
-        {"type": "translation", "translation": np.multiply(start, VOXEL).tolist()},
+        {"type": "scale", "scale": list(voxel)},
+        {"type": "translation", "translation": np.multiply(start, voxel).tolist()},
     ]
     datasets = [{"path": "0", "coordinateTransformations": moved}]
     group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
@@ -142,6 +142,14 @@ def test_the_same_shape_elsewhere_is_not_the_same_box(tmp_path, array):
     found = [one.array[region.slices(box, one)] for one in placed]
     assert region.shape == (5, 9, 3)
     np.testing.assert_array_equal(*found)
+
+
+def test_another_level_is_not_laid_over(tmp_path, array):
+    whole = open_labelling(placed_zarr(tmp_path / "a.zarr", array, (0, 0, 0)), name="prediction")
+    coarse = placed_zarr(tmp_path / "b.zarr", array[:, ::2, ::2], (0, 0, 0), (50.0, 20.0, 20.0))
+    labels = open_labelling(coarse, name="labels", otherwise_nm=VOXEL)
+    with pytest.raises(ValueError, match=r"labels .* 50 x 20 x 20 nm, .*50 x 10 x 10.*--voxel_nm"):
+        lay_over([whole, labels])
 
 
 def test_a_prediction_lies_where_its_volume_does(tmp_path, array):

@@ -70,11 +70,17 @@ def open_inputs(config: Any) -> Inputs:
     labels = open_labelling(
         config.labels,
         name="labels",
-        voxel_nm=voxel_nm,
+        voxel_nm=config.voxel_nm or None,
+        otherwise_nm=voxel_nm,
         offset=_offset(config.labels_offset),
         unlabelled=config.unlabelled,
     )
-    labellings = open_annotators(config.pairwise, known=[labels, prediction], voxel_nm=voxel_nm)
+    labellings = open_annotators(
+        config.pairwise,
+        known=[labels, prediction],
+        voxel_nm=config.voxel_nm or None,
+        otherwise_nm=voxel_nm,
+    )
     objects = _open_objects(config, prediction, voxel_nm)
     image, notes = _open_image(config, prediction, labellings)
     labels, prediction, *others = labellings
@@ -118,11 +124,14 @@ def _open_objects(
                 "(python -m experiments.instances makes them)"
             )
         path = str(beside)
-    predicted = open_labelling(path, name="instances", voxel_nm=voxel_nm)
+    predicted = open_labelling(
+        path, name="instances", voxel_nm=config.voxel_nm or None, otherwise_nm=voxel_nm
+    )
     true = open_labelling(
         config.instance_labels,
         name="instance_labels",
-        voxel_nm=voxel_nm,
+        voxel_nm=config.voxel_nm or None,
+        otherwise_nm=voxel_nm,
         offset=_offset(config.labels_offset),
     )
     return predicted, true
