@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from densejax.data.blocks import box_text
-from densejax.data.patchy import Patchy
+from densejax.data.formats import Patchy
 from densejax.inference.blocks import Blocks
 from densejax.inference.members import NOT_PREDICTED, maps_of
 from densejax.inference.tiles import Box, Grid, Index, clip, corner, sizes, slices
