@@ -369,7 +369,7 @@ def _count_chunks(store: ts.TensorStore, folder: str, name: str, *, ours: bool =
         return
     if packed:
         raise ValueError(
-            f"{name}: chunks such as {packed} are compressed files, of which other chunks are "
+            f"{name}: chunks such as {packed} are compressed files, whose voxels would be "
             f"read as {_fill(store)}; expected them without that ending: unpack them (for .gz: "
             f"gunzip -r {folder}), or write them with compress=False in CloudVolume"
         )
