@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ from densejax.inference.predict import member_probabilities
 from densejax.inference.prediction import read_prediction
 from densejax.inference.tiles import corner, grid_of, slices
 from densejax.segmentation import recipes
+from densejax.segmentation.prediction.job import prepare
+from densejax.segmentation.prediction.measures import layout_of
 from densejax.segmentation.prediction.trained_run import LEARNED_FROM, open_run
 from densejax.training.checkpoint import save_tree
 from experiments import predict, segment
@@ -250,6 +253,20 @@ def test_killed_again_and_again_the_bytes_are_those_of_one_run(world, tmp_path):
     assert [child.wait(timeout=300) for child in both] == [0, 0]
     assert kills >= 3
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+def test_a_prediction_lies_where_its_volume_does(world, tmp_path):
+    """The volume states a position and its voxels; a part of it is counted from there."""
+    run, _, volume = world
+    write_zarr(tmp_path / "volume.zarr", volume.images)
+    held = {"resolution": VOXEL_NM, "offset": np.multiply((4, 0, 7), VOXEL_NM).tolist()}
+    (tmp_path / "volume.zarr/.zattrs").write_text(json.dumps(held))
+    config = config_of(world, volume=str(tmp_path / "volume.zarr"), voxel_nm=(), part="1:5,:,2:50")
+    config = predict.as_the_run(config)
+    trained = open_run(run)
+    job = prepare(config, tmp_path / "out", trained, predict.build(config, trained))
+    assert job.facts()["offset"] == (1, 0, 2) and job.facts()["volume_offset"] == (4, 0, 7)
+    assert layout_of(job, SimpleNamespace(chunk=(3, 16, 16))).offset == (5, 0, 9)
 
 
 # ---- bad input ----
