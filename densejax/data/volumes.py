@@ -137,9 +137,13 @@ def open_pair(
     )
     _check_alike(first, second)
     sizes = [volume.array.shape for volume in (first, second)]
-    if (first.offset is None and second.offset is None) or (
-        sizes[0] == sizes[1] and (first.offset is None or second.offset is None)
-    ):
+    neither = first.offset is None and second.offset is None
+    if neither and sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{second.path}: labels are {sizes[1]}; expected {sizes[0]} as {first.path}, or "
+            "positions in both files"
+        )
+    if neither or (sizes[0] == sizes[1] and None in (first.offset, second.offset)):
         return first, second
     _check_whole(first, second)
     zero = (0.0, 0.0, 0.0)
