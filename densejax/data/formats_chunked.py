@@ -18,7 +18,15 @@ import numpy as np
 import tensorstore as ts
 
 from densejax.data.blocks import box_text
-from densejax.data.geometry import IN_FILE, Geometry, Opened, from_attributes, lengths, unit_nm
+from densejax.data.geometry import (
+    IN_FILE,
+    Geometry,
+    Opened,
+    default_axes,
+    from_attributes,
+    lengths,
+    unit_nm,
+)
 from densejax.data.ngff import OURS, level_geometry
 
 REMOTE = ("gs://", "s3://", "http://", "https://")
@@ -259,7 +267,7 @@ def _of_level(name: str, root: str, inner: str | None, store: ts.TensorStore) ->
                 try:
                     return replace(_level(group, scale, paths.index(path), store), level="")
                 except ValueError as error:
-                    return Geometry(tuple("tczyx"[-store.rank :]), problem=str(error))
+                    return Geometry(default_axes(store.shape), problem=str(error))
     return None
 
 

@@ -282,12 +282,13 @@ def _numbers(values: Sequence[float] | np.ndarray) -> str:
 
 def _split(path: str) -> tuple[str, str | None, dict[str, int]]:
     """A path, the array in it, and what is selected of other axes."""
-    place, *inner = path.split(IN_FILE)
+    host, bracket, rest = path.rpartition("]") if is_remote(path) else ("", "", path)
+    place, *inner = rest.split(IN_FILE)  # which stands in an address such as http://[::1], too
     select = {}
     while inner and (match := _SELECTED.fullmatch(inner[-1])):
         select[match[1]] = int(match[2])
         inner.pop()
-    return place, IN_FILE.join(inner) or None, select
+    return host + bracket + place, IN_FILE.join(inner) or None, select
 
 
 def _open(path: str | Path, dataset: str | None) -> Opened:
