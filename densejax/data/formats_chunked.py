@@ -31,7 +31,7 @@ from densejax.data.ngff import OURS, level_geometry
 
 REMOTE = ("gs://", "s3://", "http://", "https://")
 REMOTE_WAIT_S = 60.0
-MOST_CHUNKS = 2_000_000  # of a store whose files are counted
+MOST_CHUNKS = 500_000  # of a store whose files are counted
 
 _MARKERS = ("zarr.json", ".zarray", ".zgroup", ".zattrs", "attributes.json", "info")
 # What a chunk's file is called, without the folder of its array, in all formats and key encodings.
