@@ -14,7 +14,7 @@ from densejax.data.download import (
     wrong_files,
 )
 from densejax.data.formats_images import list_sections, read_image
-from densejax.data.volumes import Volume, check_pair, open_volume
+from densejax.data.volumes import Volume, check_pair, open_pair, open_volume
 from densejax.typing import UNLABELLED
 
 VNC_CLASSES = ("membrane", "glia/extracellular", "mitochondria", "synapse", "intracellular")
@@ -200,8 +200,13 @@ def load_files(
         ValueError: as ``open_volume`` and ``check_pair``; or weights that are negative, not finite
             or of another shape.
     """
-    image = open_volume(images, voxel_nm=voxel_nm, dataset=images_dataset)
-    label = open_volume(labels, voxel_nm=image.voxel_nm, dataset=labels_dataset)
+    image, label = open_pair(
+        images,
+        labels,
+        voxel_nm=voxel_nm,
+        image_dataset=images_dataset,
+        labels_dataset=labels_dataset,
+    )
     name = image.path if name is None else name
     found = label.read()
     if unlabelled is not None:

@@ -1,37 +1,19 @@
-"""What every file format is turned into: one array that is read when it is sliced, axes Z, Y, X."""
+"""What every file format is turned into: one array that is read when it is sliced, axes Z, Y, X.
+
+Of a volume of which some chunks cannot be read, what can be is read and what cannot is listed.
+"""
 
 import operator
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 Box = tuple[slice, slice, slice]
 
-_UNITS_NM = {
-    "nm": 1.0,
-    "nanometer": 1.0,
-    "nanometers": 1.0,
-    "nanometre": 1.0,
-    "um": 1e3,
-    "µm": 1e3,  # micro sign
-    "μm": 1e3,  # Greek mu
-    "\\u00b5m": 1e3,  # as ImageJ escapes it
-    "micron": 1e3,
-    "microns": 1e3,
-    "micrometer": 1e3,
-    "micrometers": 1e3,
-    "micrometre": 1e3,
-    "mm": 1e6,
-    "millimeter": 1e6,
-    "cm": 1e7,
-    "m": 1e9,
-    "meter": 1e9,
-    "angstrom": 0.1,
-    "å": 0.1,
-}
+# Where a volume does not say what its chunks are, boxes this long are not divided further.
+LEAST_EDGE = 32
 
 
 class LazyArray:
@@ -95,13 +77,57 @@ class LazyArray:
         return f"LazyArray(shape={self.shape}, dtype={self.dtype})"
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A format reader's answer: the array, its name for errors, and the voxel size if stated."""
+class Patchy:
+    """A volume that is sliced as any other; voxels that cannot be read are 0.
 
-    array: LazyArray
-    name: str
-    voxel_nm: tuple[float, float, float] | None
+    Attributes:
+      unread: boxes that could not be read so far, each with what was said of it.
+    """
+
+    def __init__(self, array: Any) -> None:
+        """Wrap a volume [z, y, x] whose slicing raises ValueError or OSError."""
+        self.array = array
+        self.shape, self.dtype = array.shape, np.dtype(array.dtype)
+        self.unread: list[tuple[Box, str]] = []
+
+    def __getitem__(self, box: Box) -> np.ndarray:
+        found = None
+        for part, values in parts_of(self.array, box):
+            if found is None and part == box and isinstance(values, np.ndarray):
+                return values
+            if found is None:
+                found = np.zeros([s.stop - s.start for s in box], self.dtype)
+            if isinstance(values, np.ndarray):
+                place = [
+                    slice(p.start - b.start, p.stop - b.start)
+                    for p, b in zip(part, box, strict=True)
+                ]
+                found[tuple(place)] = values
+            else:
+                self.unread.append((part, str(values)))
+        assert found is not None
+        return found
+
+
+def parts_of(array: Any, box: Box) -> Iterator[tuple[Box, np.ndarray | Exception]]:
+    """Read a box, and where that fails its halves, down to chunks.
+
+    Args:
+      array: [z, y, x]; has ``chunks`` where they matter.
+      box: three slices with a start and a stop.
+
+    Yields:
+      Boxes in a fixed order that cover the box, with their voxels or why they cannot be read.
+    """
+    try:
+        yield box, np.asarray(array[box])
+        return
+    except (ValueError, OSError) as error:
+        halves = _halves(box, getattr(array, "chunks", (1, 1, 1)))
+        if not halves:
+            yield box, error
+    for half in halves:
+        yield from parts_of(array, half)
 
 
 def _full_index(index: Any) -> list[Any]:
@@ -138,26 +164,6 @@ def natural_key(name: str) -> tuple[Any, ...]:
     return tuple((0, int(p), "") if p.isdigit() else (1, 0, p.lower()) for p in parts if p)
 
 
-def unit_nm(unit: Any) -> float | None:
-    """Return the nanometres in one ``unit`` of length, or None for a name that is not known."""
-    return _UNITS_NM.get(str(unit).strip().lower())
-
-
-def voxel_size(values: Any, name: str) -> tuple[float, float, float]:
-    """Check a voxel size in nm, (z, y, x).
-
-    Raises:
-        ValueError: there are not three finite, positive numbers; the message begins with ``name``.
-    """
-    try:
-        sizes = tuple(float(v) for v in values)
-    except (TypeError, ValueError):
-        sizes = ()
-    if len(sizes) != 3 or not all(np.isfinite(s) and s > 0 for s in sizes):
-        raise ValueError(f"{name}: voxel_nm is {values!r}; expected three positive nm (z, y, x)")
-    return sizes[0], sizes[1], sizes[2]
-
-
 def check_dtype(dtype: Any, name: str) -> np.dtype:
     """Return ``dtype`` if voxels may have it: boolean, integer or float up to 64 bits.
 
@@ -171,3 +177,18 @@ def check_dtype(dtype: Any, name: str) -> np.dtype:
     if found.kind not in "buif" or found.itemsize > 8:
         raise ValueError(f"{name}: dtype {dtype} is not supported; expected bool, integer or float")
     return found
+
+
+def _halves(box: Box, chunks: tuple[int, ...]) -> list[Box]:
+    """The box in two, cut between chunks along the axis with the most; none if it is in one."""
+    steps = [chunk if chunk > 1 else LEAST_EDGE for chunk in chunks]
+    # Chunks that the box meets along each axis, by the number of the first and of the last.
+    ends = [(s.start // n, (s.stop - 1) // n) for s, n in zip(box, steps, strict=True)]
+    axis = int(np.argmax([last - first for first, last in ends]))
+    first, last = ends[axis]
+    if first == last:
+        return []
+    cut = (first + last + 1) // 2 * steps[axis]
+    low, high = list(box), list(box)
+    low[axis], high[axis] = slice(box[axis].start, cut), slice(cut, box[axis].stop)
+    return [(low[0], low[1], low[2]), (high[0], high[1], high[2])]

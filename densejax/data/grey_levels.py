@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from densejax.data.blocks import cut_blocks
-from densejax.data.patchy import Box, parts_of
+from densejax.data.formats import Box, parts_of
 
 PIECE_VOXELS = 2**22
 

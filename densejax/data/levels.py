@@ -1,5 +1,6 @@
 """A volume at several resolutions, for whoever looks at it rather than measures it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from densejax.data import ngff, ome_zarr
+from densejax.data import ome_zarr
 from densejax.data.formats import Box, LazyArray
 from densejax.data.formats_chunked import is_remote
 from densejax.data.volumes import Volume, open_volume
@@ -47,7 +48,8 @@ def open_levels(path: str | Path, *, voxel_nm: Sequence[float] | None = None) ->
     """
     if is_image(path) and voxel_nm is None:
         scales = ome_zarr.read_attributes(path)["multiscales"][0]["datasets"]
-        return [_stored(path, dataset) for dataset in scales]
+        levels = [_stored(path, str(dataset["path"])) for dataset in scales]
+        return sorted(levels, key=lambda level: math.prod(level.voxel_nm))
     return thinned(open_volume(path, voxel_nm=voxel_nm))
 
 
@@ -94,10 +96,10 @@ def cut(level: Level, box: Box) -> Level:
     return Level(LazyArray(shape, level.array.dtype, read), level.voxel_nm, _three(origin))
 
 
-def _stored(path: str | Path, dataset: dict[str, Any]) -> Level:
-    scale, translation = ngff.scale_and_translation(dataset)
-    volume = open_volume(path, dataset=dataset["path"], voxel_nm=scale)
-    return Level(volume.array, volume.voxel_nm, _three(translation))
+def _stored(path: str | Path, inner: str) -> Level:
+    volume = open_volume(path, dataset=inner)
+    origin = np.array(volume.offset or (0.0, 0.0, 0.0)) * volume.voxel_nm
+    return Level(volume.array, volume.voxel_nm, _three(origin))
 
 
 def _thinned(volume: Volume, factors: np.ndarray) -> Level:

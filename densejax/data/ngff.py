@@ -1,4 +1,4 @@
-"""Metadata of an OME-Zarr image: what NGFF 0.4 and 0.5 ask for, built and read as dictionaries.
+"""Metadata of an OME-Zarr image, as dictionaries: NGFF 0.4 and 0.5 built, 0.1 to 0.6 read.
 
 Version 0.4 lies on Zarr 2 and keeps its keys in ``.zattrs``; version 0.5 lies on Zarr 3 and keeps
 them under ``ome`` in ``zarr.json``. Here both are one flat dictionary with the keys ``version``,
@@ -8,16 +8,20 @@ them under ``ome`` in ``zarr.json``. Here both are one flat dictionary with the 
 
 import colorsys
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+
+from densejax.data.geometry import Geometry, default_axes, lengths
 
 Version = Literal["0.4", "0.5"]
 Kind = Literal["image", "labels"]
 
 VERSIONS = ("0.4", "0.5")
 OURS = "densejax"
+_CHANGES = "coordinateTransformations"
 GOLDEN = 0.618034  # turns of the hue from one class to the next: neighbours always differ
 
 
@@ -107,6 +111,151 @@ def scale_and_translation(dataset: Mapping[str, Any]) -> tuple[list[float], list
         if change["type"] == "translation":
             translation = [float(v) for v in change["translation"][-3:]]
     return scale, translation
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """A diagonal map of voxels to space, and which axis of the array each of its axes is."""
+
+    scale: np.ndarray
+    shift: np.ndarray | None
+    order: tuple[int, ...]
+
+
+class _Unfit(ValueError):
+    """Transformations that cannot be read, though the array can."""
+
+
+def level_geometry(
+    multiscale: Mapping[str, Any],
+    number: int,
+    shape: Sequence[int] | None,
+    *,
+    name: str,
+    read_numbers: Callable[[str], Sequence[float]],
+) -> Geometry:
+    """Return what a multiscale image states of one of its levels.
+
+    Scale and translation as numbers or as the path of an array of them, sequence, identity and a
+    change of axes are followed; of 0.6, into the first coordinate system that they lead to.
+
+    Args:
+        multiscale: as in the file, of any version up to 0.6.
+        number: of the level in ``datasets``.
+        shape: of its array; None where that is not open, and the axes alone count.
+        name: of the image, for messages.
+        read_numbers: reads the array at a path in the group.
+
+    Raises:
+        ValueError: a rotation, an affine or another map turns the axes.
+    """
+    dataset = multiscale["datasets"][number]
+    paths = [str(d.get("path")) for d in multiscale["datasets"]]
+    level = f"level {paths[number]} of {len(paths)}" if len(paths) > 1 else ""
+    steps, systems = _steps(multiscale, dataset), multiscale.get("coordinateSystems")
+    held = multiscale.get("axes")
+    if systems:
+        reached = [step.get("output") for step in steps]
+        ends = [s for s in systems if s.get("name") in reached]
+        held = (ends or systems)[0].get("axes")
+    described = [a if isinstance(a, Mapping) else {"name": a} for a in held or ()]
+    axes = tuple(str(a.get("name", "")).lower() for a in described)
+    if not axes:  # before there were any
+        axes = default_axes(shape or (1,) * 5)
+        described = [{"name": a} for a in axes]
+    if shape is not None and len(axes) != len(shape):
+        problem = f"its multiscales name {len(axes)} axes ({','.join(axes)}) for {tuple(shape)}"
+        return Geometry(default_axes(shape), level=level, problem=problem)
+    try:
+        found = _follow(steps, len(axes), name, paths[number], read_numbers)
+    except _Unfit as error:
+        return Geometry(axes, level=level, problem=str(error))
+    stored = [""] * len(axes)
+    for letter, place in zip(axes, found.order, strict=True):
+        stored[place] = letter
+    # Without a scale, voxels are of one unit since 0.6, and of nobody knows what before.
+    if not systems and not any(_kind(step) == "scale" for step in steps):
+        return Geometry(tuple(stored), level=level)
+    units = [str(a.get("unit") or "") for a in described]
+    try:
+        voxel = lengths(found.scale, axes, units, "the scale of its multiscales")
+        offset = None
+        if found.shift is not None:
+            what = "the translation of its multiscales"
+            offset = lengths(found.shift, axes, units, what, signed=True)
+    except ValueError as error:
+        return Geometry(tuple(stored), level=level, problem=str(error))
+    return Geometry(tuple(stored), voxel, offset, level)
+
+
+def _steps(multiscale: Mapping[str, Any], dataset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The transformations from an array to space, in their order."""
+    steps, whole = (
+        [s if isinstance(s, Mapping) else {"type": s} for s in held.get(_CHANGES) or ()]
+        for held in (dataset, multiscale)
+    )
+    systems = multiscale.get("coordinateSystems")
+    if not systems or not steps:
+        return steps + whole
+    # Since 0.6 those of the whole image lead from one named system to others.
+    here, wanted = steps[-1].get("output"), systems[0].get("name")
+    if here == wanted:
+        return steps
+    return steps + [s for s in whole if s.get("input") == here and s.get("output") == wanted]
+
+
+def _kind(change: Mapping[str, Any]) -> str:
+    return str(change.get("type"))
+
+
+def _follow(
+    changes: Sequence[Mapping[str, Any]],
+    rank: int,
+    name: str,
+    path: str,
+    read_numbers: Callable[[str], Sequence[float]],
+) -> _Affine:
+    scale, shift, order = np.ones(rank), None, np.arange(rank)
+    flat: list[Mapping[str, Any]] = []
+    for change in changes:
+        flat += change.get("transformations", ()) if _kind(change) == "sequence" else [change]
+    for change in flat:
+        kind = _kind(change)
+        if kind == "identity":
+            continue
+        if kind == "mapAxis" and sorted(change.get("mapAxis", ())) == list(range(rank)):
+            turn = list(change["mapAxis"])
+            scale, order = scale[turn], order[turn]
+            shift = None if shift is None else shift[turn]
+            continue
+        if kind not in ("scale", "translation"):
+            raise ValueError(
+                f"{name}: a transformation of type {kind!r} places it in space; expected scale, "
+                f"translation, or a sequence of them (its array alone opens as {name}::{path} with "
+                "--voxel_nm)"
+            )
+        values = change.get(kind)
+        if values is None and "path" in change:
+            try:
+                values = read_numbers(str(change["path"]))
+            except (OSError, ValueError) as error:
+                raise _Unfit(
+                    f"the {kind} lies in the array {change['path']!r}, which cannot be read "
+                    f"({error})"
+                ) from error
+        try:
+            numbers = np.asarray([] if values is None else values, float).ravel()
+        except (TypeError, ValueError) as error:
+            raise _Unfit(f"the {kind} of its multiscales is {values!r}") from error
+        if len(numbers) != rank:
+            raise _Unfit(
+                f"the {kind} of its multiscales has {len(numbers)} numbers for {rank} axes"
+            )
+        if kind == "scale":
+            scale, shift = scale * numbers, None if shift is None else shift * numbers
+        else:
+            shift = numbers + (0 if shift is None else shift)
+    return _Affine(scale, shift, tuple(int(i) for i in order))
 
 
 def to_file(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import numpy as np
 import tensorstore as ts
 
 from densejax.data import ngff
-from densejax.data.formats import voxel_size
 from densejax.data.formats_chunked import is_remote, open_store
+from densejax.data.geometry import voxel_size
 from densejax.io import differences, publishing, write_text
 
 Compression = Literal["zstd", "blosc", "none"]

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from densejax.data.blocks import box_text
-from densejax.data.patchy import Patchy
+from densejax.data.formats import Patchy
 from densejax.inference.members import NOT_PREDICTED, TileEnsemble, maps_of
 from densejax.inference.outputs import Layout, Outputs
 from densejax.inference.tiles import (

@@ -125,9 +125,17 @@ class StreamJob:
     options: StreamOptions = StreamOptions()
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def origin(self) -> Sizes:
+        """Position of the volume's first voxel, where its file states one, else 0, 0, 0."""
+        z, y, x = (round(o) for o in self.volume.offset or (0, 0, 0))
+        return z, y, x
+
     def facts(self) -> dict[str, Any]:
         """What is asked for; a folder that holds another of these is another prediction."""
-        return {
+        # A folder from before positions were read has none: it may go on.
+        origin = {"volume_offset": self.origin} if any(self.origin) else {}
+        return origin | {
             "volume": self.volume.path,
             "volume_shape": self.volume.array.shape,
             "dtype": str(self.volume.array.dtype),
@@ -277,11 +285,12 @@ def _grid(job: StreamJob, overlap: Sequence[int]) -> Grid:
 def _layout(job: StreamJob, blocks: Blocks) -> Layout:
     from densejax.plots.style import class_colours  # brings matplotlib
 
+    z, y, x = (low + first for low, first in zip(corner(job.part), job.origin, strict=True))
     return Layout(
         shape=sizes(job.part),
         chunk=blocks.chunk,
         voxel_nm=job.volume.voxel_nm,
-        offset=corner(job.part),
+        offset=(z, y, x),
         class_names=job.class_names,
         probabilities=job.options.probabilities,
         version=job.options.version,

@@ -1,8 +1,8 @@
 """Label volumes to be compared: opened, named, and laid over one another before a voxel is read.
 
-Positions are voxels (z, y, x) from the first voxel of the volume that was labelled. A prediction's
-folder and an OME-Zarr image say where they lie in it; for any other file the caller does, or it is
-the same box as another one of its shape.
+Positions are voxels (z, y, x) from the origin that the volume which was labelled states, else from
+its first voxel. A prediction's folder says where it lies, and so does any file that states a
+position; for another file the caller does, or it is the same box as another one of its shape.
 """
 
 import json
@@ -16,11 +16,10 @@ import numpy as np
 from densejax.data import ngff, ome_zarr
 from densejax.data.formats import Box, LazyArray
 from densejax.data.formats_chunked import is_remote
+from densejax.data.geometry import IN_FILE, size_text
 from densejax.data.volumes import open_volume
 
 Position = tuple[int, int, int]
-
-IN_GROUP = "::"  # between a file and the array in it, such as truth.h5::volumes/labels
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Labelling:
       voxel_nm: voxel size in nm, (z, y, x).
       path: where it lies, with ``::array`` behind it where the file holds several.
       offset: position of its first voxel, or None where nobody has said so.
+      stated: the file says so, not the caller.
       unlabelled: a value that means not labelled, or not predicted, besides all below zero.
       class_names: names of the values 0, 1, ...; empty where nothing states them.
       prediction: ``prediction.json`` of a prediction's folder, else empty.
@@ -46,6 +46,7 @@ class Labelling:
     unlabelled: int | None = None
     class_names: tuple[str, ...] = ()
     prediction: dict[str, Any] | None = None
+    stated: bool = False
 
     @property
     def folder(self) -> Path | None:
@@ -78,6 +79,7 @@ def open_labelling(
     *,
     name: str,
     voxel_nm: Sequence[float] | None = None,
+    otherwise_nm: Sequence[float] | None = None,
     offset: Sequence[int] | None = None,
     unlabelled: int | None = None,
 ) -> Labelling:
@@ -87,7 +89,8 @@ def open_labelling(
       path: what ``open_volume`` reads, with ``::array`` behind it where the file holds several; or
         a folder with ``prediction.json``, whose ``labels.zarr`` is opened.
       name: what messages call it.
-      voxel_nm: voxel size in nm, (z, y, x), where the file states none.
+      voxel_nm: voxel size in nm, (z, y, x); overrules what the file states.
+      otherwise_nm: voxel size in nm, (z, y, x), where the file states none.
       offset: position of its first voxel; overrules what the file states.
       unlabelled: a value that does not count; overrules what the file states.
 
@@ -95,13 +98,15 @@ def open_labelling(
       FileNotFoundError: nothing is there.
       ValueError: as ``open_volume``, the labels are no integers, or ``prediction.json`` is broken.
     """
-    place, _, dataset = str(path).partition(IN_GROUP)
+    place, _, dataset = str(path).partition(IN_FILE)
     prediction = _read_prediction(place)
     if prediction is not None:
         place = str(_prediction_folder(place) / "labels.zarr")
         if not Path(place).is_dir():
             raise FileNotFoundError(f"{place}: no such folder; the prediction has not begun")
-    volume = open_volume(place, voxel_nm=voxel_nm, dataset=dataset or None)
+    volume = open_volume(
+        place, voxel_nm=voxel_nm, otherwise_nm=otherwise_nm, dataset=dataset or None
+    )
     if volume.array.dtype.kind not in "iub":
         raise ValueError(
             f"{name} {volume.path}: labels are {volume.array.dtype}; expected integers"
@@ -109,24 +114,31 @@ def open_labelling(
     stated = _stated(place) | (prediction or {})
     if unlabelled is None:
         unlabelled = stated.get("not_predicted")
-    offset = stated.get("offset") if offset is None else offset
+    own = None if volume.offset is None else [round(o) for o in volume.offset]
+    if prediction is not None and "offset" in prediction:
+        first = prediction.get("volume_offset") or (0, 0, 0)
+        own = [int(a) + int(b) for a, b in zip(prediction["offset"], first, strict=True)]
+    by_file = offset is None and own is not None
+    offset = own if offset is None else offset
     return Labelling(
         name,
         volume.array,
         volume.voxel_nm,
-        place + (IN_GROUP + dataset if dataset else ""),
+        place + (IN_FILE + dataset if dataset else ""),
         offset=None if offset is None else (int(offset[0]), int(offset[1]), int(offset[2])),
         unlabelled=unlabelled,
         class_names=tuple(stated.get("class_names") or ()),
         prediction=prediction,
+        stated=by_file,
     )
 
 
 def lay_over(labellings: Sequence[Labelling]) -> tuple[list[Labelling], Region]:
     """Find the box that all labellings cover.
 
-    A labelling without a position takes that of the first one of its shape that has one. Of the
-    first two, one must lie within the other; the rest must cover what those two share.
+    A labelling without a position takes that of the first one of its shape that has one. The first
+    two must overlap where their files state both positions; otherwise one must lie within the
+    other. The rest must cover what those two share.
 
     Args:
       labellings: two or more; usually the prediction, then the truth.
@@ -135,18 +147,28 @@ def lay_over(labellings: Sequence[Labelling]) -> tuple[list[Labelling], Region]:
       The labellings, each with its position, and the box.
 
     Raises:
-      ValueError: shapes differ and no position is known, or one lies partly outside another; the
-        message names both with shape and position.
+      ValueError: voxels differ, shapes differ and no position is known, or one lies partly outside
+        another; the message names both with shape and position.
     """
+    for labelling in labellings[1:]:
+        if not np.allclose(labelling.voxel_nm, labellings[0].voxel_nm, rtol=0.01, atol=0):
+            raise ValueError(
+                f"{_described(labelling)} with voxels of {size_text(labelling.voxel_nm)}, "
+                f"{_described(labellings[0])} with {size_text(labellings[0].voxel_nm)} (z, y, x); "
+                f"expected the same: name the level that fits behind {IN_FILE}, or give "
+                "--voxel_nm for all"
+            )
     placed = _place(labellings)
     boxes = [_box(labelling) for labelling in placed]
     low = np.maximum(boxes[0][0], boxes[1][0])
     high = np.minimum(boxes[0][1], boxes[1][1])
     sizes = [np.array(labelling.array.shape) for labelling in placed]
-    if not any(np.array_equal(high - low, size) for size in sizes[:2]):
+    within = any(np.array_equal(high - low, size) for size in sizes[:2])
+    if not within and not (placed[0].stated and placed[1].stated and (high > low).all()):
         raise ValueError(
             f"{_described(placed[0])} and {_described(placed[1])}: expected one of them within "
-            "the other (--labels_offset gives the position of the labels)"
+            "the other, or positions in both files that overlap (--labels_offset gives that of the "
+            "labels)"
         )
     for labelling, (first, last) in zip(placed, boxes, strict=True):
         if (first > low).any() or (last < high).any():
@@ -241,15 +263,10 @@ def _read_prediction(place: str) -> dict[str, Any] | None:
 
 
 def _stated(place: str) -> dict[str, Any]:
-    """What an OME-Zarr image says of itself: offset, class names, the value that does not count."""
+    """What an OME-Zarr image of ours says of itself: class names, the value that does not count."""
     if is_remote(place) or not Path(place).is_dir():
         return {}
     try:
-        attributes = ome_zarr.read_attributes(place)
+        return dict(ome_zarr.read_attributes(place).get(ngff.OURS, {}))
     except (FileNotFoundError, ValueError):  # an array without a group says nothing
         return {}
-    scale, translation = ngff.scale_and_translation(attributes["multiscales"][0]["datasets"][0])
-    offset = [round(t / s) for t, s in zip(translation, scale, strict=True)]
-    ours = attributes.get(ngff.OURS, {})
-    # An image that was written elsewhere often leaves its translation at zero, whatever it is of.
-    return dict(ours) | ({"offset": offset} if ours or any(offset) else {})

@@ -18,7 +18,7 @@ from densejax.inference.tiles import Box, Sizes, Windowing, pooling_factor
 from densejax.inference.whole_volume import StreamJob, StreamOptions
 from densejax.segmentation.loading import Architecture, architecture_of
 from densejax.segmentation.recipes import RecipeOptions
-from densejax.segmentation.runs import TrainedRun, open_run, read_config, warn_of_voxels
+from densejax.segmentation.runs import TrainedRun, open_run, own_voxel, read_config, warn_of_voxels
 from densejax.segmentation.sources import three
 from densejax.typing import Params
 
@@ -115,7 +115,7 @@ def prepare(
         raise ValueError(
             f"--grey_levels={config.grey_levels}; expected a mean and a deviation above 0"
         )
-    volume = _open(config)
+    volume = _open(config, run)
     part = _parse_part(config.part or ":,:,:", volume.array.shape)
     own = architecture.window_for(volume.array.shape)
     window = three(config.window, "--window") if config.window else own
@@ -214,11 +214,12 @@ def _grey(config: PredictOptions, run: TrainedRun) -> tuple[float, float] | None
     return run.grey
 
 
-def _open(config: PredictOptions) -> Volume:
+def _open(config: PredictOptions, run: TrainedRun) -> Volume:
     try:
-        return open_volume(
-            config.volume, voxel_nm=config.voxel_nm or None, dataset=config.dataset or None
-        )
+        known = own_voxel(config.run, config.volume, run)
+        if config.voxel_nm:
+            known["voxel_nm"] = config.voxel_nm
+        return open_volume(config.volume, dataset=config.dataset or None, **known)
     except (ConnectionError, ValueError) as error:
         refused = any(word in str(error).lower() for word in _REFUSALS)
         if not (is_remote(config.volume) and refused):

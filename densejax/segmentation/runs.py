@@ -12,6 +12,7 @@ import numpy as np
 
 from densejax.cli import from_record
 from densejax.data.datasets import PLATELET_CLASSES, PLATELET_VOXEL_NM, VNC_CLASSES, VNC_VOXEL_NM
+from densejax.data.geometry import IN_FILE
 from densejax.data.synthetic import CLASS_NAMES as SYNTHETIC_CLASSES
 from densejax.io import write_json
 from densejax.segmentation.sources import PLATELET_ORGANELLES, Parts
@@ -98,6 +99,38 @@ def open_run(folder: str | Path) -> TrainedRun:
         members=tuple(found[place].parent.name for place in order),
         scores=tuple(values[place] for place in order),
     )
+
+
+def own_voxel(folder: str | Path, volume: str, run: TrainedRun) -> dict[str, Any]:
+    """What is known of the voxels of a volume that a run was trained on, as ``open_volume`` takes.
+
+    Args:
+      folder: of the run.
+      volume: as the command names it, with ``::array`` behind it where its file holds several.
+      run: what ``open_run`` found.
+
+    Returns:
+      ``voxel_nm`` where the run was told it, ``otherwise_nm`` for a file that states none; nothing
+      for another volume.
+
+    Raises:
+      FileNotFoundError: there is no ``config.json``.
+    """
+    config = _read_json(Path(folder) / "config.json")
+    given = [config.get(flag) or () for flag in ("image", "evaluation_image", "test_image")]
+    known = [name for names in given for name in ([names] if isinstance(names, str) else names)]
+    places = [_place(name) for name in known]
+    if config.get("data_folder"):
+        places.append(_place(config["data_folder"]))
+    own = _place(volume)
+    if not any(own == place or place in own.parents for place in places):
+        return {}
+    return {"voxel_nm": config.get("voxel_nm") or None, "otherwise_nm": run.voxel_nm}
+
+
+def _place(name: str) -> Path:
+    """Where a file lies, whatever array in it is named."""
+    return Path(name.partition(IN_FILE)[0]).resolve()
 
 
 def read_config(config_class: type[Config], folder: str | Path, *, part: bool = False) -> Config:

@@ -212,7 +212,7 @@ def test_own_files(tmp_path):
     np.testing.assert_array_equal(volume.labels, np.where(label == 2, -1, label))
     assert volume.voxel_nm == VOXEL and volume.class_names == ("no", "yes")
     assert volume.weights is not None and volume.labels.dtype == np.int32
-    with pytest.raises(ValueError, match=r"a\.h5:labels.*label 255"):
+    with pytest.raises(ValueError, match=r"a\.h5::labels.*label 255"):
         load_files(
             tmp_path / "a.h5",
             tmp_path / "a.h5",

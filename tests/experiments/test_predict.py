@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,7 +20,9 @@ from densejax.data.volumes import open_volume
 from densejax.inference.members import member_probabilities
 from densejax.inference.outputs import read_prediction
 from densejax.inference.tiles import Windowing, corner, grid_of, slices, whole
+from densejax.inference.whole_volume import _layout
 from densejax.segmentation import recipes
+from densejax.segmentation.prediction import prepare
 from densejax.segmentation.runs import LEARNED_FROM, open_run
 from densejax.training.checkpoint import save_tree
 from experiments import predict, segment
@@ -249,6 +252,20 @@ def test_killed_again_and_again_the_bytes_are_those_of_one_run(world, tmp_path):
     assert [child.wait(timeout=300) for child in both] == [0, 0]
     assert kills >= 3
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+def test_a_prediction_lies_where_its_volume_does(world, tmp_path):
+    """The volume states a position and its voxels; a part of it is counted from there."""
+    run, _, volume = world
+    write_zarr(tmp_path / "volume.zarr", volume.images)
+    held = {"resolution": VOXEL_NM, "offset": np.multiply((4, 0, 7), VOXEL_NM).tolist()}
+    (tmp_path / "volume.zarr/.zattrs").write_text(json.dumps(held))
+    config = config_of(world, volume=str(tmp_path / "volume.zarr"), voxel_nm=(), part="1:5,:,2:50")
+    config = predict.as_the_run(config)
+    trained = open_run(run)
+    job = prepare(config, tmp_path / "out", trained, predict.build(config, trained))
+    assert job.facts()["offset"] == (1, 0, 2) and job.facts()["volume_offset"] == (4, 0, 7)
+    assert _layout(job, SimpleNamespace(chunk=(3, 16, 16))).offset == (5, 0, 9)
 
 
 # ---- bad input ----

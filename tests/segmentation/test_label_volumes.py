@@ -103,6 +103,66 @@ def test_one_within_the_other(tmp_path):
     assert region.slices(box, placed[1]) == box
 
 
+def placed_zarr(path, array, start, voxel=VOXEL):
+    """An image of somebody else's that states its position."""
+    zarr = pytest.importorskip("zarr", reason="the zarr package is not installed (test extra)")
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    group.create_array("0", shape=array.shape, dtype=array.dtype, chunks=array.shape)[...] = array
+    axes = [{"name": n, "type": "space", "unit": "nanometer"} for n in "zyx"]
+    moved = [
+        {"type": "scale", "scale": list(voxel)},
+        {"type": "translation", "translation": np.multiply(start, voxel).tolist()},
+    ]
+    datasets = [{"path": "0", "coordinateTransformations": moved}]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+    return path
+
+
+@pytest.mark.parametrize(
+    ("cut", "start"), [(np.s_[:, :, 7:], 7), (np.s_[:, :, 7:], -3), (np.s_[:, :, :], 0)]
+)
+def test_positions_that_both_files_state_are_used_whatever_the_shapes(tmp_path, array, cut, start):
+    """A zero that is stated is a position, and what both cover is compared."""
+    whole = open_labelling(placed_zarr(tmp_path / "a.zarr", array, (0, 0, 0)), name="prediction")
+    part = array[cut] if start >= 0 else array[:, :, :7]
+    labels = open_labelling(placed_zarr(tmp_path / "b.zarr", part, (0, 0, start)), name="labels")
+    (first, second), region = lay_over([whole, labels])
+    box = tuple(slice(0, size) for size in region.shape)
+    found = [one.array[region.slices(box, one)] for one in (first, second)]
+    expected = array[:, :, max(start, 0) : start + part.shape[2]]
+    np.testing.assert_array_equal(found[0], expected)
+    np.testing.assert_array_equal(found[1], part[:, :, max(-start, 0) :])
+
+
+def test_the_same_shape_elsewhere_is_not_the_same_box(tmp_path, array):
+    whole = open_labelling(placed_zarr(tmp_path / "a.zarr", array, (0, 0, 0)), name="prediction")
+    moved = placed_zarr(tmp_path / "b.zarr", np.roll(array, -7, 2), (0, 0, 7))
+    placed, region = lay_over([whole, open_labelling(moved, name="labels")])
+    box = tuple(slice(0, size) for size in region.shape)
+    found = [one.array[region.slices(box, one)] for one in placed]
+    assert region.shape == (5, 9, 3)
+    np.testing.assert_array_equal(*found)
+
+
+def test_another_level_is_not_laid_over(tmp_path, array):
+    whole = open_labelling(placed_zarr(tmp_path / "a.zarr", array, (0, 0, 0)), name="prediction")
+    coarse = placed_zarr(tmp_path / "b.zarr", array[:, ::2, ::2], (0, 0, 0), (50.0, 20.0, 20.0))
+    labels = open_labelling(coarse, name="labels", otherwise_nm=VOXEL)
+    with pytest.raises(ValueError, match=r"labels .* 50 x 20 x 20 nm, .*50 x 10 x 10.*--voxel_nm"):
+        lay_over([whole, labels])
+
+
+def test_a_prediction_lies_where_its_volume_does(tmp_path, array):
+    """Its own offset is counted from the volume's first voxel, whose position stands beside it."""
+    folder = prediction_folder(tmp_path / "out", array, offset=(1, 0, 2))
+    about = json.loads((folder / "prediction.json").read_text())
+    (folder / "prediction.json").write_text(json.dumps(about | {"volume_offset": [10, 20, 30]}))
+    prediction = open_labelling(folder, name="prediction")
+    assert prediction.offset == (11, 20, 32) and prediction.stated
+    labels = open_labelling(placed_zarr(tmp_path / "b.zarr", array, (11, 20, 32)), name="labels")
+    assert lay_over([prediction, labels])[1].shape == array.shape
+
+
 def test_shapes_that_differ_without_a_position_are_named(tmp_path):
     shapes = {"prediction": (5, 9, 10), "labels": (5, 9, 11)}
     both = [labelling(tmp_path, name, shape) for name, shape in shapes.items()]

@@ -1,7 +1,7 @@
 """What is read from a run's folder: members by score, classes, voxels, grey levels, settings."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 from densejax.cli import option, save_config
 from densejax.data.synthetic import CLASS_NAMES
 from densejax.inference.whole_volume import checksum
-from densejax.segmentation.runs import open_run, read_config, save_learned_from
+from densejax.segmentation.runs import open_run, own_voxel, read_config, save_learned_from
 from densejax.segmentation.sources import Parts, synthetic_volume
 from densejax.training.checkpoint import save_tree
 
@@ -42,6 +42,22 @@ def make_run(folder, *, scores=(0.2, 0.5, None, 0.4), config=None):
     failed.mkdir(parents=True)
     (failed / "FAILED").write_text(json.dumps({"best_score": None}))
     return folder
+
+
+def test_the_voxels_of_a_volume_that_it_was_trained_on_are_known(tmp_path):
+    names = ("a", "b")
+    config = Config(data="files", image=f"{tmp_path}/em.h5::raw", class_names=names)
+    folder = make_run(tmp_path / "run", config=config)
+    learned = {"class_names": names, "voxel_nm": [50, 4, 4]}
+    (folder / "learned_from.json").write_text(json.dumps(learned))
+    run = open_run(folder)
+    for volume in (f"{tmp_path}/em.h5::raw", f"{tmp_path}/run/../em.h5"):
+        known = own_voxel(folder, volume, run)
+        assert known == {"voxel_nm": None, "otherwise_nm": (50, 4, 4)}
+    assert own_voxel(folder, f"{tmp_path}/other.h5", run) == {}
+    told = replace(config, image=str(tmp_path), voxel_nm=(50, 4, 4))
+    folder = make_run(tmp_path / "told", config=told)
+    assert own_voxel(folder, f"{tmp_path}/3.tif", open_run(folder))["voxel_nm"] == [50, 4, 4]
 
 
 def test_members_come_by_score_and_their_best_parameters_are_stacked(tmp_path):

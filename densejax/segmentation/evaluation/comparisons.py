@@ -89,7 +89,11 @@ def _parse_pairwise(entries: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def open_annotators(
-    entries: Sequence[str], *, known: Sequence[Labelling], voxel_nm: Sequence[float] | None = None
+    entries: Sequence[str],
+    *,
+    known: Sequence[Labelling],
+    voxel_nm: Sequence[float] | None = None,
+    otherwise_nm: Sequence[float] | None = None,
 ) -> list[Labelling]:
     """Open the labellings of ``--pairwise`` that are not those already known.
 
@@ -98,7 +102,8 @@ def open_annotators(
     Args:
       entries: ``name:path``; a path as ``open_labelling`` takes it.
       known: the truth and the prediction.
-      voxel_nm: voxel size in nm, (z, y, x), where a file states none.
+      voxel_nm: voxel size in nm, (z, y, x); overrules what a file states.
+      otherwise_nm: voxel size in nm, (z, y, x), where a file states none.
 
     Returns:
       The known ones, perhaps renamed, and the others behind them.
@@ -110,7 +115,7 @@ def open_annotators(
     found = list(known)
     places = {_place(labelling.path): i for i, labelling in enumerate(known)}
     for name, path in _parse_pairwise(entries):
-        labelling = open_labelling(path, name=name, voxel_nm=voxel_nm)
+        labelling = open_labelling(path, name=name, voxel_nm=voxel_nm, otherwise_nm=otherwise_nm)
         place = places.get(_place(labelling.path))
         if place is None:
             found.append(labelling)

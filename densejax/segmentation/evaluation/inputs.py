@@ -7,8 +7,8 @@ from typing import Any
 from densejax.data.volumes import open_volume
 from densejax.segmentation.evaluation.comparisons import open_annotators, open_probabilities
 from densejax.segmentation.label_volumes import (
-    IN_GROUP,
     Labelling,
+    Position,
     Region,
     lay_over,
     open_labelling,
@@ -69,11 +69,17 @@ def open_inputs(config: Any) -> Inputs:
     labels = open_labelling(
         config.labels,
         name="labels",
-        voxel_nm=voxel_nm,
+        voxel_nm=config.voxel_nm or None,
+        otherwise_nm=voxel_nm,
         offset=_offset(config.labels_offset),
         unlabelled=config.unlabelled,
     )
-    labellings = open_annotators(config.pairwise, known=[labels, prediction], voxel_nm=voxel_nm)
+    labellings = open_annotators(
+        config.pairwise,
+        known=[labels, prediction],
+        voxel_nm=config.voxel_nm or None,
+        otherwise_nm=voxel_nm,
+    )
     objects = _open_objects(config, prediction, voxel_nm)
     image, notes = _open_image(config, prediction, labellings)
     labels, prediction, *others = labellings
@@ -117,11 +123,14 @@ def _open_objects(
                 "(python -m experiments.instances makes them)"
             )
         path = str(beside)
-    predicted = open_labelling(path, name="instances", voxel_nm=voxel_nm)
+    predicted = open_labelling(
+        path, name="instances", voxel_nm=config.voxel_nm or None, otherwise_nm=voxel_nm
+    )
     true = open_labelling(
         config.instance_labels,
         name="instance_labels",
-        voxel_nm=voxel_nm,
+        voxel_nm=config.voxel_nm or None,
+        otherwise_nm=voxel_nm,
         offset=_offset(config.labels_offset),
     )
     return predicted, true
@@ -132,22 +141,24 @@ def _open_image(
 ) -> tuple[list[Labelling], list[str]]:
     """The image as a list of one or none, and a note where the prediction's own is not found."""
     stated = prediction.prediction or {}
-    path, dataset = stated.get("volume"), stated.get("dataset")
-    if config.image:
-        path, _, dataset = config.image.partition(IN_GROUP)
+    path = config.image or stated.get("volume")
     if not path:
         return [], []
     try:
-        volume = open_volume(path, voxel_nm=prediction.voxel_nm, dataset=dataset or None)
+        dataset = None if config.image else stated.get("dataset") or None
+        volume = open_volume(path, voxel_nm=prediction.voxel_nm, dataset=dataset)
     except (OSError, ValueError) as error:
         if config.image:
             raise
         return [], [f"Without the image, which could not be opened: {error}"]
-    image = Labelling("image", volume.array, volume.voxel_nm, str(path), offset=(0, 0, 0))
-    alike = [one for one in labellings if one.array.shape == volume.array.shape]
-    if config.image and alike:
-        image = replace(image, offset=None)
-    return [image], []
+    offset: Position | None = (0, 0, 0)
+    if volume.offset is not None and (config.image or "volume_offset" in stated):
+        z, y, x = (round(o) for o in volume.offset)
+        offset = z, y, x
+    elif config.image and any(one.array.shape == volume.array.shape for one in labellings):
+        offset = None
+    image = Labelling("image", volume.array, volume.voxel_nm, str(path))
+    return [replace(image, offset=offset)], []
 
 
 def _offset(values: Sequence[int]) -> tuple[int, int, int] | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from densejax import metrics
 from densejax.data.formats_chunked import is_remote
+from densejax.data.geometry import IN_FILE
 from densejax.segmentation.evaluation import partitions
 from densejax.segmentation.evaluation.comparisons import (
     Agreement,
@@ -23,7 +24,7 @@ from densejax.segmentation.evaluation.comparisons import (
 )
 from densejax.segmentation.evaluation.inputs import Inputs
 from densejax.segmentation.evaluation.streaming import LabelCounts, count_labels, count_objects
-from densejax.segmentation.label_volumes import IN_GROUP, Labelling, Region
+from densejax.segmentation.label_volumes import Labelling, Region
 
 HASHED_BYTES = 2**26  # a larger input is known by its size and date only
 
@@ -109,7 +110,7 @@ def fingerprint(path: str) -> dict[str, Any] | None:
     """
     if is_remote(path):
         return None
-    place = Path(path.partition(IN_GROUP)[0])
+    place = Path(path.partition(IN_FILE)[0])
     count = size = newest = 0
     for file in [place] if place.is_file() else _files(place):
         stat = file.stat()

@@ -33,6 +33,7 @@ import numpy as np
 import tifffile
 
 from densejax.data.formats_images import open_tiff
+from densejax.data.geometry import present
 from densejax.data.windows import Sizes
 from densejax.io import check_same, publishing, write_json
 from densejax.typing import UNLABELLED
@@ -451,7 +452,7 @@ def _read_labels(path: Path, *, shape: Sizes, offset: Sequence[int], classes: in
 
 def _read_integers(path: Path, *, shape: Sizes, offset: Sequence[int]) -> np.ndarray:
     """A stack of integers or booleans; its place is compared where the file states one."""
-    found = open_tiff(path).array
+    found = present(open_tiff(path))
     if found.shape != tuple(shape):
         raise ValueError(f"{path}: shape {found.shape}; expected the block's {tuple(shape)}")
     if found.dtype.kind not in "iub":

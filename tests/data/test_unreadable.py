@@ -4,8 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densejax.data.formats import LazyArray
-from densejax.data.patchy import LEAST_EDGE, Patchy, parts_of
+from densejax.data.formats import LEAST_EDGE, LazyArray, Patchy, parts_of
 
 
 def broken(values, bad, chunks=None):
