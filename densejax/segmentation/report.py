@@ -137,7 +137,7 @@ def summarise_sweep(
     folder = workdir / "summary"
     folder.mkdir(parents=True, exist_ok=True)
     save_learned_from(workdir, parts)
-    done = [outcome for outcome in outcomes if outcome.status == "DONE"]
+    done = [o for o in outcomes if o.status == "DONE" and np.isfinite(o.best_score)]
     if not done:
         table = _write_scores(folder / "scores.csv", outcomes)
         print(f"every instance failed; see {table}")

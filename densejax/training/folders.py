@@ -102,9 +102,9 @@ class MemberFolder:
         return found["slot"] if found else None
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one row to ``metrics.jsonl``."""
+        """Append one row to ``metrics.jsonl``; what is no finite number is null there."""
         with self.metrics.open("a") as file:
-            file.write(json.dumps(dict(row)) + "\n")
+            file.write(json.dumps(_valid(dict(row)), allow_nan=False) + "\n")
 
     def save(self, step: int, slot: Tree) -> None:
         """Checkpoint a slot together with the length of the metrics that belong to it."""
@@ -123,12 +123,21 @@ class MemberFolder:
             shutil.rmtree(self.path / name, ignore_errors=True)
             checkpoint.save_tree(self.path / name, params)
         fields = {name: getattr(outcome, name) for name in ("step", "best_score", "best_step")}
-        if math.isinf(outcome.best_score):
-            fields["best_score"] = None  # never evaluated; JSON has no infinity
+        if not math.isfinite(outcome.best_score):
+            fields["best_score"] = None  # never evaluated to a number; JSON has no infinity
         (self.path / outcome.status).write_text(json.dumps(fields | {"reason": outcome.reason}))
         self.published.parent.mkdir(parents=True, exist_ok=True)
         self.path.rename(self.published)
         shutil.rmtree(self.published / "checkpoints", ignore_errors=True)
+
+
+def _valid(value: Any) -> Any:
+    """A value as JSON can say it: without NaN and infinity."""
+    if isinstance(value, dict):
+        return {name: _valid(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_valid(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _int64() -> np.ndarray:
@@ -149,7 +158,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def read_curves(outcomes: Sequence[Outcome], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Read a measure of every member: steps [t] and values [k, t], nan where it was not taken."""
     tables = [
-        {row["step"]: row[name] for row in read_metrics(o.folder / "metrics.jsonl") if name in row}
+        {
+            row["step"]: row[name]
+            for row in read_metrics(o.folder / "metrics.jsonl")
+            if row.get(name) is not None
+        }
         for o in outcomes
     ]
     steps = sorted(set().union(*tables))

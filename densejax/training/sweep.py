@@ -5,6 +5,7 @@ which slot it runs in, beside whom, on how many devices and after how many kills
 under the ``map`` strategy.
 """
 
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -69,6 +70,8 @@ class Occupant:
 
     def judged(self, score: float, *, later_wins: bool) -> None:
         """Follow what the device keeps as the best."""
+        if not math.isfinite(score):
+            return
         if score > self.best_score or (later_wins and score == self.best_score):
             self.best_score, self.best_step = score, self.step
 
@@ -365,6 +368,11 @@ class Sweep:
                 endings[slot] = ("DONE", "stopped early")
             elif due[slot] and 0 < self.schedule.patience < occupant.step - occupant.best_step:
                 endings[slot] = ("DONE", f"no better since step {occupant.best_step}")
+            ending = endings.get(slot)
+            if ending and ending[0] == "DONE" and not math.isfinite(occupant.best_score):
+                # Nothing of it can be ranked, and the best parameters kept are the untrained ones.
+                score = self.task.score
+                endings[slot] = ("FAILED", f"{ending[1]}, and {score} was never a finite number")
             occupant.folder.log(row)
             self.reporter.row(occupant, row, evaluated=bool(due[slot]))
         return endings
