@@ -4,14 +4,17 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from densejax.data import defects, elastic, resampling, windows
-from densejax.data.sampling import Sampling, sampled_corner
+from densejax.data.sampling import Sampling, sampled_corner, sampled_place
 from densejax.typing import Array, Key
 
 
@@ -419,57 +422,28 @@ def _cut_resampled(
     return cut
 
 
-def draw_window(
+def _cut_of_step(
     key: Key,
     step: int | Array,
     data: Mapping[str, Array],
+    corner: Array | None = None,
     *,
     input_window: Sequence[int],
     output_window: Sequence[int],
     spacing: Sequence[int],
-    augmentation: Augmentation = NO_AUGMENTATION,
+    augmentation: Augmentation,
     sampling: Sampling | None = None,
-) -> tuple[Array, Array, Array]:
-    """The training window of one step: a function of the instance's key, the step and the volume.
-
-    The corner comes from the jittered grid of `windows.window_corner`, the elastic map (if any)
-    from the same epoch, everything else from the step. Compiles once for all steps; may be mapped
-    over keys and scanned over steps.
-
-    Args:
-      key: a jax key, the same for all steps of an instance.
-      step: int or int32 [], the zero-based number of the window since training began; may be
-        traced.
-      data: ``image`` [z, y, x], normalised (float32, or another dtype which is cast after it is
-        cut), ``labels`` int [z, y, x], optionally ``weights`` float [z, y, x] (else 1 at every
-        labelled voxel), and optionally ``minimum`` and ``maximum`` [] of the image, as made by
-        `training_arrays`. Without the bounds the whole volume is searched for them in each call
-        that needs them.
-      input_window: (z, y, x) in voxels.
-      output_window: (z, y, x) in voxels, the middle of the input window.
-      spacing: (z, y, x) in voxels, edge lengths of a bin of the grid.
-      augmentation: what may happen to the window.
-      sampling: draws corners by class in place of the grid; ``data`` then holds what
-        `sampling.class_table` returns. An epoch (of the elastic map) is still the grid's.
-
-    Returns:
-      Image float32 of shape ``input_window``, labels int32 and weights float32 (0 where not
-      labelled) of shape ``output_window``.
-
-    Raises:
-      ValueError: if the windows do not fit into the volume or into each other, or as
-        `augment_window`.
-
-    Source: Emam 2021, ch. 4. Departure: reflections are applied, which the released code draws and
-    then discards; use `AS_RELEASED` for what it does.
-    """
+) -> tuple[jax.Array, ...]:
+    """Image, labels and weights of a window, cut or resampled, and the bounds of its volume."""
     corner_key, epoch_key, window_key = jax.random.split(key, 3)
     grid: dict[str, Any] = {
         "volume_shape": data["image"].shape,
         "output_window": output_window,
         "spacing": spacing,
     }
-    if sampling is None:
+    if corner is not None:
+        pass
+    elif sampling is None:
         corner = windows.window_corner(corner_key, step=step, **grid)
     else:
         corner = sampled_corner(
@@ -501,6 +475,113 @@ def draw_window(
         data[name] if name in data else find(data["image"]).astype(jnp.float32) if bounded else zero
         for name, find in (("minimum", jnp.min), ("maximum", jnp.max))
     )
+    return image, labels, weights, jnp.asarray(low), jnp.asarray(high)
+
+
+def _cut_of_several(
+    key: Key, step: int | Array, data: Mapping[str, Any], *, sampling: Sampling | None, **how: Any
+) -> tuple[jax.Array, ...]:
+    """As ``_cut_of_step``, from the one of several volumes that the step draws.
+
+    A branch a volume, so that volumes keep their own shapes and only one is cut. On the grid, an
+    epoch visits every bin of every volume once, in an order drawn anew.
+    """
+    volumes = data["volumes"]
+    place: tuple[Array, ...]
+    if sampling is None:
+        bins = [
+            math.prod(windows.grid_bins(one["image"].shape, how["output_window"], how["spacing"]))
+            for one in volumes
+        ]
+        starts = np.concatenate([[0], np.cumsum(bins)]).astype(np.int32)
+        total = int(starts[-1])
+        step = jnp.asarray(step, jnp.int32)
+        order_key = jax.random.fold_in(jax.random.fold_in(key, _STREAM), step // total)
+        chosen = jax.random.permutation(order_key, total)[step % total]
+        number = jnp.searchsorted(jnp.asarray(starts[1:-1]), chosen, side="right")
+        # Within its own epochs a volume visits each of its bins once, whatever the others do.
+        size = jnp.asarray(bins, jnp.int32)[number]
+        place = (step // total * size + chosen - jnp.asarray(starts)[number],)
+    else:
+        number, corner = sampled_place(
+            jax.random.split(key, 3)[0],
+            step=step,
+            data=data,
+            output_window=how["output_window"],
+            sampling=sampling,
+        )
+        place = (jnp.asarray(step, jnp.int32), corner)
+    volume_key = jax.random.fold_in(key, _STREAM + 1)
+    branches = [
+        partial(_branch, jax.random.fold_in(volume_key, i), one, how)
+        for i, one in enumerate(volumes)
+    ]
+    return jax.lax.switch(number, branches, *place)
+
+
+def _branch(
+    key: Key, data: Mapping[str, Array], how: Mapping[str, Any], step: Array, *corner: Array
+) -> tuple[jax.Array, ...]:
+    return _cut_of_step(key, step, data, *corner, **how)
+
+
+def draw_window(
+    key: Key,
+    step: int | Array,
+    data: Mapping[str, Array],
+    *,
+    input_window: Sequence[int],
+    output_window: Sequence[int],
+    spacing: Sequence[int],
+    augmentation: Augmentation = NO_AUGMENTATION,
+    sampling: Sampling | None = None,
+) -> tuple[Array, Array, Array]:
+    """The training window of one step: a function of the instance's key, the step and the volume.
+
+    The corner comes from the jittered grid of `windows.window_corner`, the elastic map (if any)
+    from the same epoch, everything else from the step. Compiles once for all steps; may be mapped
+    over keys and scanned over steps.
+
+    Args:
+      key: a jax key, the same for all steps of an instance.
+      step: int or int32 [], the zero-based number of the window since training began; may be
+        traced.
+      data: ``image`` [z, y, x], normalised (float32, or another dtype which is cast after it is
+        cut), ``labels`` int [z, y, x], optionally ``weights`` float [z, y, x] (else 1 at every
+        labelled voxel), and optionally ``minimum`` and ``maximum`` [] of the image, as made by
+        `training_arrays`. Without the bounds the whole volume is searched for them in each call
+        that needs them. Or ``volumes``, several such of any shapes; where windows are drawn by
+        class, beside what `sampling.class_table` returns for all of them.
+      input_window: (z, y, x) in voxels.
+      output_window: (z, y, x) in voxels, the middle of the input window.
+      spacing: (z, y, x) in voxels, edge lengths of a bin of the grid.
+      augmentation: what may happen to the window.
+      sampling: draws corners by class in place of the grid; ``data`` then holds what
+        `sampling.class_table` returns. An epoch (of the elastic map) is still the grid's.
+
+    Returns:
+      Image float32 of shape ``input_window``, labels int32 and weights float32 (0 where not
+      labelled) of shape ``output_window``.
+
+    Raises:
+      ValueError: if the windows do not fit into the volume or into each other, or as
+        `augment_window`.
+
+    Source: Emam 2021, ch. 4. Departure: reflections are applied, which the released code draws and
+    then discards; use `AS_RELEASED` for what it does.
+    """
+    window_key = jax.random.split(key, 3)[2]
+    how: dict[str, Any] = {
+        "input_window": input_window,
+        "output_window": output_window,
+        "spacing": spacing,
+        "augmentation": augmentation,
+    }
+    if "volumes" not in data:
+        drawn = _cut_of_step(key, step, data, sampling=sampling, **how)
+    else:
+        drawn = _cut_of_several(key, step, data, sampling=sampling, **how)
+    image, labels, weights, low, high = drawn
     return augment_window(
         jax.random.fold_in(window_key, step),
         image,

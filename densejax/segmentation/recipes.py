@@ -167,6 +167,8 @@ class RecipeOptions(sources.DataOptions):
     @staticmethod
     def upgrade(record: dict[str, Any]) -> dict[str, Any]:
         """What a run's ``config.json`` says, whenever it was begun."""
+        # Before sparse labels were divided by themselves, whole sections were.
+        record = {"split": "sections"} | record
         if "recipe" in record:
             planned = record["recipe"] == "planned"
             return {"ensemble": "largest" if planned else "best"} | record
@@ -369,7 +371,8 @@ def predicted_voxels(parts: sources.Parts, output: Sizes, *, overlap: Sequence[i
     shared = overlap or [size // 3 for size in output]
     windows = sum(
         len(evaluation_corners(volume.labels.shape, output, shared))
-        for volume in (parts.evaluation, parts.test)
+        for part in (("evaluation", "test") if parts.tested else ("evaluation",))
+        for volume in parts.volumes(part)
     )
     return windows * math.prod(output)
 

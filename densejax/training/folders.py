@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from densejax.io import without_nan
 from densejax.training import checkpoint
 from densejax.typing import Params, Tree
 
@@ -104,7 +105,7 @@ class MemberFolder:
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to ``metrics.jsonl``; what is no finite number is null there."""
         with self.metrics.open("a") as file:
-            file.write(json.dumps(_valid(dict(row)), allow_nan=False) + "\n")
+            file.write(json.dumps(without_nan(dict(row)), allow_nan=False) + "\n")
 
     def save(self, step: int, slot: Tree) -> None:
         """Checkpoint a slot together with the length of the metrics that belong to it."""
@@ -129,15 +130,6 @@ class MemberFolder:
         self.published.parent.mkdir(parents=True, exist_ok=True)
         self.path.rename(self.published)
         shutil.rmtree(self.published / "checkpoints", ignore_errors=True)
-
-
-def _valid(value: Any) -> Any:
-    """A value as JSON can say it: without NaN and infinity."""
-    if isinstance(value, dict):
-        return {name: _valid(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_valid(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _int64() -> np.ndarray:

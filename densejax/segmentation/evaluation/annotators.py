@@ -83,7 +83,12 @@ def parse_pairwise(entries: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def open_annotators(
-    entries: Sequence[str], *, known: Sequence[Labelling], voxel_nm: Sequence[float] | None = None
+    entries: Sequence[str],
+    *,
+    known: Sequence[Labelling],
+    voxel_nm: Sequence[float] | None = None,
+    unlabelled: int | None = None,
+    values: Sequence[int] = (),
 ) -> list[Labelling]:
     """Open the labellings of ``--pairwise`` that are not those already known.
 
@@ -93,6 +98,8 @@ def open_annotators(
       entries: ``name:path``; a path as ``open_labelling`` takes it.
       known: the truth and the prediction.
       voxel_nm: voxel size in nm, (z, y, x), where a file states none.
+      unlabelled: a value that does not count, in files that are no predictions.
+      values: the value of each class in such files; empty where it is the class's number.
 
     Returns:
       The known ones, perhaps renamed, and the others behind them.
@@ -105,6 +112,10 @@ def open_annotators(
     places = {_place(labelling.path): i for i, labelling in enumerate(known)}
     for name, path in parse_pairwise(entries):
         labelling = open_labelling(path, name=name, voxel_nm=voxel_nm)
+        if labelling.prediction is None and labelling.unlabelled is None:
+            labelling = open_labelling(
+                path, name=name, voxel_nm=voxel_nm, unlabelled=unlabelled, values=values
+            )
         place = places.get(_place(labelling.path))
         if place is None:
             found.append(labelling)
