@@ -232,7 +232,16 @@ def load_parts(config: Any, *, several: bool = False) -> Parts:
                 )
             if part == "train":
                 total += counts
-    check_training_classes(total, parts.class_names)
+    try:
+        check_training_classes(total, parts.class_names)
+    except ValueError as error:
+        if not parts.divisions:
+            raise
+        divided_as = "; ".join(f"{one.name}: {one.text}" for one in parts.divisions)
+        raise ValueError(
+            f"{error} in the part that trains ({divided_as}; --sections, or --evaluation_image and "
+            "--test_image, divide otherwise)"
+        ) from error
     return parts
 
 
@@ -336,7 +345,9 @@ def _assemble(
     found["train"] = []
     divisions = []
     for volume in volumes["train"]:
-        pieces = split_volume(volume, sections, parts=["train", *missing], by=by, fold=fold)
+        pieces = split_volume(
+            volume, sections=sections, parts=["train", *missing], by=by, fold=fold
+        )
         for piece in pieces:
             found[piece.part].append(piece.volume)
         divisions.append(divided(volume, pieces))

@@ -88,8 +88,8 @@ def parse_fold(text: str) -> tuple[int, int] | None:
 
 def split_volume(
     volume: LabelledVolume,
-    sections: Sequence[int] = (),
     *,
+    sections: Sequence[int] = (),
     parts: Sequence[Part] = PARTS,
     by: By = "labelled",
     fold: tuple[int, int] | None = None,

@@ -108,7 +108,7 @@ def test_a_part_without_labels_is_refused_with_where_they_are():
     volume = volume_of(np.s_[:3])
     message = r"evaluation part has no labelled voxel in its sections 13 to 14; 3 of 20 sections"
     with pytest.raises(ValueError, match=message + r" are labelled: 0\.\.2.*--evaluation_image"):
-        split_volume(volume, (12, 2, 2, 1))
+        split_volume(volume, sections=(12, 2, 2, 1))
     with pytest.raises(ValueError, match="--split=labelled"):
         split_volume(volume, by="sections")
     with pytest.raises(ValueError, match="no voxel is labelled"):
@@ -133,7 +133,7 @@ def test_a_short_stack_is_divided_or_told_what_it_needs(depth):
     assert "-8" not in str(caught.value) and "--evaluation_image" in str(caught.value)
     if depth >= 3:
         offered = str(caught.value).split("--sections=")[1].split(" ")[0]
-        split_volume(volume, tuple(int(n) for n in offered.split(",")))
+        split_volume(volume, sections=tuple(int(n) for n in offered.split(",")))
 
 
 def test_parts_with_volumes_of_their_own_take_nothing():
@@ -143,12 +143,12 @@ def test_parts_with_volumes_of_their_own_take_nothing():
     two = split_volume(volume, parts=["train", "evaluation"])
     assert [piece.part for piece in two] == ["train", "evaluation"]
     assert sum(len(piece.volume.labels) for piece in two) == 19
-    given = split_volume(volume, (10, 5, 0, 2), parts=["train", "evaluation"])
+    given = split_volume(volume, sections=(10, 5, 0, 2), parts=["train", "evaluation"])
     assert [len(piece.volume.labels) for piece in given] == [10, 5]
     with pytest.raises(ValueError, match="test has volumes of its own"):
-        split_volume(volume, (10, 5, 2, 1), parts=["train", "evaluation"])
+        split_volume(volume, sections=(10, 5, 2, 1), parts=["train", "evaluation"])
     with pytest.raises(ValueError, match="--sections divides"):
-        split_volume(volume, (10, 5, 2, 1), parts=["train"])
+        split_volume(volume, sections=(10, 5, 2, 1), parts=["train"])
 
 
 @pytest.mark.parametrize("what", [np.s_[:], np.s_[::5], np.s_[:12]])
