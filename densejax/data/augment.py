@@ -441,14 +441,14 @@ def _cut_of_step(
         "output_window": output_window,
         "spacing": spacing,
     }
-    if corner is not None:
-        pass
-    elif sampling is None:
+    if corner is None and sampling is None:
         corner = windows.window_corner(corner_key, step=step, **grid)
-    else:
+    elif corner is None and sampling is not None:
         corner = sampled_corner(
             corner_key, step=step, data=data, output_window=output_window, sampling=sampling
         )
+    assert corner is not None
+    at: Array = corner
     if augmentation.resampling > 0:
         chance, move_key = jax.random.split(
             jax.random.fold_in(jax.random.fold_in(window_key, step), _STREAM)
@@ -456,16 +456,14 @@ def _cut_of_step(
         # A branch: a window that stays as it is costs nothing.
         cut = jax.lax.cond(
             jax.random.bernoulli(chance, augmentation.resampling),
-            lambda: _cut_resampled(
-                move_key, data, corner, input_window, output_window, augmentation
-            ),
-            lambda: _cut_plain(data, corner, input_window, output_window),
+            lambda: _cut_resampled(move_key, data, at, input_window, output_window, augmentation),
+            lambda: _cut_plain(data, at, input_window, output_window),
         )
     elif augmentation.elastic is None:
-        cut = _cut_plain(data, corner, input_window, output_window)
+        cut = _cut_plain(data, at, input_window, output_window)
     else:
         epoch_key = jax.random.fold_in(epoch_key, windows.epoch_of_step(step, **grid))
-        cut = _cut_deformed(epoch_key, data, corner, input_window, output_window, augmentation)
+        cut = _cut_deformed(epoch_key, data, at, input_window, output_window, augmentation)
     image, labels = cut["image"].astype(jnp.float32), cut["labels"].astype(jnp.int32)
     weights = cut.get("weights", jnp.ones((), jnp.float32)).astype(jnp.float32)
     weights = jnp.where(labels >= 0, weights, 0.0)
@@ -488,6 +486,7 @@ def _cut_of_several(
     """
     volumes = data["volumes"]
     place: tuple[Array, ...]
+    number: Any
     if sampling is None:
         bins = [
             math.prod(windows.grid_bins(one["image"].shape, how["output_window"], how["spacing"]))

@@ -71,7 +71,7 @@ def class_table(
     """
     rng = np.random.default_rng(seed)
     several = not isinstance(labels, np.ndarray)
-    volumes = list(labels) if several else [labels]
+    volumes = [labels] if isinstance(labels, np.ndarray) else list(labels)
     flat = np.concatenate([one.ravel() for one in volumes]) if several else volumes[0].ravel()
     ends = np.cumsum([one.size for one in volumes])
     counts = np.bincount(flat[flat >= 0], minlength=classes)
@@ -135,7 +135,7 @@ def sampled_place(
     key: Key,
     *,
     step: int | Array,
-    data: Mapping[str, Array],
+    data: Mapping[str, Any],
     output_window: Sequence[int],
     sampling: Sampling,
 ) -> tuple[jax.Array | int, jax.Array]:
@@ -156,7 +156,7 @@ def sampled_place(
     Raises:
       ValueError: the window does not fit into a volume.
     """
-    volumes: Sequence[Any] = data["volumes"] if "volumes" in data else [data]  # type: ignore
+    volumes: Sequence[Any] = data["volumes"] if "volumes" in data else [data]
     shapes = [volume["labels"].shape for volume in volumes]
     for shape in shapes:
         _check_fit(shape, output_window)

@@ -47,7 +47,7 @@ def sweep_data(
       ValueError: a window does not fit into its volume.
     """
     trained, judged = _several(train), _several(evaluation)
-    heavy = [weights] if isinstance(train, LabelledVolume) else list(weights)
+    heavy: list[Any] = [weights] if isinstance(train, LabelledVolume) else list(weights)
     for volume in (*trained, *judged):
         try:
             check_windows(volume.images.shape, window, output)

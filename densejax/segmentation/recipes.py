@@ -369,9 +369,10 @@ def predicted_voxels(parts: sources.Parts, output: Sizes, *, overlap: Sequence[i
       overlap: (z, y, x) that neighbouring outputs share; empty is a third of the output.
     """
     shared = overlap or [size // 3 for size in output]
+    labelled: tuple[sources.Part, ...] = ("evaluation", "test") if parts.tested else ("evaluation",)
     windows = sum(
         len(evaluation_corners(volume.labels.shape, output, shared))
-        for part in (("evaluation", "test") if parts.tested else ("evaluation",))
+        for part in labelled
         for volume in parts.volumes(part)
     )
     return windows * math.prod(output)

@@ -352,10 +352,11 @@ def _assemble(
             found[piece.part].append(piece.volume)
         divisions.append(divided(volume, pieces))
     found["test"] = found["test"] or found["evaluation"]
+    judged: tuple[Part, ...] = ("train", "evaluation")
     labelled = [
         sum(int((volume.labels >= 0).sum()) for volume in found[part])
         / sum(volume.labels.size for volume in found[part])
-        for part in ("train", "evaluation")
+        for part in judged
     ]
     return Parts(
         found["train"][0],

@@ -220,11 +220,11 @@ def _slabs(volume: LabelledVolume, sections: Sequence[int], parts: Sequence[Part
     if not sections:
         part, gap = _part_and_gap(depth)
         others = len(parts) - 1
-        sizes = {one: part if one in parts else 0 for one in PARTS}
+        sizes: dict[str, int] = {one: part if one in parts else 0 for one in PARTS}
         sizes["train"] = depth - others * (part + gap)
         if sizes["train"] < 1:
-            numbers = {one: str(int(one in parts)) for one in PARTS}
-            fits = ",".join((numbers | {"train": str(depth - others)}).values())
+            ones = [str(int(one in parts)) for one in PARTS[1:]]
+            fits = ",".join([str(depth - others), *ones])
             raise ValueError(
                 f"{volume.name}: {depth} sections are too few to divide: {len(parts)} parts and a "
                 f"section between two of them need {2 * len(parts)} or more. Give "
@@ -237,7 +237,7 @@ def _slabs(volume: LabelledVolume, sections: Sequence[int], parts: Sequence[Part
                 f"--sections takes four numbers, train,evaluation,test,gap; found {tuple(sections)}"
             )
         *numbers, gap = sections
-        sizes = dict(zip(PARTS, numbers, strict=True))
+        sizes = {str(one): size for one, size in zip(PARTS, numbers, strict=True)}
         for one in PARTS:
             if one not in parts and sizes[one]:
                 raise ValueError(
