@@ -10,6 +10,7 @@ import contextlib
 import csv
 import errno
 import json
+import math
 import os
 import shutil
 import zipfile
@@ -131,6 +132,15 @@ def write_json(
 ) -> Path:
     """Write a value as JSON with a line's end, whole or not at all; return the path."""
     return write_text(path, json.dumps(value, indent=indent) + "\n", durable=durable)
+
+
+def without_nan(value: Any) -> Any:
+    """A value as JSON can say it: what is no finite number is None."""
+    if isinstance(value, dict):
+        return {name: without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: str | Path) -> Any:

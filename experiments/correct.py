@@ -56,6 +56,10 @@ class Config:
     changed_only: bool = option(
         False, "count changed labels alone: members that train on with them unlearn the rest"
     )
+    label_values: tuple[int, ...] = option(
+        (), "values of the classes in labels that came back, such as 0,255; default: 0,1,..."
+    )
+    unlabelled: int | None = option(None, "value in them that does not count, besides 255 and -1")
 
 
 # A folder of corrections is made by many commands: none of their settings holds for all.
@@ -79,7 +83,13 @@ def run(config: Config, workdir: Path) -> Result:
             f"--export={config.export} --collect={config.collect!r}"
         )
     if config.collect:
-        collected = collect_blocks(Path(config.collect), workdir, changed_only=config.changed_only)
+        collected = collect_blocks(
+            Path(config.collect),
+            workdir,
+            changed_only=config.changed_only,
+            values=config.label_values,
+            unlabelled=config.unlabelled,
+        )
         start_folder(config, workdir, ignore=VARYING)
         print_collected(collected)
         return Result(collected.folder, collected)

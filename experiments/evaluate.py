@@ -64,7 +64,12 @@ class Config:
     labels_offset: tuple[int, ...] = option(
         (), "where the labels begin in the volume, z,y,x; where they do not say so", unit="voxels"
     )
-    unlabelled: int | None = option(None, "value of --labels that means not labelled, besides -1")
+    unlabelled: int | None = option(
+        None, "value of --labels and --pairwise that means not labelled, besides -1"
+    )
+    label_values: tuple[int, ...] = option(
+        (), "values of the classes in --labels and --pairwise, such as 0,255; default: 0,1,..."
+    )
     not_predicted: int | None = option(
         None, "value of --prediction that means not predicted; default: as the prediction says"
     )

@@ -53,6 +53,9 @@ class Config:
     unlabelled: int | None = option(
         None, "a label that does not count, besides all below 0; default: what the file states"
     )
+    label_values: tuple[int, ...] = option(
+        (), "values of the classes 0, 1, ... in --labels, such as 0,255; default: as they are"
+    )
     classes: tuple[str, ...] = option(
         (),
         "names or numbers; default: the prediction's organelles, or else all but class 0",
@@ -101,6 +104,7 @@ def build(config: Config, workdir: Path) -> Labelling:
         name="labels",
         voxel_nm=config.voxel_nm or None,
         unlabelled=config.unlabelled,
+        values=config.label_values,
     )
     return middle_of(labelling, config.part) if config.part else labelling
 

@@ -44,6 +44,10 @@ class Config:
     image: str = option("", "image that belongs to --labels")
     voxel_nm: tuple[float, ...] = option((), "voxel size z,y,x of --labels", unit="nm")
     class_names: tuple[str, ...] = option((), "names of the classes 0, 1, ... of --labels")
+    unlabelled: int | None = option(None, "value of --labels that means not labelled, besides -1")
+    label_values: tuple[int, ...] = option(
+        (), "values of the classes in --labels, such as 0,255; default: 0,1,..."
+    )
     classes: tuple[str, ...] = option((), "names or numbers to draw; default: all but the first")
     objects: tuple[int, ...] = option(
         (), "ids of objects in instances.zarr to draw as well", fast=()
@@ -85,6 +89,8 @@ def build(config: Config, workdir: Path) -> subjects.Subject:
             image=config.image,
             voxel_nm=config.voxel_nm,
             class_names=config.class_names,
+            unlabelled=config.unlabelled,
+            values=config.label_values,
         )
     if config.demo:
         subjects.write_demo(workdir)

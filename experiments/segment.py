@@ -6,7 +6,7 @@ test volume that neither training nor ranking has seen, beside a random forest.
 
 Data: a synthetic platelet world generated here (default), the Drosophila VNC stack
 (``--data=vnc``), the platelet set of Guay et al. 2021 (``--data=platelets``), or any volume
-(``--image=... --labels=... --voxel_nm=50,4,4``).
+(``--image=... --labels=... --voxel_nm=50,4,4``), several of them, or a folder of cases.
 
     python -m experiments.segment --minutes=7.5 --seeds=0:4 --workdir=runs/first
     python -m experiments.segment --data=vnc --data_folder=data/vnc --seeds=0:8 --workdir=runs/vnc
@@ -49,6 +49,7 @@ from densejax.segmentation.finetune import continued
 from densejax.segmentation.networks import network_of
 from densejax.segmentation.prepare import sweep_data
 from densejax.segmentation.runs import save_learned_from
+from densejax.segmentation.splits import draw_divisions
 from densejax.segmentation.task import PUBLISHED_L2, Descent, WindowTask
 from densejax.training.folders import Outcome, best_parameters, members_of, ranked
 from densejax.training.logs import Reporter
@@ -163,7 +164,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
     config = recipes.begun_with(config, workdir)
     if config.init_from and config.recipe == "planned":
         config = recipes.as_ancestor(config)
-    parts = sources.load_parts(config)
+    parts = sources.load_parts(config, several=True)
     report.print_volumes(parts)
     timed = bool(config.minutes) and config.steps is None
     config = recipes.settle(config, parts)
@@ -171,12 +172,21 @@ def run(config: Config, workdir: Path) -> report.Summary:
     window = sources.three(config.window or (), "--window")
     output = model.output_window(window)
     tile = sources.three(config.prediction_window or window, "--prediction_window")
-    weights = sources.error_weights_of(parts, str(config.error_weights))
+    weights = [
+        sources.volume_weights(volume, str(config.error_weights), borders=parts.borders)
+        for volume in parts.volumes("train")
+    ]
     sizes: dict[str, Any] = {"window": window, "output": output}
     most = config.evaluation_windows or 0
     sampled = sampling_of(config) is not None
     data = sweep_data(
-        parts.train, parts.evaluation, weights, at_most=most, sampled=sampled, **sizes
+        parts.volumes("train"),
+        parts.volumes("evaluation"),
+        weights,
+        at_most=most,
+        sampled=sampled,
+        sparse=parts.sparse,
+        **sizes,
     )
     origin = continued.read_continued(
         config, parts, task.init_params, weights=weights, workdir=workdir, **sizes
@@ -220,6 +230,8 @@ def run(config: Config, workdir: Path) -> report.Summary:
         sweep.settle(task, _schedule(config))
     start_folder(config, workdir, ignore=VARYING)
     origin.keep(workdir)
+    if parts.divisions:
+        draw_divisions(parts.divisions, workdir / "summary" / "split.png")
     key = instance_key(jax.random.key(config.base_seed), members[0].seed)
     report.draw_augmented(
         jax.random.split(key)[1],  # what the task draws windows by
@@ -250,20 +262,24 @@ def run(config: Config, workdir: Path) -> report.Summary:
 
 def predict(
     task: WindowTask, members: Sequence[Outcome], parts: sources.Parts, windowing: Windowing
-) -> list[Prediction]:
-    """Label the evaluation and the test volume by all members; nothing where there is none."""
+) -> list[list[Prediction]]:
+    """Label the evaluation and the test volumes by all members; nothing where there is none."""
     if not members:
         return []
     best = best_parameters([member.folder for member in members], task.init_params)
     probabilities = member_probabilities(task.network, best, views=windowing.views)
+    volumes = [parts.volumes("evaluation"), *([parts.volumes("test")] if parts.tested else [])]
     return [
-        predict_volume(
-            probabilities,
-            volume.images,
-            windowing.at(volume.voxel_nm),
-            progress=window_bar(volume.name),
-        )
-        for volume in (parts.evaluation, parts.test)
+        [
+            predict_volume(
+                probabilities,
+                volume.images,
+                windowing.at(volume.voxel_nm),
+                progress=window_bar(volume.name),
+            )
+            for volume in of_part
+        ]
+        for of_part in volumes
     ]
 
 

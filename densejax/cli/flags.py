@@ -162,7 +162,8 @@ def _define_flag(
     else:
         parser = _Parser(hint, field.metadata.get("parse"), f"{field.name}: {hint}")
         serializer = _Serializer(_nothing(hint))
-        flags.DEFINE(parser, name, default, text, flag_values, serializer)
+        kind = _Joined if field.metadata.get("joined") else flags.Flag
+        flags.DEFINE_flag(kind(parser, serializer, name, default, text), flag_values)
     if required:
         flags.mark_flag_as_required(name, flag_values)
 
@@ -180,6 +181,16 @@ class _Parser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return "value"
+
+
+class _Joined(flags.Flag):
+    """A text that may be given in parts: repeated, they are joined by commas."""
+
+    def parse(self, argument: Any) -> None:
+        before = self.value if self.present else None
+        super().parse(argument)
+        if before:
+            self.value = f"{before},{self.value}"
 
 
 class _Serializer(flags.ArgumentSerializer):

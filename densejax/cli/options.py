@@ -28,6 +28,7 @@ def option(
     essential: bool = False,
     fast: Any = ...,
     positional: bool = False,
+    joined: bool = False,
 ) -> Any:
     """A field of a configuration dataclass.
 
@@ -40,12 +41,13 @@ def option(
       fast: its value under ``--fast_dev_run``, or a function of the configuration that returns it;
         by default it stays.
       positional: a tuple of what stands on the command line without a flag, and no flag itself.
+      joined: a text that the flag may give in parts, repeated, which are joined by commas.
 
     Returns:
       What ``dataclasses.field`` returns.
     """
     said = {"help": help, "unit": unit, "parse": parse, "essential": essential}
-    said |= {"fast": fast, "positional": positional}
+    said |= {"fast": fast, "positional": positional, "joined": joined}
     return dataclasses.field(default=default, metadata=said)
 
 

@@ -4,14 +4,17 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from densejax.data import defects, elastic, resampling, windows
-from densejax.data.sampling import Sampling, sampled_corner
+from densejax.data.sampling import Sampling, sampled_corner, sampled_place
 from densejax.typing import Array, Key
 
 
@@ -419,6 +422,108 @@ def _cut_resampled(
     return cut
 
 
+def _cut_of_step(
+    key: Key,
+    step: int | Array,
+    data: Mapping[str, Array],
+    corner: Array | None = None,
+    *,
+    input_window: Sequence[int],
+    output_window: Sequence[int],
+    spacing: Sequence[int],
+    augmentation: Augmentation,
+    sampling: Sampling | None = None,
+) -> tuple[jax.Array, ...]:
+    """Image, labels and weights of a window, cut or resampled, and the bounds of its volume."""
+    corner_key, epoch_key, window_key = jax.random.split(key, 3)
+    grid: dict[str, Any] = {
+        "volume_shape": data["image"].shape,
+        "output_window": output_window,
+        "spacing": spacing,
+    }
+    if corner is None and sampling is None:
+        corner = windows.window_corner(corner_key, step=step, **grid)
+    elif corner is None and sampling is not None:
+        corner = sampled_corner(
+            corner_key, step=step, data=data, output_window=output_window, sampling=sampling
+        )
+    assert corner is not None
+    at: Array = corner
+    if augmentation.resampling > 0:
+        chance, move_key = jax.random.split(
+            jax.random.fold_in(jax.random.fold_in(window_key, step), _STREAM)
+        )
+        # A branch: a window that stays as it is costs nothing.
+        cut = jax.lax.cond(
+            jax.random.bernoulli(chance, augmentation.resampling),
+            lambda: _cut_resampled(move_key, data, at, input_window, output_window, augmentation),
+            lambda: _cut_plain(data, at, input_window, output_window),
+        )
+    elif augmentation.elastic is None:
+        cut = _cut_plain(data, at, input_window, output_window)
+    else:
+        epoch_key = jax.random.fold_in(epoch_key, windows.epoch_of_step(step, **grid))
+        cut = _cut_deformed(epoch_key, data, at, input_window, output_window, augmentation)
+    image, labels = cut["image"].astype(jnp.float32), cut["labels"].astype(jnp.int32)
+    weights = cut.get("weights", jnp.ones((), jnp.float32)).astype(jnp.float32)
+    weights = jnp.where(labels >= 0, weights, 0.0)
+    bounded = augmentation.brightness > 0 or augmentation.missing_section > 0
+    zero = jnp.zeros((), jnp.float32)
+    low, high = (
+        data[name] if name in data else find(data["image"]).astype(jnp.float32) if bounded else zero
+        for name, find in (("minimum", jnp.min), ("maximum", jnp.max))
+    )
+    return image, labels, weights, jnp.asarray(low), jnp.asarray(high)
+
+
+def _cut_of_several(
+    key: Key, step: int | Array, data: Mapping[str, Any], *, sampling: Sampling | None, **how: Any
+) -> tuple[jax.Array, ...]:
+    """As ``_cut_of_step``, from the one of several volumes that the step draws.
+
+    A branch a volume, so that volumes keep their own shapes and only one is cut. On the grid, an
+    epoch visits every bin of every volume once, in an order drawn anew.
+    """
+    volumes = data["volumes"]
+    place: tuple[Array, ...]
+    number: Any
+    if sampling is None:
+        bins = [
+            math.prod(windows.grid_bins(one["image"].shape, how["output_window"], how["spacing"]))
+            for one in volumes
+        ]
+        starts = np.concatenate([[0], np.cumsum(bins)]).astype(np.int32)
+        total = int(starts[-1])
+        step = jnp.asarray(step, jnp.int32)
+        order_key = jax.random.fold_in(jax.random.fold_in(key, _STREAM), step // total)
+        chosen = jax.random.permutation(order_key, total)[step % total]
+        number = jnp.searchsorted(jnp.asarray(starts[1:-1]), chosen, side="right")
+        # Within its own epochs a volume visits each of its bins once, whatever the others do.
+        size = jnp.asarray(bins, jnp.int32)[number]
+        place = (step // total * size + chosen - jnp.asarray(starts)[number],)
+    else:
+        number, corner = sampled_place(
+            jax.random.split(key, 3)[0],
+            step=step,
+            data=data,
+            output_window=how["output_window"],
+            sampling=sampling,
+        )
+        place = (jnp.asarray(step, jnp.int32), corner)
+    volume_key = jax.random.fold_in(key, _STREAM + 1)
+    branches = [
+        partial(_branch, jax.random.fold_in(volume_key, i), one, how)
+        for i, one in enumerate(volumes)
+    ]
+    return jax.lax.switch(number, branches, *place)
+
+
+def _branch(
+    key: Key, data: Mapping[str, Array], how: Mapping[str, Any], step: Array, *corner: Array
+) -> tuple[jax.Array, ...]:
+    return _cut_of_step(key, step, data, *corner, **how)
+
+
 def draw_window(
     key: Key,
     step: int | Array,
@@ -444,7 +549,8 @@ def draw_window(
         cut), ``labels`` int [z, y, x], optionally ``weights`` float [z, y, x] (else 1 at every
         labelled voxel), and optionally ``minimum`` and ``maximum`` [] of the image, as made by
         `training_arrays`. Without the bounds the whole volume is searched for them in each call
-        that needs them.
+        that needs them. Or ``volumes``, several such of any shapes; where windows are drawn by
+        class, beside what `sampling.class_table` returns for all of them.
       input_window: (z, y, x) in voxels.
       output_window: (z, y, x) in voxels, the middle of the input window.
       spacing: (z, y, x) in voxels, edge lengths of a bin of the grid.
@@ -463,44 +569,18 @@ def draw_window(
     Source: Emam 2021, ch. 4. Departure: reflections are applied, which the released code draws and
     then discards; use `AS_RELEASED` for what it does.
     """
-    corner_key, epoch_key, window_key = jax.random.split(key, 3)
-    grid: dict[str, Any] = {
-        "volume_shape": data["image"].shape,
+    window_key = jax.random.split(key, 3)[2]
+    how: dict[str, Any] = {
+        "input_window": input_window,
         "output_window": output_window,
         "spacing": spacing,
+        "augmentation": augmentation,
     }
-    if sampling is None:
-        corner = windows.window_corner(corner_key, step=step, **grid)
+    if "volumes" not in data:
+        drawn = _cut_of_step(key, step, data, sampling=sampling, **how)
     else:
-        corner = sampled_corner(
-            corner_key, step=step, data=data, output_window=output_window, sampling=sampling
-        )
-    if augmentation.resampling > 0:
-        chance, move_key = jax.random.split(
-            jax.random.fold_in(jax.random.fold_in(window_key, step), _STREAM)
-        )
-        # A branch: a window that stays as it is costs nothing.
-        cut = jax.lax.cond(
-            jax.random.bernoulli(chance, augmentation.resampling),
-            lambda: _cut_resampled(
-                move_key, data, corner, input_window, output_window, augmentation
-            ),
-            lambda: _cut_plain(data, corner, input_window, output_window),
-        )
-    elif augmentation.elastic is None:
-        cut = _cut_plain(data, corner, input_window, output_window)
-    else:
-        epoch_key = jax.random.fold_in(epoch_key, windows.epoch_of_step(step, **grid))
-        cut = _cut_deformed(epoch_key, data, corner, input_window, output_window, augmentation)
-    image, labels = cut["image"].astype(jnp.float32), cut["labels"].astype(jnp.int32)
-    weights = cut.get("weights", jnp.ones((), jnp.float32)).astype(jnp.float32)
-    weights = jnp.where(labels >= 0, weights, 0.0)
-    bounded = augmentation.brightness > 0 or augmentation.missing_section > 0
-    zero = jnp.zeros((), jnp.float32)
-    low, high = (
-        data[name] if name in data else find(data["image"]).astype(jnp.float32) if bounded else zero
-        for name, find in (("minimum", jnp.min), ("maximum", jnp.max))
-    )
+        drawn = _cut_of_several(key, step, data, sampling=sampling, **how)
+    image, labels, weights, low, high = drawn
     return augment_window(
         jax.random.fold_in(window_key, step),
         image,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from densejax.data import label_values
 from densejax.data.download import (
     PLATELET_FILES,
     PLATELET_FOLDER,
@@ -178,6 +179,7 @@ def load_files(
     voxel_nm: Sequence[float] | None = None,
     weights: str | Path | None = None,
     unlabelled: int | None = None,
+    values: Sequence[int] = (),
     images_dataset: str | None = None,
     labels_dataset: str | None = None,
     name: str | None = None,
@@ -186,19 +188,22 @@ def load_files(
 
     Args:
         images: image volume [z, y, x]; its dtype is kept.
-        labels: label volume [z, y, x] of integers, 0..c-1 or -1 for not labelled.
+        labels: label volume [z, y, x] of integers, 0..c-1 or -1 for not labelled; bool is two
+            classes.
         class_names: the c names, in label order.
         voxel_nm: voxel size in nm, (z, y, x); needed where the image file does not state it.
         weights: error weights [z, y, x], 0 or more.
         unlabelled: a value in the label file that means not labelled (often 0 or 255).
+        values: the value of each class in the label file, in the order of the names, such as
+            (0, 255); empty where it is the class's number.
         images_dataset: the array inside an HDF5 file or group of images.
         labels_dataset: the same for labels.
         name: what messages call the volume; by default the image path.
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: as ``open_volume`` and ``check_pair``; or weights that are negative, not finite
-            or of another shape.
+        ValueError: as ``open_volume``, ``check_pair`` and ``label_values.as_classes``; or weights
+            that are negative, not finite or of another shape.
     """
     image, label = open_pair(
         images,
@@ -208,11 +213,19 @@ def load_files(
         labels_dataset=labels_dataset,
     )
     name = image.path if name is None else name
-    found = label.read()
-    if unlabelled is not None:
-        found = np.where(found == unlabelled, UNLABELLED, found.astype(np.int64))
+    label_values.check_values(values, unlabelled, classes=len(class_names))
+    stored = label.read()
+    found = label_values.as_classes(
+        stored, values=values, unlabelled=unlabelled, name=f"{name} ({label.path})"
+    )
     pixels = image.read()
-    check_pair(pixels, found, classes=len(class_names), name=f"{name} ({label.path})")
+    try:
+        check_pair(pixels, found, classes=len(class_names), name=f"{name} ({label.path})")
+    except ValueError as error:
+        advice = label_values.advice(stored, class_names, unlabelled=unlabelled)
+        if not advice or values:
+            raise
+        raise ValueError(f"{error}. {advice}") from error
     return LabelledVolume(
         name,
         pixels,
@@ -224,8 +237,14 @@ def load_files(
 
 
 def split_sections(
-    volume: LabelledVolume, *, train: int, evaluation: int, test: int, gap: int
-) -> tuple[LabelledVolume, LabelledVolume, LabelledVolume]:
+    volume: LabelledVolume,
+    *,
+    train: int,
+    evaluation: int,
+    test: int,
+    gap: int,
+    absent: Sequence[str] = (),
+) -> tuple[LabelledVolume, ...]:
     """Cut a volume into three slabs of whole sections, first to last: train, evaluation, test.
 
     ``gap`` sections between neighbouring slabs are left out, because adjacent sections show nearly
@@ -238,24 +257,35 @@ def split_sections(
         evaluation: sections in the second.
         test: sections in the third.
         gap: sections dropped between two slabs, 0 or more.
+        absent: names of slabs that are not cut, and that no gap is left for.
+
+    Returns:
+        The slabs, without those that are absent.
 
     Raises:
         ValueError: a slab has no section, the gap is negative, or there are too few sections.
     """
     sizes = {"train": train, "evaluation": evaluation, "test": test}
+    sizes = {part: size for part, size in sizes.items() if part not in absent}
     for part, size in sizes.items():
         if size < 1:
-            raise ValueError(f"{volume.name}: {part} has {size} sections; expected 1 or more")
+            raise ValueError(
+                f"{volume.name}: {part} has {size} sections; expected 1 or more of the stack's "
+                f"{len(volume.images)} (--sections=train,evaluation,test,gap)"
+            )
     if gap < 0:
         raise ValueError(f"{volume.name}: gap is {gap}; expected 0 or more")
-    needed, depth = sum(sizes.values()) + 2 * gap, volume.images.shape[0]
+    needed, depth = sum(sizes.values()) + (len(sizes) - 1) * gap, volume.images.shape[0]
     if needed > depth:
-        raise ValueError(f"{volume.name}: the split takes {needed} sections, there are {depth}")
+        raise ValueError(
+            f"{volume.name}: the split takes {needed} sections, there are {depth} "
+            "(--sections=train,evaluation,test,gap)"
+        )
     start, slabs = 0, []
     for part, size in sizes.items():
         slabs.append(_slab(volume, part, slice(start, start + size)))
         start += size + gap
-    return slabs[0], slabs[1], slabs[2]
+    return tuple(slabs)
 
 
 def standardise(images: np.ndarray) -> np.ndarray:

@@ -173,7 +173,7 @@ def check_pair(
 
     Args:
         image: [z, y, x], integer or float; it is looked at section by section.
-        labels: [z, y, x], integer, 0..c-1 or -1 for not labelled.
+        labels: [z, y, x], integer, 0..c-1 or -1 for not labelled, or bool for two classes.
         classes: c.
         name: what the messages call the pair.
 
@@ -186,7 +186,7 @@ def check_pair(
     """
     if image.shape != labels.shape:
         raise ValueError(f"{name}: labels are {labels.shape}; expected the image's {image.shape}")
-    if np.dtype(labels.dtype).kind not in "iu":
+    if np.dtype(labels.dtype).kind not in "iub":
         raise ValueError(f"{name}: labels are {labels.dtype}; expected integers")
     counts = np.zeros(classes, np.int64)
     low, high = np.inf, -np.inf

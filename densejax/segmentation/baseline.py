@@ -31,10 +31,10 @@ FILE = "forest.npz"
 
 @dataclass(frozen=True)
 class Forest:
-    """What the forest made of the test volume.
+    """What the forest made of the test volumes.
 
     Attributes:
-      labels: [z, y, x] int32; -1 in sections that were left out.
+      labels: [z, y, x] int32 of the first test volume; -1 in sections that were left out.
       confusion: [c, c] int64, counts over the labelled voxels of the sections that it labelled.
       sections: how many it labelled, of all.
       seconds: of wall time for training and labelling.
@@ -102,34 +102,44 @@ def _train(parts: Parts) -> Forest:
 
     start = time.perf_counter()
     rng = np.random.default_rng(0)
-    train, test = parts.train, parts.test
-    labels, images = train.labels, standardise(train.images)
+    trained, classes = parts.volumes("train"), len(parts.class_names)
+    flat = np.concatenate([volume.labels.ravel() for volume in trained])
     chosen: list[np.ndarray] = []
-    for index in range(len(parts.class_names)):
-        places = np.flatnonzero(labels.ravel() == index)
+    for index in range(classes):
+        places = np.flatnonzero(flat == index)
         chosen.append(rng.choice(places, min(VOXELS_A_CLASS, len(places)), replace=False))
-    flat = np.sort(np.concatenate(chosen))
-    area = labels.shape[1] * labels.shape[2]
-    rows, truth = [], []
-    for z, features in _each_section(images, sorted(set((flat // area).tolist()))):
-        inside = flat[flat // area == z] % area
-        rows.append(features.reshape(area, -1)[inside])
-        truth.append(labels[z].ravel()[inside])
+    picked = np.sort(np.concatenate(chosen))
+    rows, truth, first = [], [], 0
+    for volume in trained:
+        size, area = volume.labels.size, volume.labels.shape[1] * volume.labels.shape[2]
+        mine = picked[(picked >= first) & (picked < first + size)] - first
+        first += size
+        images = standardise(volume.images)
+        for z, features in _each_section(images, sorted(set((mine // area).tolist()))):
+            inside = mine[mine // area == z] % area
+            rows.append(features.reshape(area, -1)[inside])
+            truth.append(volume.labels[z].ravel()[inside])
     forest = ExtraTreesClassifier(
         TREES, min_samples_leaf=SMALLEST_LEAF, random_state=0, n_jobs=-1
     ).fit(np.concatenate(rows), np.concatenate(truth))
-    depth = len(test.labels)
-    most = max(1, MOST_VOXELS // (test.labels.shape[1] * test.labels.shape[2]))
-    sections = np.unique(np.linspace(0, depth - 1, min(depth, most)).round().astype(int))
-    found = np.full(test.labels.shape, -1, np.int32)
-    for z, features in _each_section(standardise(test.images), sections.tolist()):
-        found[z] = forest.predict(features.reshape(-1, features.shape[-1])).reshape(found[z].shape)
-    truth_seen = np.where(found >= 0, test.labels, -1)
-    confusion = metrics.confusion_counts(
-        truth_seen, np.maximum(found, 0), classes=len(parts.class_names)
-    )
+    labelled, confusion, counts = [], np.zeros((classes, classes), np.int64), [0, 0]
+    tested = parts.volumes("test")
+    for test in tested:
+        depth = len(test.labels)
+        area = test.labels.shape[1] * test.labels.shape[2]
+        most = max(1, MOST_VOXELS // (area * len(tested)))
+        sections = np.unique(np.linspace(0, depth - 1, min(depth, most)).round().astype(int))
+        found = np.full(test.labels.shape, -1, np.int32)
+        for z, features in _each_section(standardise(test.images), sections.tolist()):
+            found[z] = forest.predict(features.reshape(area, -1)).reshape(found[z].shape)
+        truth_seen = np.where(found >= 0, test.labels, -1)
+        confusion += np.asarray(
+            metrics.confusion_counts(truth_seen, np.maximum(found, 0), classes=classes), np.int64
+        )
+        labelled.append(found)
+        counts = [counts[0] + len(sections), counts[1] + depth]
     seconds = time.perf_counter() - start
-    return Forest(found, np.asarray(confusion, np.int64), (len(sections), depth), seconds)
+    return Forest(labelled[0], confusion, (counts[0], counts[1]), seconds)
 
 
 def _each_section(images: np.ndarray, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from densejax.data import ngff, ome_zarr
+from densejax.data import label_values, ngff, ome_zarr
 from densejax.data.formats import Box, LazyArray
 from densejax.data.formats_chunked import is_remote
 from densejax.data.geometry import IN_FILE, size_text
@@ -82,6 +82,7 @@ def open_labelling(
     otherwise_nm: Sequence[float] | None = None,
     offset: Sequence[int] | None = None,
     unlabelled: int | None = None,
+    values: Sequence[int] = (),
 ) -> Labelling:
     """Open a label volume of any format, or a prediction by its folder.
 
@@ -93,10 +94,13 @@ def open_labelling(
       otherwise_nm: voxel size in nm, (z, y, x), where the file states none.
       offset: position of its first voxel; overrules what the file states.
       unlabelled: a value that does not count; overrules what the file states.
+      values: the value of each class in the file, in the order of the names; empty where it is the
+        class's number.
 
     Raises:
       FileNotFoundError: nothing is there.
-      ValueError: as ``open_volume``, the labels are no integers, or ``prediction.json`` is broken.
+      ValueError: as ``open_volume`` and ``label_values.check_values``, the labels are no integers,
+        or ``prediction.json`` is broken.
     """
     place, _, dataset = str(path).partition(IN_FILE)
     prediction = _read_prediction(place)
@@ -120,13 +124,20 @@ def open_labelling(
         own = [int(a) + int(b) for a, b in zip(prediction["offset"], first, strict=True)]
     by_file = offset is None and own is not None
     offset = own if offset is None else offset
+    label_values.check_values(values, unlabelled)
+    array = label_values.relabelled(
+        volume.array,
+        values=values,
+        unlabelled=unlabelled if values else None,
+        name=f"{name} {volume.path}",
+    )
     return Labelling(
         name,
-        volume.array,
+        array,
         volume.voxel_nm,
         place + (IN_FILE + dataset if dataset else ""),
         offset=None if offset is None else (int(offset[0]), int(offset[1]), int(offset[2])),
-        unlabelled=unlabelled,
+        unlabelled=None if values else unlabelled,
         class_names=tuple(stated.get("class_names") or ()),
         prediction=prediction,
         stated=by_file,

@@ -17,6 +17,7 @@ import numpy as np
 
 from densejax.population import memory_limit
 from densejax.segmentation.sources import Parts
+from densejax.segmentation.splits import PARTS
 
 RECIPE_VERSION = 1
 """Raised whenever the same data would be planned otherwise."""
@@ -43,7 +44,7 @@ class Fingerprint:
     Attributes:
       train: (z, y, x) of the training volume in voxels.
       smallest: (z, y, x), the least along each axis over training, evaluation and test.
-      voxel_nm: (z, y, x).
+      voxel_nm: (z, y, x), of several training volumes the median.
       counts: labelled voxels of each class in training.
       coarse: factor (2, 4) -> the least IoU over classes of labels brought to voxels so much larger
         in the plane and back.
@@ -85,20 +86,32 @@ class Plan:
 
 def fingerprint(parts: Parts) -> Fingerprint:
     """Look at the volumes and the devices; the labels are read once."""
-    volumes = (parts.train, parts.evaluation, parts.test)
+    volumes = [volume for part in PARTS for volume in parts.volumes(part)]
     smallest = tuple(min(axis) for axis in zip(*(v.images.shape for v in volumes), strict=True))
-    labels, classes = parts.train.labels, len(parts.class_names)
+    trained, classes = parts.volumes("train"), len(parts.class_names)
+    counts = sum(
+        np.bincount(one.labels[one.labels >= 0].ravel(), minlength=classes) for one in trained
+    )
     devices = jax.local_devices()
     return Fingerprint(
-        train=_three(labels.shape),
+        train=_three(parts.train.labels.shape),
         smallest=_three(smallest),
-        voxel_nm=parts.train.voxel_nm,
-        counts=tuple(np.bincount(labels[labels >= 0].ravel(), minlength=classes).tolist()),
-        coarse={factor: coarse_iou(labels, factor, classes=classes) for factor in (2, 4)},
+        voxel_nm=_middle([one.voxel_nm for one in trained]),
+        counts=tuple(np.asarray(counts).tolist()),
+        coarse={
+            factor: min(coarse_iou(one.labels, factor, classes=classes) for one in trained)
+            for factor in (2, 4)
+        },
         memory=memory_limit(devices),
         devices=len(devices),
         platform=devices[0].platform,
     )
+
+
+def _middle(sizes: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """The median along each axis; of one it is that one, to the bit."""
+    z, y, x = np.median(np.array(sizes, np.float64), axis=0).tolist()
+    return z, y, x
 
 
 def coarse_iou(labels: np.ndarray, factor: int, *, classes: int) -> float:

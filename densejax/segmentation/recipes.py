@@ -178,6 +178,8 @@ class RecipeOptions(sources.DataOptions):
     @staticmethod
     def upgrade(record: dict[str, Any]) -> dict[str, Any]:
         """What a run's ``config.json`` says, whenever it was begun."""
+        # Before sparse labels were divided by themselves, whole sections were.
+        record = {"split": "sections"} | record
         if "recipe" in record:
             planned = record["recipe"] == "planned"
             return {"ensemble": "largest" if planned else "best"} | record
@@ -378,9 +380,11 @@ def predicted_voxels(parts: sources.Parts, output: Sizes, *, overlap: Sequence[i
       overlap: (z, y, x) that neighbouring outputs share; empty is a third of the output.
     """
     shared = overlap or [size // 3 for size in output]
+    labelled: tuple[sources.Part, ...] = ("evaluation", "test") if parts.tested else ("evaluation",)
     windows = sum(
         len(evaluation_corners(volume.labels.shape, output, shared))
-        for volume in (parts.evaluation, parts.test)
+        for part in labelled
+        for volume in parts.volumes(part)
     )
     return windows * math.prod(output)
 

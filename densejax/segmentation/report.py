@@ -1,5 +1,6 @@
 """The end of a segmentation sweep: ensembles of every size, tables, pictures, volumes."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,11 +15,12 @@ from densejax import metrics, plots, trees
 from densejax.data.datasets import LabelledVolume
 from densejax.data.windows import Sizes
 from densejax.inference.sliding_window import Prediction
-from densejax.io import write_csv, write_json
+from densejax.io import without_nan, write_csv, write_json
 from densejax.segmentation.baseline import Forest
 from densejax.segmentation.evaluation.partitions import boundary_class, boundary_scores
 from densejax.segmentation.prepare import class_counts
 from densejax.segmentation.sources import Parts
+from densejax.segmentation.splits import PARTS, Part
 from densejax.segmentation.task import WindowTask
 from densejax.stats import LEVEL, bimodality, bootstrap_median, five_numbers
 from densejax.training.folders import Outcome, ranked, read_curves
@@ -42,6 +44,8 @@ class Judged:
       members: [k, c, c] int64, confusion counts of each member alone, best ranked first.
       ensembles: [k, c, c] int64, of the first 1, 2, ... k together.
       organelles: classes of MIoU(org), where there are some.
+      others: each volume of the part alone, where there are several; ``members`` and ``ensembles``
+        count all of them, ``volume`` and ``prediction`` are the first.
     """
 
     volume: LabelledVolume
@@ -49,6 +53,7 @@ class Judged:
     members: np.ndarray
     ensembles: np.ndarray
     organelles: tuple[int, ...] = ()
+    others: tuple["Judged", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,25 +86,38 @@ def print_volumes(parts: Parts) -> None:
     """Devices, volumes, voxels of each class."""
     devices = jax.local_devices()
     print(f"devices      {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
-    volumes = [parts.train, parts.evaluation, parts.test]
-    for volume in volumes:
+    volumes = {part: parts.volumes(part) for part in PARTS}
+    if not parts.tested:
+        del volumes["test"]
+        print("test         no volume is left for a test: the evaluation's stands for it, seen in")
+        print("             ranking (--test_image and --test_labels give one)")
+    for volume in (volume for each in volumes.values() for volume in each):
         shape = " x ".join(str(size) for size in volume.images.shape)
         voxel = " x ".join(f"{size:g}" for size in volume.voxel_nm)
         print(f"{volume.name}: {shape} {volume.images.dtype}, voxels {voxel} nm (z, y, x)")
-    print(f"{'voxels':<22}{'train':>22}{'evaluation':>22}{'test':>22}")
-    columns = [class_counts(volume.labels, volume.class_names) for volume in volumes]
-    for name in dict.fromkeys(name for column in columns for name in column):
-        cells = []
-        for column, volume in zip(columns, volumes, strict=True):
-            count = column.get(name, 0)
-            cells.append(f"{f'{count:,} {100 * count / volume.labels.size:6.2f} %':>22}")
+    for division in parts.divisions:
+        print(f"split        {division.name}: {division.text}")
+    if parts.sparse:
+        print("             little is labelled: windows are drawn around what is")
+    print(f"{'voxels':<22}{''.join(f'{part:>22}' for part in volumes)}")
+    columns = []
+    for each in volumes.values():
+        column: Counter[str] = Counter()
+        for volume in each:
+            column.update(class_counts(volume.labels, volume.class_names))
+        columns.append((column, sum(volume.labels.size for volume in each)))
+    for name in dict.fromkeys(name for column, _ in columns for name in column):
+        cells = [
+            f"{f'{column[name]:,} {100 * column[name] / size:6.2f} %':>22}"
+            for column, size in columns
+        ]
         print(f"{name:<22}{''.join(cells)}", flush=True)
 
 
 def summarise_sweep(
     outcomes: Sequence[Outcome],
     parts: Parts,
-    predictions: Sequence[Prediction],
+    predictions: Sequence[Sequence[Prediction]],
     *,
     workdir: Path,
     forest: Forest | None = None,
@@ -110,8 +128,9 @@ def summarise_sweep(
     Args:
       outcomes: of all members.
       parts: the sweep's volumes.
-      predictions: of the evaluation and the test volume, by the members that are done, best ranked
-        first (``training.folders.ranked``); none where every member failed.
+      predictions: of each evaluation volume and, where there are some, each test volume, by the
+        members that are done, best ranked first (``training.folders.ranked``); none where every
+        member failed.
       workdir: the run's folder; results go to ``summary/`` in it.
       forest: a baseline's labels of the test volume, for tables and pictures.
       choice: of the ensemble's size on the evaluation volume.
@@ -125,15 +144,27 @@ def summarise_sweep(
         table = _write_scores(folder / "scores.csv", outcomes)
         print(f"every instance failed; see {table}")
         return Summary(tuple(outcomes), (), None, None, (table,))
-    evaluation, test = (
-        judge(volume, prediction, parts.organelles)
-        for volume, prediction in zip((parts.evaluation, parts.test), predictions, strict=True)
-    )
+    parts_labelled: tuple[Part, ...] = ("evaluation", "test") if parts.tested else ("evaluation",)
+    judged = [
+        together(
+            [
+                judge(volume, prediction, parts.organelles)
+                for volume, prediction in zip(parts.volumes(part), of_part, strict=True)
+            ]
+        )
+        for part, of_part in zip(parts_labelled, predictions, strict=True)
+    ]
+    evaluation, test = judged[0], judged[-1]
     size = choose_size(tables_of_blocks(evaluation), choice)
     found = tuple(ranked(outcomes))
     summary = Summary(tuple(outcomes), found, evaluation, test, (), forest, size)
     files = [*_write_tables(folder, summary), *write_volumes(folder, test)]
     files += _draw(folder, summary)
+    for number, one in enumerate(test.others[1:], 2):
+        files += write_volumes(folder, one, name=f"test{number}")
+        files.append(draw_planes(one, size - 1, folder / f"orthoslices{number}.png"))
+    if parts.divisions:
+        files.append(folder / "split.png")
     summary = replace(summary, files=tuple(files))
     _print(summary)
     return summary
@@ -161,12 +192,24 @@ def judge(volume: LabelledVolume, prediction: Prediction, organelles: tuple[int,
     )
 
 
+def together(each: Sequence[Judged]) -> Judged:
+    """The volumes of a part as one: the first, with the counts of all."""
+    if len(each) == 1:
+        return each[0]
+    members = np.sum([one.members for one in each], axis=0)
+    ensembles = np.sum([one.ensembles for one in each], axis=0)
+    first = replace(each[0], others=())
+    return replace(first, members=members, ensembles=ensembles, others=(first, *each[1:]))
+
+
 def tables_of_blocks(judged: Judged) -> np.ndarray:
     """Confusion counts of the ensembles in columns through all sections, [k, n, c, c] int64.
 
     An object runs through several sections, so a column holds more that is independent of the
     others than a section does.
     """
+    if judged.others:
+        return np.concatenate([tables_of_blocks(one) for one in judged.others], axis=1)
     labels, classes = judged.volume.labels, len(judged.volume.class_names)
     rows, columns = (
         np.minimum(np.arange(size) * BLOCK_COLUMNS // size, BLOCK_COLUMNS - 1)
@@ -264,7 +307,7 @@ def _write_tables(folder: Path, summary: Summary) -> list[Path]:
         ),
         folder / "summary.json",
     ]
-    write_json(paths[-1], _numbers(summary))
+    write_json(paths[-1], without_nan(_numbers(summary)))
     return paths
 
 
@@ -286,6 +329,8 @@ def _numbers(summary: Summary) -> dict[str, Any]:
     if len(scores) >= 8:
         numbers["bimodality"] = asdict(bimodality(scores))
     numbers["top_k"] = chosen + 1
+    if summary.test is summary.evaluation:
+        numbers["test_is_evaluation"] = True
     if summary.forest is not None:
         numbers["random_forest"] = {
             "test": summary.forest.miou,
@@ -304,6 +349,14 @@ def _numbers(summary: Summary) -> dict[str, Any]:
             "all": float(mean_ious(judged.ensembles)[-1]),
             "adjusted_rand_top_k": float(metrics.adjusted_rand(judged.ensembles[chosen])),
         }
+        if judged.others:
+            numbers[part]["volumes"] = {
+                one.volume.name: {
+                    "best_single": float(mean_ious(one.members)[0]),
+                    "top_k": float(mean_ious(one.ensembles)[chosen]),
+                }
+                for one in judged.others
+            }
         if judged.organelles:
             numbers[part]["top_k_organelles"] = float(
                 metrics.mean_iou(judged.ensembles[chosen], classes=judged.organelles)
@@ -345,7 +398,7 @@ def draw_augmented(
     Returns:
       The path.
     """
-    arrays = {name: jnp.asarray(array) for name, array in data.items()}
+    arrays = jax.tree.map(jnp.asarray, dict(data))
     draw = jax.jit(lambda steps: jax.lax.map(lambda step: task.draw(key, step, arrays), steps))
     images, labels, _ = jax.device_get(draw(jnp.arange(AUGMENTED_WINDOWS)))
     # A window's output lies in its middle.
@@ -363,7 +416,7 @@ def draw_augmented(
     return path
 
 
-def write_volumes(folder: Path, judged: Judged) -> list[Path]:
+def write_volumes(folder: Path, judged: Judged, *, name: str = "test") -> list[Path]:
     """Labels (uint8), entropy and disagreement (uint8, 255 is one) as compressed TIFF stacks."""
     prediction = judged.prediction
     volumes = {
@@ -373,8 +426,8 @@ def write_volumes(folder: Path, judged: Judged) -> list[Path]:
     }
     z, y, x = judged.volume.voxel_nm
     paths = []
-    for name, array in volumes.items():
-        paths.append(folder / f"test_{name}.tif")
+    for what, array in volumes.items():
+        paths.append(folder / f"{name}_{what}.tif")
         tifffile.imwrite(
             paths[-1],
             array,
@@ -434,6 +487,8 @@ def draw_planes(judged: Judged, chosen: int, path: Path, *, forest: Forest | Non
     """
     volume, prediction = judged.volume, judged.prediction
     whole = forest is not None and forest.sections[0] == forest.sections[1]
+    known = np.flatnonzero((volume.labels >= 0).any(axis=(1, 2)))
+    middle = len(volume.labels) // 2
     plots.orthoslices(
         volume.images,
         {
@@ -446,6 +501,8 @@ def draw_planes(judged: Judged, chosen: int, path: Path, *, forest: Forest | Non
         voxel_nm=volume.voxel_nm,
         entropy=prediction.entropy * np.log(len(volume.class_names)),
         class_names=volume.class_names,
+        # Where the truth can be seen.
+        z=None if middle in known else int(known[np.abs(known - middle).argmin()]),
     )
     return path
 
@@ -469,6 +526,11 @@ def _print(summary: Summary) -> None:
         print(f"{label:<28}{numbers['evaluation'][name]:>12.4f}{numbers['test'][name]:>12.4f}")
     if summary.forest is not None:
         print(f"{'random forest on filters':<28}{'':>12}{summary.forest.miou:>12.4f}")
+    for part in ("evaluation", "test"):
+        for name, values in numbers[part].get("volumes", {}).items():
+            print(f"  Top-{numbers['top_k']}, {part} {name}: {values['top_k']:.4f}")
+    if numbers.get("test_is_evaluation"):
+        print("the test is the evaluation volume, by which the members were ranked")
     if summary.evaluation is not None and summary.evaluation.organelles:
         org = [numbers[part]["top_k_organelles"] for part in ("evaluation", "test")]
         label = f"Top-{numbers['top_k']}, MIoU(org)"

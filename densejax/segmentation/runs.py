@@ -57,15 +57,27 @@ class TrainedRun:
 
 def save_learned_from(folder: Path, parts: Parts) -> None:
     """Leave in a run's folder what its networks have learned from."""
-    images = parts.train.images
+    mean, deviation = grey_levels([volume.images for volume in parts.volumes("train")])
     found = {
         "class_names": list(parts.class_names),
         "organelles": list(parts.organelles),
         "voxel_nm": list(parts.train.voxel_nm),
-        "mean": float(np.mean(images, dtype=np.float64)),
-        "deviation": float(np.std(images, dtype=np.float64)),
+        "mean": mean,
+        "deviation": deviation,
     }
     write_json(folder / LEARNED_FROM, found, indent=2)
+
+
+def grey_levels(images: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Mean and deviation over all voxels of several volumes."""
+    means = [float(np.mean(image, dtype=np.float64)) for image in images]
+    deviations = [float(np.std(image, dtype=np.float64)) for image in images]
+    if len(images) == 1:
+        return means[0], deviations[0]
+    sizes = np.array([image.size for image in images], np.float64)
+    mean = float(np.average(means, weights=sizes))
+    spread = np.square(deviations) + np.square(np.array(means) - mean)
+    return mean, float(np.sqrt(np.average(spread, weights=sizes)))
 
 
 def open_run(folder: str | Path) -> TrainedRun:
@@ -78,7 +90,12 @@ def open_run(folder: str | Path) -> TrainedRun:
     folder = Path(folder)
     config = _read_json(folder / "config.json")
     learned = _learned(folder, config)
-    found = sorted((folder / "seeds").glob("*/DONE"))
+    # An older run published members that were never scored, with parameters as they were drawn.
+    found = [
+        marker
+        for marker in sorted((folder / "seeds").glob("*/DONE"))
+        if _read_json(marker)["best_score"] is not None
+    ]
     if not found:
         failed = len(list((folder / "seeds").glob("*/FAILED")))
         raise ValueError(

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from densejax.io import without_nan
 from densejax.training import checkpoint
 from densejax.typing import Params, Tree
 
@@ -80,8 +81,8 @@ def rank_members(scores: Sequence[float]) -> np.ndarray:
 
 
 def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Members that are done, from the best score to the worst; ties in the order given."""
-    done = [outcome for outcome in outcomes if outcome.status == "DONE"]
+    """Members that are done and scored, from the best score to the worst; ties as given."""
+    done = [o for o in outcomes if o.status == "DONE" and math.isfinite(o.best_score)]
     return [done[index] for index in rank_members([outcome.best_score for outcome in done])]
 
 
@@ -140,9 +141,9 @@ class MemberFolder:
         return self.path / FRAMES / f"{step:010d}.npz"
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one row to ``metrics.jsonl``."""
+        """Append one row to ``metrics.jsonl``; what is no finite number is null there."""
         with self.metrics.open("a") as file:
-            file.write(json.dumps(dict(row)) + "\n")
+            file.write(json.dumps(without_nan(dict(row)), allow_nan=False) + "\n")
 
     def save(self, step: int, slot: Tree) -> None:
         """Checkpoint a slot together with the length of the metrics that belong to it."""
@@ -161,8 +162,8 @@ class MemberFolder:
             shutil.rmtree(self.path / name, ignore_errors=True)
             checkpoint.save_tree(self.path / name, params)
         fields = {name: getattr(outcome, name) for name in ("step", "best_score", "best_step")}
-        if math.isinf(outcome.best_score):
-            fields["best_score"] = None  # never evaluated; JSON has no infinity
+        if not math.isfinite(outcome.best_score):
+            fields["best_score"] = None  # never evaluated to a number; JSON has no infinity
         (self.path / outcome.status).write_text(json.dumps(fields | {"reason": outcome.reason}))
         self.published.parent.mkdir(parents=True, exist_ok=True)
         self.path.rename(self.published)
@@ -187,7 +188,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def read_curves(outcomes: Sequence[Outcome], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Read a measure of every member: steps [t] and values [k, t], nan where it was not taken."""
     tables = [
-        {row["step"]: row[name] for row in read_metrics(o.folder / "metrics.jsonl") if name in row}
+        {
+            row["step"]: row[name]
+            for row in read_metrics(o.folder / "metrics.jsonl")
+            if row.get(name) is not None
+        }
         for o in outcomes
     ]
     steps = sorted(set().union(*tables))

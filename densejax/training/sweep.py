@@ -10,6 +10,7 @@ those that train and judge, so that recording changes no bit of theirs. A frame 
 same instance at the same step has the same bits, so that one that a killed run has left stands.
 """
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,6 +75,8 @@ class Occupant:
 
     def judged(self, score: float, *, later_wins: bool) -> None:
         """Follow what the device keeps as the best."""
+        if not math.isfinite(score):
+            return
         if score > self.best_score or (later_wins and score == self.best_score):
             self.best_score, self.best_step = score, self.step
 
@@ -405,6 +408,11 @@ class Sweep:
                 endings[slot] = ("DONE", "stopped early")
             elif due[slot] and 0 < self.schedule.patience < occupant.step - occupant.best_step:
                 endings[slot] = ("DONE", f"no better since step {occupant.best_step}")
+            ending = endings.get(slot)
+            if ending and ending[0] == "DONE" and not math.isfinite(occupant.best_score):
+                # Nothing of it can be ranked, and the best parameters kept are the untrained ones.
+                score = self.task.score
+                endings[slot] = ("FAILED", f"{ending[1]}, and {score} was never a finite number")
             occupant.folder.log(row)
             self.reporter.row(occupant, row, evaluated=bool(due[slot]))
         return endings

@@ -121,6 +121,7 @@ def _judge(task: Task, later_wins: bool) -> Callable[..., Any]:
             score = jnp.asarray(measures[task.score], jnp.float32)
             best_score = slot["best_score"]
             better = score >= best_score if later_wins else score > best_score
+            better = better & jnp.isfinite(score)
             best = jax.tree.map(
                 lambda new, old: jnp.where(better, new, old),
                 task.parameters(slot["state"]),

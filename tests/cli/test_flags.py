@@ -50,6 +50,17 @@ def test_without_arguments_a_configuration_is_the_dataclass():
     assert parsed()[0] == Config()
 
 
+def test_a_joined_flag_may_be_repeated():
+    @dataclasses.dataclass(frozen=True)
+    class Paths:
+        image: str = option("", "volumes", joined=True)
+        other: str = option("", "one volume")
+
+    assert parsed(config_class=Paths)[0] == Paths()
+    found, _ = parsed("--image=a,b", "--other=x", "--image=c", "--other=y", config_class=Paths)
+    assert found == Paths("a,b,c", "y")
+
+
 def test_every_kind_of_field_is_read():
     found, _ = parsed(
         *("--steps=7", "--rate=0.5", "--quick", "--network=unet", "--window=1, 2,3"),

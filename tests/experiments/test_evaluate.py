@@ -1,5 +1,6 @@
 """Evaluation end to end on a made world: the report's numbers, its page, and what is refused."""
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -96,6 +97,25 @@ def configured(folders, **options):
 
 def truth_of(world):
     return world.labels[tuple(slice(o, o + s) for o, s in zip(OFFSET, SHAPE, strict=True))]
+
+
+def test_truth_and_annotators_with_values_of_their_own(folders, world, predicted):
+    values = (10, 20, 30, 40, 50, 60, 255)
+    stored = np.array(values, np.uint8)[world.labels]
+    stored[:, :12] = 7
+    tifffile.imwrite(folders / "own.tif", stored, photometric="minisblack")
+    tifffile.imwrite(folders / "second.tif", stored, photometric="minisblack")
+    said = {"label_values": values, "unlabelled": 7}
+    config = configured(folders, labels=str(folders / "own.tif"), **said)
+    config = dataclasses.replace(config, pairwise=(f"second:{folders / 'second.tif'}",))
+    report = evaluate.run(config, folders / "out" / "evaluation").report
+    truth = truth_of(world)
+    both = (predicted != 255) & (np.arange(SHAPE[1])[:, None] + OFFSET[1] >= 12)
+    table = reference.confusion_matrix(truth[both], predicted[both], labels=range(7))
+    np.testing.assert_array_equal(report["confusion"]["value"], table)
+    wrong = dataclasses.replace(config, label_values=(), unlabelled=None, pairwise=())
+    with pytest.raises(ValueError, match=r"expected 0\.\.6.*In this block: The values are 7, 10"):
+        evaluate.run(wrong, folders / "out" / "wrong")
 
 
 class Tags(html.parser.HTMLParser):

@@ -236,3 +236,95 @@ def test_the_synthetic_world_has_every_class_in_every_part():
     assert parts.class_names == CLASS_NAMES
     for part in (parts.train, parts.evaluation, parts.test):
         assert set(np.unique(part.labels)) == set(range(7))
+
+
+def write_case(folder, name, shape, *, seed, labelled=np.s_[:], values=(0, 1)):
+    """A volume whose classes its grey levels tell, and its labels."""
+    rng = np.random.default_rng(seed)
+    inside = rng.random(tuple(n // 4 + 1 for n in shape)) < 0.4
+    inside = inside.repeat(4, 0).repeat(4, 1).repeat(4, 2)[tuple(slice(n) for n in shape)]
+    image = (60 + 90 * inside + rng.normal(0, 10, shape)).astype(np.uint8)
+    labels = np.full(shape, -1, np.int16)
+    labels[labelled] = np.where(inside, values[1], values[0])[labelled]
+    for what, array in (("im", image), ("lb", labels)):
+        (folder / what).mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(folder / what / f"{name}.tif", array, photometric="minisblack")
+    return folder / "im" / f"{name}.tif", folder / "lb" / f"{name}.tif"
+
+
+OWN = replace(SMALL, class_names=("outside", "inside"), voxel_nm=(50.0, 4.0, 4.0), seeds=(0,))
+OWN = replace(OWN, network="unet", width=2, window=(3, 16, 16), steps=4)
+
+
+def test_three_volumes_of_different_shapes_with_one_that_ranks(tmp_path, capsys):
+    shapes = [(8, 40, 32), (6, 24, 56), (10, 32, 32)]
+    for i, shape in enumerate(shapes):
+        write_case(tmp_path / "train", f"case{i}", shape, seed=i, values=(0, 255))
+    judge = write_case(tmp_path / "judge", "e", (6, 32, 40), seed=7, values=(0, 255))
+    config = replace(
+        OWN,
+        image=str(tmp_path / "train" / "im"),
+        labels=str(tmp_path / "train" / "lb"),
+        evaluation_image=str(judge[0]),
+        evaluation_labels=str(judge[1]),
+        label_values=(0, 255),
+        baseline=True,
+    )
+    summary = segment.run(config, tmp_path / "run")
+    assert summary.failed == 0 and summary.test is summary.evaluation
+    out = capsys.readouterr().out
+    assert "no volume is left for a test" in out and "case2.tif: train sections 0..9" in out
+    numbers = json.loads((tmp_path / "run" / "summary" / "summary.json").read_text())
+    assert numbers["test_is_evaluation"] and numbers["test"] == numbers["evaluation"]
+    assert (tmp_path / "run" / "summary" / "split.png").exists()
+    learned = json.loads((tmp_path / "run" / "learned_from.json").read_text())
+    grey = np.concatenate(
+        [tifffile.imread(f).ravel() for f in (tmp_path / "train" / "im").iterdir()]
+    )
+    assert learned["mean"] == pytest.approx(grey.mean())
+    assert learned["deviation"] == pytest.approx(grey.std())
+
+
+def test_each_of_several_volumes_is_divided_and_reported(tmp_path):
+    cases = [
+        write_case(tmp_path, f"c{i}", s, seed=i) for i, s in enumerate([(14, 24, 24), (16, 32, 24)])
+    ]
+    image, labels = (",".join(map(str, paths)) for paths in zip(*cases, strict=True))
+    summary = segment.run(replace(OWN, image=image, labels=labels), tmp_path / "run")
+    each = summary.test.others
+    assert [one.volume.images.shape[1:] for one in each] == [(24, 24), (32, 24)]
+    known = sum((one.volume.labels >= 0).sum() for one in each)
+    assert summary.test.members[0].sum() == known
+    np.testing.assert_array_equal(summary.test.members, sum(one.members for one in each))
+    folder = tmp_path / "run" / "summary"
+    for name, one in zip(("test", "test2"), each, strict=True):
+        found = tifffile.imread(folder / f"{name}_labels.tif")
+        np.testing.assert_array_equal(found, one.prediction.labels)
+    numbers = json.loads((folder / "summary.json").read_text())
+    assert len(numbers["test"]["volumes"]) == 2
+
+
+@pytest.mark.parametrize("recipe", ["published", "planned"])
+@pytest.mark.parametrize(
+    "labelled", [np.s_[::5], np.s_[:3], np.s_[[4, 9], :14, 20:]], ids=["fifth", "first", "corners"]
+)
+def test_labels_in_a_part_of_the_volume_train_and_rank(recipe, labelled, tmp_path):
+    image, labels = write_case(tmp_path, "a", (20, 40, 40), seed=0, labelled=labelled)
+    config = replace(OWN, image=str(image), labels=str(labels), recipe=recipe)
+    if recipe == "planned":
+        config = replace(config, network=None, window=(1, 16, 16), strides=("1x1x1", "1x2x2"))
+    summary = segment.run(config, tmp_path / "run")
+    assert summary.failed == 0 and np.isfinite(summary.outcomes[0].best_score)
+    text = (tmp_path / "run" / "seeds" / "0000" / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert (summary.test.volume.labels >= 0).sum() == summary.test.members[0].sum() > 0
+
+
+def test_parts_without_labels_are_refused_before_anything_is_trained(tmp_path):
+    image, labels = write_case(tmp_path, "a", (20, 40, 40), seed=0, labelled=np.s_[:3])
+    config = replace(OWN, image=str(image), labels=str(labels), sections=(10, 4, 4, 1))
+    with pytest.raises(
+        ValueError, match=r"3 of 20 sections are labelled: 0\.\.2.*--evaluation_image"
+    ):
+        segment.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -236,6 +236,21 @@ def test_a_block_counts_where_anything_was_changed(predicted, tmp_path):
     assert [block.rule for block in collected.blocks] == ["whole block", "untouched"]
 
 
+def test_labels_come_back_with_values_of_their_own(predicted, tmp_path):
+    out, _, _ = predicted
+    folder = export(out, tmp_path / "work", count=1)
+    labels = labels_of(folder, "block_0001")
+    labels[0, 0, :2] = (labels[0, 0, :2] + 1) % 3
+    save(folder, "block_0001", np.array([0, 255, 7], np.uint8)[labels])
+    (folder / "block_0001_mask.tif").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="label"):
+        collect_blocks(folder, tmp_path / "work")
+    collected = collect_blocks(folder, tmp_path / "work", values=(0, 255, 7))
+    np.testing.assert_array_equal(collected.blocks[0].labels, labels)
+    again = collect_blocks(folder, tmp_path / "other", values=(0, 255, 9), unlabelled=7)
+    np.testing.assert_array_equal(again.blocks[0].labels, np.where(labels == 2, -1, labels))
+
+
 def test_an_annotators_last_word_on_a_block_replaces_the_one_before(predicted, tmp_path):
     out, _, _ = predicted
     work = tmp_path / "work"

@@ -1,13 +1,15 @@
 """The sweep: what a seed promises, what trouble costs, and that nothing compiles twice."""
 
 import json
+from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy import Line, line_data
 
 from densejax.training.checkpoint import restore_tree
-from densejax.training.folders import Member, members_of, read_metrics
+from densejax.training.folders import Member, members_of, read_curves, read_metrics
 from densejax.training.sweep import Schedule, Sweep
 
 SCHEDULE = Schedule(steps=30, log_every=5, evaluate_every=10, checkpoint_every=10)
@@ -326,3 +328,44 @@ def test_a_settled_sweep_goes_on_from_its_checkpoints(tmp_path, faster, monkeypa
 def test_there_is_nothing_to_time_where_every_member_has_ended(plain):
     with pytest.raises(ValueError, match="every member has ended"):
         swept(plain[0], probe=2)
+
+
+@dataclass(frozen=True)
+class Unscored(Line):
+    """Scores are no numbers, or are infinite, up to a step; the loss stays finite."""
+
+    until: int = 1000
+    value: float = float("nan")
+
+    def evaluate(self, state, data):
+        measures = super().evaluate(state, data)
+        early = state["step"] < self.until
+        return {"fit": jnp.where(early, self.value, measures["fit"]), "parts": jnp.full(2, jnp.nan)}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_never_ranks_and_stays_out_of_the_file(tmp_path, value):
+    task = Unscored(until=25, value=value)
+    (outcome,), _ = run(tmp_path / "some", [0], task=task)
+    (plain,), _ = run(tmp_path / "plain", [0])
+    assert outcome.status == "DONE" and outcome.best_step == 30
+    assert outcome.best_score == read_metrics(plain.folder / "metrics.jsonl")[-1]["fit"]
+    text = (outcome.folder / "metrics.jsonl").read_text()
+
+    def refuse(token):
+        raise AssertionError(f"{token} is no JSON")
+
+    rows = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+    scores = {row["step"]: row["fit"] for row in rows if "fit" in row}
+    assert {step: score is None for step, score in scores.items()} == {
+        step: step < 25 for step in scores
+    }
+    assert rows[-1]["parts"] == [None, None]
+    steps, values = read_curves([outcome], "fit")
+    assert steps.min() >= 25 and np.isfinite(values).all()
+
+
+def test_a_member_that_was_never_scored_has_failed(tmp_path):
+    (outcome,), _ = run(tmp_path, [0], task=Unscored())
+    assert outcome.status == "FAILED" and "fit was never a finite number" in outcome.reason
+    assert (outcome.folder / "FAILED").exists() and not (outcome.folder / "DONE").exists()

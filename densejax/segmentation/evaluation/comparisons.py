@@ -94,6 +94,8 @@ def open_annotators(
     known: Sequence[Labelling],
     voxel_nm: Sequence[float] | None = None,
     otherwise_nm: Sequence[float] | None = None,
+    unlabelled: int | None = None,
+    values: Sequence[int] = (),
 ) -> list[Labelling]:
     """Open the labellings of ``--pairwise`` that are not those already known.
 
@@ -104,6 +106,8 @@ def open_annotators(
       known: the truth and the prediction.
       voxel_nm: voxel size in nm, (z, y, x); overrules what a file states.
       otherwise_nm: voxel size in nm, (z, y, x), where a file states none.
+      unlabelled: a value that does not count, in files that are no predictions.
+      values: the value of each class in such files; empty where it is the class's number.
 
     Returns:
       The known ones, perhaps renamed, and the others behind them.
@@ -115,7 +119,12 @@ def open_annotators(
     found = list(known)
     places = {_place(labelling.path): i for i, labelling in enumerate(known)}
     for name, path in _parse_pairwise(entries):
-        labelling = open_labelling(path, name=name, voxel_nm=voxel_nm, otherwise_nm=otherwise_nm)
+        voxels = {"voxel_nm": voxel_nm, "otherwise_nm": otherwise_nm}
+        labelling = open_labelling(path, name=name, **voxels)
+        if labelling.prediction is None and labelling.unlabelled is None:
+            labelling = open_labelling(
+                path, name=name, **voxels, unlabelled=unlabelled, values=values
+            )
         place = places.get(_place(labelling.path))
         if place is None:
             found.append(labelling)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from densejax.data.label_values import check_values
 from densejax.data.volumes import open_volume
 from densejax.segmentation.evaluation.comparisons import open_annotators, open_probabilities
 from densejax.segmentation.label_volumes import (
@@ -50,7 +51,8 @@ def open_inputs(config: Any) -> Inputs:
     Args:
       config: has ``prediction``, ``labels``, ``instances``, ``instance_labels``, ``image``,
         ``class_names``, ``organelles``, ``background``, ``voxel_nm``, ``labels_offset``,
-        ``unlabelled``, ``not_predicted``, ``cell_mask_nm``, ``pairwise`` and ``threshold_sweep``.
+        ``unlabelled``, ``label_values``, ``not_predicted``, ``cell_mask_nm``, ``pairwise`` and
+        ``threshold_sweep``.
 
     Raises:
       FileNotFoundError: a path is not there.
@@ -73,12 +75,15 @@ def open_inputs(config: Any) -> Inputs:
         otherwise_nm=voxel_nm,
         offset=_offset(config.labels_offset),
         unlabelled=config.unlabelled,
+        values=config.label_values,
     )
     labellings = open_annotators(
         config.pairwise,
         known=[labels, prediction],
         voxel_nm=config.voxel_nm or None,
         otherwise_nm=voxel_nm,
+        unlabelled=config.unlabelled,
+        values=config.label_values,
     )
     objects = _open_objects(config, prediction, voxel_nm)
     image, notes = _open_image(config, prediction, labellings)
@@ -86,6 +91,7 @@ def open_inputs(config: Any) -> Inputs:
     placed, region = lay_over([prediction, labels, *others, *objects, *image])
     prediction, labels, *rest = placed
     names = settle_classes(labellings, config.class_names)
+    check_values(config.label_values, config.unlabelled, classes=len(names))
     organelles = config.organelles or (prediction.prediction or {}).get("organelles") or ()
     _check_classes(organelles, len(names), "--organelles")
     _check_classes((config.background,), len(names), "--background")

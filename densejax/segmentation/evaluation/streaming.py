@@ -14,6 +14,7 @@ import numpy as np
 
 from densejax import metrics
 from densejax.data.formats import Box
+from densejax.data.label_values import advice
 from densejax.segmentation.evaluation.partitions import PairCounts, PairMerger, count_pairs
 from densejax.segmentation.label_blocks import (
     BLOCK_VOXELS,
@@ -220,11 +221,14 @@ def read_classes(labelling: Labelling, region: Region, box: Box, classes: int) -
     if wrong.any():
         place = tuple(int(i) for i in np.argwhere(wrong)[0])
         where = [p + s.start for p, s in zip(place, region.slices(box, labelling), strict=True)]
+        names = [f"class {index}" for index in range(classes)]
+        hint = "" if labelling.prediction is not None else advice(found, names, unlabelled=none)
         raise ValueError(
             f"{labelling.name} {labelling.path}: label {int(found[place])} at (z, y, x) "
             f"{tuple(where)}, in the block {box_name(region.slices(box, labelling))}; expected "
             f"0..{classes - 1}, or {UNLABELLED}{'' if none is None else f' or {none}'} for not "
             "labelled (--unlabelled and --not_predicted name another value)"
+            + (f". In this block: {hint}" if hint else "")
         )
     classes_there = found.astype(np.uint8)
     classes_there[missing] = NONE

@@ -77,7 +77,7 @@ def read_continued(
     parts: Parts,
     init_params: Callable[..., Params],
     *,
-    weights: np.ndarray,
+    weights: np.ndarray | Sequence[np.ndarray],
     window: Sizes,
     output: Sizes,
     workdir: Path,
@@ -88,7 +88,7 @@ def read_continued(
       config: has these two, ``extra_share`` and the fields of ``ARCHITECTURE``.
       parts: the run's own volumes.
       init_params: fresh parameters from a key, for their structure.
-      weights: [z, y, x], error weights of the training volume.
+      weights: [z, y, x], error weights of the training volume, or of each.
       window: (z, y, x) of the network's input.
       output: (z, y, x) of its output.
       workdir: the run's folder.
@@ -204,12 +204,15 @@ def _check_corrections(folder: Path, corrections: Corrections, parts: Parts) -> 
         )
 
 
-def class_weights(parts: Parts, weights: np.ndarray) -> np.ndarray:
-    """Mean error weight of the training volume's voxels of each class, [c] float64."""
-    labels = parts.train.labels
-    known, classes = labels >= 0, len(parts.class_names)
-    counts = np.bincount(labels[known], minlength=classes)
-    totals = np.bincount(labels[known], weights=weights[known], minlength=classes)
+def class_weights(parts: Parts, weights: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    """Mean error weight of the training volumes' voxels of each class, [c] float64."""
+    classes = len(parts.class_names)
+    counts, totals = np.zeros(classes, np.int64), np.zeros(classes)
+    heavy = [weights] if isinstance(weights, np.ndarray) else weights
+    for volume, own in zip(parts.volumes("train"), heavy, strict=True):
+        known = volume.labels >= 0
+        counts += np.bincount(volume.labels[known], minlength=classes)
+        totals += np.bincount(volume.labels[known], weights=own[known], minlength=classes)
     return totals / np.maximum(counts, 1)
 
 

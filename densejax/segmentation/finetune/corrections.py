@@ -34,6 +34,7 @@ import tifffile
 
 from densejax.data.formats_images import open_tiff
 from densejax.data.geometry import present
+from densejax.data.label_values import as_classes, check_values
 from densejax.data.windows import Sizes
 from densejax.io import check_same, publishing, write_json
 from densejax.typing import UNLABELLED
@@ -270,13 +271,22 @@ def labels_once(blocks: Sequence[CorrectedBlock]) -> list[np.ndarray]:
     return labels
 
 
-def collect_blocks(folder: Path, workdir: Path, *, changed_only: bool = False) -> Collected:
+def collect_blocks(
+    folder: Path,
+    workdir: Path,
+    *,
+    changed_only: bool = False,
+    values: Sequence[int] = (),
+    unlabelled: int | None = None,
+) -> Collected:
     """Take an export back into the corrections' folder; nothing there is written over.
 
     Args:
       folder: the export's, or a copy of it.
       workdir: the corrections' folder; begun if it is not there.
       changed_only: whether only the changed voxels of a changed block count.
+      values: the value of each class in the labels that came back; empty where it is its number.
+      unlabelled: a value in them that does not count, besides 255 (where that is no class) and -1.
 
     Returns:
       What came of it. A block that is the same as when it was taken back last is not kept twice.
@@ -292,7 +302,10 @@ def collect_blocks(folder: Path, workdir: Path, *, changed_only: bool = False) -
     subject = _read_subject(path)
     check_subject(workdir, subject)
     about = json.loads(path.read_text())
-    returned = _read_returned(folder, about["blocks"], subject, changed_only)
+    check_values(values, unlabelled, classes=len(subject.class_names))
+    returned = _read_returned(
+        folder, about["blocks"], subject, changed_only, (tuple(values), unlabelled)
+    )
     start_corrections(workdir, subject)
     export = hashlib.sha256(path.read_bytes()).hexdigest()
     before = read_corrections(workdir).blocks
@@ -369,7 +382,11 @@ def _shared_box(
 
 
 def _read_returned(
-    folder: Path, listed: Sequence[dict[str, Any]], subject: Subject, changed_only: bool
+    folder: Path,
+    listed: Sequence[dict[str, Any]],
+    subject: Subject,
+    changed_only: bool,
+    convention: tuple[tuple[int, ...], int | None],
 ) -> list[Returned]:
     """Read and check all blocks of an export that came back, in the order of its list."""
     for block in listed:
@@ -387,7 +404,9 @@ def _read_returned(
     if unknown:
         raise ValueError(f"{path}: {', '.join(unknown)}; expected names from {names[0]} on")
     classes = len(subject.class_names)
-    returned = [_read_block(folder, block, classes, done, changed_only) for block in listed]
+    returned = [
+        _read_block(folder, block, classes, done, changed_only, convention) for block in listed
+    ]
     if not any(block.corrected for block in returned):
         missing = sum(block.labels is None for block in returned)
         raise ValueError(
@@ -400,7 +419,12 @@ def _read_returned(
 
 
 def _read_block(
-    folder: Path, block: dict[str, Any], classes: int, done: set[str], changed_only: bool
+    folder: Path,
+    block: dict[str, Any],
+    classes: int,
+    done: set[str],
+    changed_only: bool,
+    convention: tuple[tuple[int, ...], int | None],
 ) -> Returned:
     name, offset = block["name"], tuple(block["offset"])
     place: dict[str, Any] = {"shape": tuple(block["shape"]), "offset": offset}
@@ -409,7 +433,7 @@ def _read_block(
         if mask is not None or name in done:
             raise FileNotFoundError(f"{folder / name}_labels.tif: no such file, but a mask or done")
         return Returned(name, offset, None, "missing")
-    labels = _read_labels(path, classes=classes, **place)
+    labels = _read_labels(path, classes=classes, convention=convention, **place)
     copy = folder / "predicted" / f"{name}_labels.tif"
     if not copy.is_file():
         raise FileNotFoundError(f"{copy}: no such file; what was changed is told by it")
@@ -436,10 +460,20 @@ def _stack(folder: Path, stem: str) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
-def _read_labels(path: Path, *, shape: Sizes, offset: Sequence[int], classes: int) -> np.ndarray:
+def _read_labels(
+    path: Path,
+    *,
+    shape: Sizes,
+    offset: Sequence[int],
+    classes: int,
+    convention: tuple[tuple[int, ...], int | None],
+) -> np.ndarray:
     """Labels that an annotator gives back, int32 in 0..c-1; 255 and -1 are -1."""
     found = _read_integers(path, shape=shape, offset=offset)
-    labels = np.where(found == NOT_LOOKED_AT, UNLABELLED, found.astype(np.int64))
+    values, unlabelled = convention
+    if NOT_LOOKED_AT not in values:
+        found = np.where(found == NOT_LOOKED_AT, UNLABELLED, found.astype(np.int64))
+    labels = as_classes(found, values=values, unlabelled=unlabelled, name=str(path))
     wrong = (labels < UNLABELLED) | (labels >= classes)
     if wrong.any():
         z, y, x = (int(i) for i in np.argwhere(wrong)[0])

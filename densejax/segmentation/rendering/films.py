@@ -238,7 +238,9 @@ def _make_films(run: str | Path, member: Path, folder: Path, *, suffix: str = ".
 def _scores(folder: Path) -> tuple[list[int], list[float]]:
     """Steps and MIoU of a member's evaluations."""
     path = folder / "metrics.jsonl"
-    rows = [row for row in read_metrics(path) if "miou" in row] if path.is_file() else []
+    rows = (
+        [row for row in read_metrics(path) if row.get("miou") is not None] if path.is_file() else []
+    )
     return [row["step"] for row in rows], [row["miou"] for row in rows]
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from densejax.data import ome_zarr
+from densejax.data.label_values import check_values, relabelled
 from densejax.data.levels import Level, cut, open_levels
 from densejax.data.pyramid import build_pyramid
 from densejax.data.synthetic import platelet_world
@@ -112,7 +113,13 @@ def open_prediction(folder: Path, *, volume: str = "", dataset: str = "") -> Sub
 
 
 def open_files(
-    labels: str, *, image: str, voxel_nm: Sequence[float], class_names: Sequence[str]
+    labels: str,
+    *,
+    image: str,
+    voxel_nm: Sequence[float],
+    class_names: Sequence[str],
+    unlabelled: int | None = None,
+    values: Sequence[int] = (),
 ) -> Subject:
     """A label volume of any format, and its image.
 
@@ -121,6 +128,8 @@ def open_files(
       image: path or URL; empty for none.
       voxel_nm: (z, y, x), where the labels' file states none; may be empty.
       class_names: of the labels 0, 1, ...; empty numbers those that occur in a coarse look.
+      unlabelled: a value that means not labelled.
+      values: the value of each class in the file; empty where it is the class's number.
 
     Raises:
       FileNotFoundError: a volume is not there.
@@ -128,8 +137,16 @@ def open_files(
         integers.
     """
     levels = open_levels(labels, voxel_nm=tuple(voxel_nm) or None)
-    if levels[0].array.dtype.kind not in "iu":
+    if levels[0].array.dtype.kind not in "iub":
         raise ValueError(f"{labels}: labels are {levels[0].array.dtype}; expected integers")
+    check_values(values, unlabelled, classes=len(class_names) or None)
+    levels = [
+        replace(
+            level,
+            array=relabelled(level.array, values=values, unlabelled=unlabelled, name=labels),
+        )
+        for level in levels
+    ]
     names = tuple(class_names)
     if not names:
         most = int(np.max(coarse_level(levels).array[...]))
