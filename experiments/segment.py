@@ -46,7 +46,6 @@ from densejax.segmentation.networks import network_of
 from densejax.segmentation.prepare import sweep_data
 from densejax.segmentation.task import PUBLISHED_L2, Descent, WindowTask
 from densejax.training.folders import members_of
-from densejax.training.logs import Reporter
 from densejax.training.sweep import Schedule
 
 # Settings that change no trained number: a run may go on with others.
@@ -173,7 +172,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
     if config.baseline:
         forest = baseline.compare(parts, workdir / "summary")
     schedule = _schedule(config)
-    reporter = Reporter(score=task.score, events=workdir / "tensorboard")
+    reporter = config.reporter(workdir, score=task.score, events=workdir / "tensorboard")
     members = members_of(config.seeds or (), parse_grid(config.grid))
     recording = None
     if config.record:
@@ -215,8 +214,10 @@ def run(config: Config, workdir: Path) -> report.Summary:
         parts.train,
         path=workdir / "summary" / "augmented.png",
     )
-    outcomes = sweep.run()
-    reporter.close()
+    try:
+        outcomes = sweep.run()
+    finally:
+        reporter.close()
     return report.summarise_sweep(
         outcomes,
         parts,
