@@ -11,6 +11,7 @@ import importlib.util
 import json
 import logging
 import shutil
+import string
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -335,13 +336,18 @@ def write_bioimageio(
 
 def bioimageio_runner(path: str | Path) -> Callable[[np.ndarray], np.ndarray]:
     """A package of ``write_bioimageio`` as a function of windows, by ``bioimageio.core``."""
-    from bioimageio.core import load_model_description, predict
+    from bioimageio.core import create_prediction_pipeline, load_model_description
+    from bioimageio.core.digest_spec import create_sample_for_model
 
     model = load_model_description(path)
 
     def run(image: np.ndarray) -> np.ndarray:
-        found = predict(model=model, inputs={INPUT: np.asarray(image, np.float32)})
-        return np.asarray(found.members[OUTPUT].data.data)
+        sample = create_sample_for_model(model, inputs={INPUT: np.asarray(image, np.float32)})
+        # A window as it is: else the halo is added by mirroring, and cropped again.
+        whole = {"skip_input_padding": True, "skip_output_cropping": True}
+        with create_prediction_pipeline(model) as pipeline:
+            found = pipeline.predict_sample_without_blocking(sample, **whole)
+        return np.asarray(next(iter(found.members.values())).data)
 
     return run
 
@@ -440,7 +446,8 @@ def _identifier(name: str) -> str:
 
 def _plain(name: str) -> str:
     """A folder's name in the letters that the specification takes in a model's."""
-    return "".join(letter if letter.isalnum() or letter in "_-+ ()" else "-" for letter in name)
+    known = f"{string.ascii_letters}{string.digits}_-+ ()"
+    return "".join(letter if letter in known else "-" for letter in name)
 
 
 def _onnx_model(graph: Graph) -> Any:
