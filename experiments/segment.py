@@ -52,7 +52,6 @@ from densejax.segmentation.runs import save_learned_from
 from densejax.segmentation.splits import draw_divisions
 from densejax.segmentation.task import PUBLISHED_L2, Descent, WindowTask
 from densejax.training.folders import Outcome, best_parameters, members_of, ranked
-from densejax.training.logs import Reporter
 from densejax.training.sweep import Schedule
 
 # Settings that change no trained number: a run may go on with others.
@@ -196,7 +195,7 @@ def run(config: Config, workdir: Path) -> report.Summary:
     if config.baseline:
         forest = baseline.compare(parts, workdir / "summary")
     schedule = _schedule(config)
-    reporter = Reporter(score=task.score, events=workdir / "tensorboard")
+    reporter = config.reporter(workdir, score=task.score, events=workdir / "tensorboard")
     members = members_of(config.seeds or (), parse_grid(config.grid))
     recording = None
     if config.record:
@@ -240,8 +239,10 @@ def run(config: Config, workdir: Path) -> report.Summary:
         parts.train,
         path=workdir / "summary" / "augmented.png",
     )
-    outcomes = sweep.run()
-    reporter.close()
+    try:
+        outcomes = sweep.run()
+    finally:
+        reporter.close()
     save_learned_from(workdir, parts)
     windowing = Windowing(
         tile,

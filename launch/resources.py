@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -50,10 +51,18 @@ class Resources:
         for option in self.sbatch:
             if not re.fullmatch(r"--[a-z][a-z-]*(=.*)?", option):
                 raise ValueError(f"sbatch option {option!r}: expected --name or --name=value")
+        for name, value in self.options().items():
+            # A line's end would begin another line of the script, and sbatch drops a backslash.
+            if found := re.search(r"[\\\x00-\x1f\x7f]", str(value)):
+                raise ValueError(
+                    f"{name} is {value!r}: expected a value without {found.group()!r}, which "
+                    "sbatch would not read as it stands"
+                )
 
     def setup_lines(self) -> list[str]:
         """Lines of the shell before the block starts."""
-        return [*(f"module load {module}" for module in self.modules), *self.setup]
+        loads = (f"module load {shlex.join(module.split())}" for module in self.modules)
+        return [*loads, *self.setup]
 
     def options(self) -> _Options:
         """Options of sbatch by their long names, those of this class and the further ones."""

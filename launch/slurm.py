@@ -9,6 +9,7 @@ other seeds extend the sweep. --dry_run prints the scripts that sbatch would get
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ def run(arguments: Sequence[str]) -> int:
         scheduler.require()
     found = experiment.find(given.module, flags, python=given.python)
     workdir = command.workdir_of(given, found)
+    submit.check_name("--workdir", str(workdir))
     if given.dry_run:
         experiment.check(found, str(given.seeds[0]))
         sweep = sweeps.Sweep(workdir, found)
@@ -58,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
             print(f"  seeds {sweeps.write_seeds(view.block.seeds)}: {view.said}")
     if open_blocks:
         submit.submit(sweep, open_blocks, asked, collector=not given.nocollect)
-    print(f"python -m launch.status {sweep.workdir}")
+    print(f"python -m launch.status {shlex.quote(str(sweep.workdir))}")
     return 0
 
 

@@ -5,6 +5,7 @@ failed, else 1.
 """
 
 import json
+import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -203,7 +204,7 @@ def _report(sweep: sweeps.Sweep, found: Sequence[BlockView], counts: dict[str, A
                 f"see DONE and FAILED in {sweep.workdir / 'seeds'}"
             )
     if any(view.submits for view in found):
-        again = f"python -m launch.retry {sweep.workdir} submits"
+        again = f"python -m launch.retry {shlex.quote(str(sweep.workdir))} submits"
         print(f"{again if sweep.submissions() else 'the same command again runs'} what is missing")
 
 

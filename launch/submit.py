@@ -2,13 +2,51 @@
 
 import shlex
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 from launch import scheduler, sweeps
 from launch.resources import Resources, minutes
 from launch.task import BlockTask, CollectTask
+
+# What sbatch makes of them in the name of a log; submitit replaces %j, %t, %A and %a in the folder.
+_EXPANDED = {
+    "%": "sbatch and submitit replace % and what follows it by numbers of the job",
+    "\\": "sbatch takes it as an escape, and then names the log literally",
+}
+# Blanked by sbatch wherever they stand in a line of its own, also within quotes.
+_BLANKED = ("packjob", "hetjob")
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuse a name that the scheduler would read as another one.
+
+    Spaces, quotes, ``$`` and all letters are quoted where they are written, and stay as they are.
+
+    Args:
+      what: the flag that says it, such as ``--workdir``.
+      name: such as the sweep's folder.
+
+    Raises:
+      ValueError: it holds ``%``, a backslash, a line's end or another control character, or a word
+        that sbatch blanks; the message says which and why.
+    """
+    for letter in name:
+        if letter in _EXPANDED:
+            _refuse_name(what, name, f"{letter!r}: {_EXPANDED[letter]}")
+        if unicodedata.category(letter) in ("Cc", "Zl", "Zp"):
+            _refuse_name(what, name, f"{letter!r}: a line for sbatch ends there, or is cut short")
+    if (word := next((w for w in _BLANKED if w in name.lower()), None)) is not None:
+        _refuse_name(what, name, f"{word!r}: sbatch takes it out of its lines")
+
+
+def _refuse_name(what: str, name: str, why: str) -> NoReturn:
+    raise ValueError(
+        f"{what}={name!r} has {why}. Its logs would go elsewhere, or nowhere. "
+        "Name another one without it."
+    )
 
 
 def submit(
@@ -23,8 +61,10 @@ def submit(
 
     Raises:
       ImportError: submitit is not installed.
-      ValueError: the scheduler refused, in its own words.
+      ValueError: the scheduler refused, in its own words, or would read the folder's name as
+        another one.
     """
+    check_name("--workdir", str(sweep.workdir))
     jobs = []
     for part in _arrays(blocks):
         seconds, warning = 60.0 * minutes(resources.time), resources.signal_seconds
@@ -80,7 +120,7 @@ def _executor(
             return 2  # scripts are shown where there is no srun, too
 
     executor = SlurmExecutor(sweep.folder / "slurm", max_num_timeout=resources.requeues)
-    executor.python = sweep.experiment.python
+    executor.python = shlex.quote(sweep.experiment.python)  # submitit takes a line of the shell
     srun = ["--kill-on-bad-exit=1"]
     if resources.cpus_per_task:
         # Since Slurm 22.05 a step does not inherit it.

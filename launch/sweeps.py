@@ -14,6 +14,7 @@ launch/slurm/               files of submitit and logs of the jobs
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import time
 import uuid
@@ -128,7 +129,8 @@ class Sweep:
                 raise ValueError(
                     f"seeds {both} are in a block of {self.workdir} already, that of seeds "
                     f"{write_seeds(other.seeds)}: name seeds outside of it, give the same --block, "
-                    f"or finish what is there by python -m launch.retry {self.workdir}"
+                    "or finish what is there by python -m launch.retry "
+                    f"{shlex.quote(str(self.workdir))}"
                 )
 
 

@@ -12,6 +12,7 @@ from densejax.io import parse_seeds
 
 if TYPE_CHECKING:  # training brings jax, which --help does not need
     from densejax.training.folders import Member, Outcome
+    from densejax.training.logs import Reporter
     from densejax.training.sweep import Sweep
     from densejax.training.task import Task
     from densejax.typing import Batch
@@ -29,6 +30,7 @@ def option(
     fast: Any = ...,
     positional: bool = False,
     joined: bool = False,
+    varying: bool = False,
 ) -> Any:
     """A field of a configuration dataclass.
 
@@ -42,12 +44,13 @@ def option(
         by default it stays.
       positional: a tuple of what stands on the command line without a flag, and no flag itself.
       joined: a text that the flag may give in parts, repeated, which are joined by commas.
+      varying: it changes no number of any run, so that every run may go on with another value.
 
     Returns:
       What ``dataclasses.field`` returns.
     """
     said = {"help": help, "unit": unit, "parse": parse, "essential": essential}
-    said |= {"fast": fast, "positional": positional, "joined": joined}
+    said |= {"fast": fast, "positional": positional, "joined": joined, "varying": varying}
     return dataclasses.field(default=default, metadata=said)
 
 
@@ -145,6 +148,13 @@ class SweepOptions:
         "train the instances of a device in turn, side by side, or the faster of the two ways",
     )
     base_seed: int = option(0, "number from which the keys of all seeds are derived")
+    log_to: Literal["", "wandb", "mlflow"] = option(
+        "",
+        "tell each instance's curves to Weights & Biases or MLflow, too; servers, projects and "
+        "offline modes as their environment variables say",
+        varying=True,
+        fast="",
+    )
 
     def sweep(
         self, task: "Task", data: "Batch", members: Sequence["Member"], **options: Any
@@ -153,7 +163,21 @@ class SweepOptions:
         from densejax.training.sweep import Sweep
 
         same = {field.name: getattr(self, field.name) for field in dataclasses.fields(SweepOptions)}
+        del same["log_to"]
         return Sweep(task, data, members, **same, **options)
+
+    def reporter(self, workdir: Path, *, score: str, events: Path | None = None) -> "Reporter":
+        """Return what tells of the sweep in ``workdir``, to the trackers that are asked for, too.
+
+        Raises:
+          ModuleNotFoundError: the library of ``log_to`` is not installed.
+          ValueError: nobody is logged in to it.
+        """
+        from densejax.training.logs import Reporter
+        from densejax.training.trackers import tracker_of
+
+        trackers = tracker_of(self.log_to, workdir, dataclasses.asdict(self))
+        return Reporter(score=score, events=events, trackers=trackers)
 
     def run_sweep(
         self,
@@ -176,9 +200,7 @@ class SweepOptions:
         Returns:
           All outcomes, in the order of the members.
         """
-        from densejax.training.logs import Reporter
-
-        reporter = Reporter(score=task.score, events=events)
+        reporter = self.reporter(options["workdir"], score=task.score, events=events)
         try:
             return self.sweep(task, data, members, reporter=reporter, **options).run()
         finally:

@@ -92,7 +92,8 @@ def check_same_config(config: Any, folder: Path, *, ignore: Sequence[str] = ("se
     except (AttributeError, TypeError) as error:
         raise ValueError(f"{path}: expected a configuration in JSON, found {error}") from error
     now, defaults = dataclasses.asdict(config), _defaults(config)
-    check_same(path, before, now, what="configuration", ignore=ignore, defaults=defaults)
+    ignored = (*ignore, *_varying(config))
+    check_same(path, before, now, what="configuration", ignore=ignored, defaults=defaults)
 
 
 def start_folder(config: Any, folder: Path, *, ignore: Sequence[str] = ("seeds",)) -> None:
@@ -118,6 +119,11 @@ def start_folder(config: Any, folder: Path, *, ignore: Sequence[str] = ("seeds",
     varying = {name: getattr(config, name) for name in ignore if hasattr(config, name)}
     with (folder / "provenance.jsonl").open("a") as file:
         file.write(json.dumps(provenance() | {"varying": varying}, default=_as_dict) + "\n")
+
+
+def _varying(config: Any) -> list[str]:
+    """Names of the fields that change no number of any run."""
+    return [field.name for field in dataclasses.fields(config) if field.metadata.get("varying")]
 
 
 def _defaults(config: Any) -> dict[str, Any]:

@@ -14,8 +14,11 @@ order and in any direction (``grad``, ``jvp`` of ``grad``, ``grad`` of ``grad``)
 and ``vmap`` over kernels visits one instance after another and never groups channels.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
@@ -28,6 +31,7 @@ from densejax.typing import Array
 
 Implementation = Literal["auto", "folded", "native"]
 Pads = tuple[tuple[int, int], ...]
+_LEAVING = contextvars.ContextVar("convolutions of a program that leaves this one", default=False)
 
 # The weight gradient as a convolution wins where planes are smaller than this and output channels
 # are at least so many, or where there is hardly an input channel; elsewhere matrix products win, up
@@ -72,11 +76,27 @@ def convolution(
     if w.shape[:3] == (1, 1, 1):
         return jnp.einsum("bzyxi,io->bzyxo", x, w[0, 0, 0])
     pads = _pads(w.shape[:3], padding)
+    if implementation == "auto" and _LEAVING.get():
+        return _forward(x, w, pads=pads)
     if implementation == "auto":
         implementation = "folded" if jax.default_backend() == "cpu" else "native"
     if implementation == "native":
         return _native(x, w, pads)
     return _conv_p.bind(x, w, pads=pads)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """Trace convolutions of ``auto`` as XLA's own operations alone, for a program that leaves this.
+
+    Converters to other formats do not know the primitives of this module. On a CPU the values are
+    the same to the bit, and derivatives are XLA's own.
+    """
+    token = _LEAVING.set(True)
+    try:
+        yield
+    finally:
+        _LEAVING.reset(token)
 
 
 def _check(x_shape: tuple, w_shape: tuple, padding: str, implementation: str) -> None:

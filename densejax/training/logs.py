@@ -1,21 +1,49 @@
-"""What a sweep tells while it runs: a bar or plain lines, and TensorBoard events."""
+"""What a sweep tells while it runs: a bar or plain lines, and each member's curves to trackers."""
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
+
+from densejax.training.folders import Member, Outcome
+
+
+class Tracker(Protocol):
+    """Where the members' curves go besides their files: TensorBoard, or a service (``trackers``).
+
+    A member is a run of its own. It begins with its first row; one that was resumed goes on with
+    the rows after its checkpoint, some of which may have been told before.
+    """
+
+    def row(self, member: Member, step: int, values: Mapping[str, float]) -> None:
+        """Take a member's scalars at a step."""
+
+    def end(self, outcome: Outcome) -> None:
+        """End the run of a member that is done or failed."""
+
+    def close(self) -> None:
+        """Let go of what is open; members that have not ended go on in another process."""
 
 
 class Reporter:
     """Progress for people: a bar with rate and ETA on a terminal, plain lines in a log file."""
 
-    def __init__(self, *, score: str = "score", events: Path | None = None) -> None:
-        """Report on ``score``; TensorBoard events go below ``events`` where it is given."""
-        self._score, self._events = score, events
-        self._writers: dict[str, Any] = {}
+    def __init__(
+        self,
+        *,
+        score: str = "score",
+        events: Path | None = None,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
+        """Report on ``score``; TensorBoard events go below ``events`` where it is given.
+
+        A tracker that raises is warned of and left out from then on; the members train on.
+        """
+        self._score = score
+        self._trackers: list[Tracker] = [*([_TensorBoard(events)] if events else []), *trackers]
         self._bar: tqdm | None = None
         self._total = self._made = 0
         self._seconds = 0.0
@@ -87,27 +115,14 @@ class Reporter:
         )
 
     def row(self, occupant: Any, row: Mapping[str, Any], *, evaluated: bool) -> None:
-        """Scalars of a row as TensorBoard events."""
+        """Scalars of a row for the trackers."""
         del evaluated
-        if self._events is None:
-            return
-        name = occupant.member.name
-        if name not in self._writers:
-            # It imports torch where there is one, which takes seconds.
-            from tensorboardX import SummaryWriter
-
-            self._writers[name] = SummaryWriter(
-                str(self._events / name), purge_step=row["step"], flush_secs=30
-            )
-        for key, value in row.items():
-            if key != "step" and isinstance(value, float):
-                self._writers[name].add_scalar(key, value, row["step"])
+        values = {key: v for key, v in row.items() if key != "step" and isinstance(v, float)}
+        self._tell(lambda tracker: tracker.row(occupant.member, row["step"], values))
 
     def end(self, outcome: Any) -> None:
         """A member has ended."""
-        writer = self._writers.pop(outcome.member.name, None)
-        if writer is not None:
-            writer.close()
+        self._tell(lambda tracker: tracker.end(outcome))
         self._total -= max(self._steps - outcome.step, 0)
         best = f"best {self._score} {outcome.best_score:.4f} at step {outcome.best_step}"
         self.say(
@@ -117,12 +132,46 @@ class Reporter:
 
     def close(self) -> None:
         """The sweep is over."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
+        self._tell(lambda tracker: tracker.close())
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def _tell(self, what: Callable[[Tracker], None]) -> None:
+        for tracker in tuple(self._trackers):
+            try:
+                what(tracker)
+            except Exception as error:  # whatever a service's library raises
+                self._trackers.remove(tracker)
+                name = type(tracker).__name__.strip("_")
+                self.warn(f"{name} is told no more of this run: {type(error).__name__}: {error}")
+
+
+class _TensorBoard:
+    def __init__(self, events: Path) -> None:
+        self._events = events
+        self._writers: dict[str, Any] = {}
+
+    def row(self, member: Member, step: int, values: Mapping[str, float]) -> None:
+        if member.name not in self._writers:
+            # It imports torch where there is one, which takes seconds.
+            from tensorboardX import SummaryWriter
+
+            self._writers[member.name] = SummaryWriter(
+                str(self._events / member.name), purge_step=step, flush_secs=30
+            )
+        for key, value in values.items():
+            self._writers[member.name].add_scalar(key, value, step)
+
+    def end(self, outcome: Outcome) -> None:
+        writer = self._writers.pop(outcome.member.name, None)
+        if writer is not None:
+            writer.close()
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
 
 
 def _clock(seconds: float) -> str:
