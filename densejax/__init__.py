@@ -1,8 +1,8 @@
 """densejax: experiments on populations of networks in JAX.
 
 ``import densejax as dj`` is enough in a notebook: ``dj.data``, ``dj.models``, ``dj.segmentation``,
-``dj.landscape``, ``dj.active`` and ``dj.plots`` list what one needs, ``dj.load`` opens a finished
-run. Each is imported on use; nothing here starts a device.
+``dj.inference``, ``dj.landscape``, ``dj.active`` and ``dj.plots`` list what one needs, ``dj.load``
+opens a finished run. Each is imported on use; nothing here starts a device.
 """
 
 import lazy_loader

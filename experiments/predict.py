@@ -21,15 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from densejax.cli import check_same_config, main, start_folder
-from densejax.segmentation.prediction.job import (
-    Architecture,
-    PredictOptions,
-    architecture_of,
-    prepare,
-)
-from densejax.segmentation.prediction.trained_run import TrainedRun, open_run, read_config
-from densejax.segmentation.prediction.whole_volume import Result, predict
+from densejax.inference.whole_volume import StreamResult, stream_volume
+from densejax.segmentation.loading import Architecture, architecture_of
+from densejax.segmentation.prediction import PredictOptions, prepare
 from densejax.segmentation.recipes import RecipeOptions
+from densejax.segmentation.runs import TrainedRun, open_run, read_config
 
 # Settings that change no byte: a prediction may go on with others.
 VARYING = ("devices", "skip_unreadable")
@@ -54,7 +50,7 @@ def as_the_run(config: Config) -> Config:
     )
 
 
-def run(config: Config, workdir: Path) -> Result:
+def run(config: Config, workdir: Path) -> StreamResult:
     """Predict; returns the summary's numbers."""
     for name in ("run", "volume"):
         if not getattr(config, name):
@@ -64,7 +60,7 @@ def run(config: Config, workdir: Path) -> Result:
     trained = open_run(config.run)
     job = prepare(config, workdir, trained, build(config, trained))
     start_folder(config, workdir, ignore=VARYING)
-    return predict(job)
+    return stream_volume(job)
 
 
 if __name__ == "__main__":

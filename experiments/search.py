@@ -22,6 +22,7 @@ too (``--ranges.cubes=0,0`` is without). Expected result and runtime:
 """
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
@@ -29,18 +30,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
 from densejax.cli import main, option, seeds_option, start_folder
 from densejax.data.augment import Augmentation, draw_window
+from densejax.data.datasets import LabelledVolume
+from densejax.inference.members import member_probabilities
+from densejax.inference.sliding_window import combine, predict_volume, window_bar
+from densejax.inference.tiles import Windowing
 from densejax.models import cost
 from densejax.models.layers import draw_parameters
 from densejax.segmentation import sources
 from densejax.segmentation.prepare import sweep_data
 from densejax.segmentation.report import print_volumes
 from densejax.segmentation.search.architectures import Architecture, Ranges, draw_architecture
-from densejax.segmentation.search.report import Entry, Summary, summarise_search
+from densejax.segmentation.search.report import Entry, Summary, best_of, summarise_search
 from densejax.segmentation.task import WindowTask
-from densejax.training.folders import Member, MemberFolder, Outcome
+from densejax.training.folders import Member, MemberFolder, Outcome, best_parameters
 from densejax.training.logs import Reporter
 from densejax.training.sweep import Schedule, Sweep
 
@@ -133,13 +139,33 @@ def run(config: Config, workdir: Path) -> Summary:
             spent += gflop[seed]
         outcome = _train(config, seed, architecture, parts, weights, workdir)
         entries.append(Entry(seed, architecture, parameters, gflop[seed], outcome))
-    return summarise_search(
-        entries,
-        parts,
-        lambda architecture: build(config, architecture, classes)[1],
-        folder=workdir / "summary",
-        most=config.most,
-    )
+    ranked = best_of(entries, config.most)
+    volumes = (parts.evaluation, parts.test) if ranked else ()
+    predictions = [combine(_probabilities(config, ranked, volume)) for volume in volumes]
+    return summarise_search(entries, parts, ranked, predictions, folder=workdir / "summary")
+
+
+def _probabilities(
+    config: Config, ranked: Sequence[Entry], volume: LabelledVolume
+) -> Iterator[np.ndarray]:
+    """Each member's probabilities of a volume, [z, y, x, c] float32.
+
+    Networks of different architecture share no window, so each labels the volume for itself and
+    the ensemble is the mean of their probabilities, voxel by voxel.
+    """
+    for entry in ranked:
+        _, task = build(config, entry.architecture, len(volume.class_names))
+        window = entry.architecture.window
+        best = best_parameters([entry.outcome.folder], task.init_params)
+        found = predict_volume(
+            member_probabilities(task.network, best),
+            volume.images,
+            Windowing(window, window).at(volume.voxel_nm),
+            keep_probabilities=True,
+            progress=window_bar(f"{volume.name} by {entry.seed:04d}"),
+        )
+        assert found.probabilities is not None
+        yield found.probabilities
 
 
 def _train(

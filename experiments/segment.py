@@ -25,6 +25,7 @@ setting: ``--recipe=published --data=platelets --width=32 --logit_relu --window=
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,9 @@ from densejax.cli import SweepOptions, main, option, parse_grid, start_folder
 from densejax.data.augment import Augmentation, draw_window
 from densejax.data.extra_windows import draw_mixed_window
 from densejax.data.sampling import Sampling
+from densejax.inference.members import member_probabilities
+from densejax.inference.sliding_window import Prediction, predict_volume, window_bar
+from densejax.inference.tiles import Windowing
 from densejax.models import hybrid
 from densejax.models.layers import draw_parameters
 from densejax.population import instance_key
@@ -44,8 +48,9 @@ from densejax.segmentation import baseline, recipes, report, sources
 from densejax.segmentation.finetune import continued
 from densejax.segmentation.networks import network_of
 from densejax.segmentation.prepare import sweep_data
+from densejax.segmentation.runs import save_learned_from
 from densejax.segmentation.task import PUBLISHED_L2, Descent, WindowTask
-from densejax.training.folders import members_of
+from densejax.training.folders import Outcome, best_parameters, members_of, ranked
 from densejax.training.logs import Reporter
 from densejax.training.sweep import Schedule
 
@@ -217,19 +222,41 @@ def run(config: Config, workdir: Path) -> report.Summary:
     )
     outcomes = sweep.run()
     reporter.close()
+    save_learned_from(workdir, parts)
+    windowing = Windowing(
+        tile,
+        model.output_window(tile),
+        overlap=config.overlap or None,
+        blend=config.blend or "centre",
+        views=config.views or "one",
+    )
     return report.summarise_sweep(
         outcomes,
         parts,
-        task,
+        predict(task, ranked(outcomes), parts, windowing),
         workdir=workdir,
-        window=tile,
-        output=model.output_window(tile),
-        overlap=config.overlap,
-        views=config.views or "one",
-        blend=config.blend or "centre",
         forest=forest,
         choice=config.ensemble or "best",
     )
+
+
+def predict(
+    task: WindowTask, members: Sequence[Outcome], parts: sources.Parts, windowing: Windowing
+) -> list[Prediction]:
+    """Label the evaluation and the test volume by all members; nothing where there is none."""
+    if not members:
+        return []
+    best = best_parameters([member.folder for member in members], task.init_params)
+    probabilities = member_probabilities(task.network, best, views=windowing.views)
+    return [
+        predict_volume(
+            probabilities,
+            volume.images,
+            windowing.at(volume.voxel_nm),
+            progress=window_bar(volume.name),
+        )
+        for volume in (parts.evaluation, parts.test)
+    ]
 
 
 def _schedule(config: Config) -> Schedule:

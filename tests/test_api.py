@@ -9,7 +9,7 @@ import pytest
 
 import densejax as dj
 
-NAMESPACES = ("active", "data", "landscape", "models", "plots", "segmentation")
+NAMESPACES = ("active", "data", "inference", "landscape", "models", "plots", "segmentation")
 
 
 def test_importing_loads_no_library_and_no_array():

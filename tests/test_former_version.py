@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import densejax as dj
-from densejax.segmentation.prediction.trained_run import read_config
+from densejax.segmentation.runs import read_config
 from experiments import segment
 
 FIXTURES = Path(__file__).parent / "fixtures"

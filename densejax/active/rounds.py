@@ -33,8 +33,7 @@ from densejax.active.records import (
     round_folder,
     write_record,
 )
-from densejax.classification.predict import Predictor, head_of
-from densejax.classification.task import ImageTask, image_data
+from densejax.classification.task import ImageTask, Predictor, head_of, image_data
 from densejax.population import Strategy as Side
 from densejax.training.checkpoint import restore_tree
 from densejax.training.folders import Member, Outcome

@@ -22,6 +22,8 @@ import numpy as np
 
 from densejax.typing import Array, Key
 
+Sizes = tuple[int, int, int]
+
 
 def _check_fit(volume_shape: Sequence[int], window: Sequence[int]) -> None:
     if len(volume_shape) != len(window):
@@ -267,6 +269,25 @@ def cut_window(
         block = _mirror_pad(block, axis, before, after, as_released)
     offset = start - inside + jnp.asarray([before for before, _ in edges], jnp.int32)
     return jax.lax.dynamic_slice(block, (*offset, *zeros), (*size, *rest))
+
+
+def input_tile(volume: np.ndarray, corner: Array, output: Sizes, window: Sizes) -> np.ndarray:
+    """The input of a window whose output starts at ``corner``; mirrored beyond the volume.
+
+    Args:
+      volume: [z, y, x].
+      corner: int [3], first voxel of the output.
+      output: (z, y, x) of the output window, centred in the input window.
+      window: (z, y, x) of the input window.
+
+    Returns:
+      [z, y, x] float32.
+    """
+    indexes = []
+    for start, out, size, length in zip(corner, output, window, volume.shape, strict=True):
+        index = np.arange(size) + int(start) - (size - out) // 2
+        indexes.append(np.asarray(reflect_index(index, length)))
+    return np.asarray(volume[np.ix_(*indexes)], np.float32)
 
 
 def evaluation_corners(

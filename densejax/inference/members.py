@@ -1,10 +1,11 @@
-"""All members of an ensemble on tiles that stay on the device, reduced there to what is kept.
+"""All members of an ensemble on one window: their probabilities, or what is kept of them.
 
-A tile's members are evaluated one after another in one compiled program; what leaves the device is
-a byte a voxel and map, not the probabilities of every member. Tiles are spread over devices by
-``Population``, or go to one device that has all cores, or several at a time side by side: a probe
-on the real window tells which is fastest. One tile at a time, a tile's bits depend on nothing else;
-side by side they may differ in rounding, so that a prediction keeps to what it began with.
+``member_probabilities`` gives those of every member. ``TileEnsemble`` is for streams: a tile's
+members are evaluated one after another in one compiled program, and what leaves the device is a
+byte a voxel and map. Tiles are spread over devices by ``Population``, or go to one device that has
+all cores, or several at a time side by side: a probe on the real window tells which is fastest. One
+tile at a time, a tile's bits depend on nothing else; side by side they may differ in rounding, so
+that a prediction keeps to what it began with.
 """
 
 import itertools
@@ -17,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densejax.inference.tiles import Blend, Sizes
-from densejax.inference.views import Views, average_views
+from densejax.inference.tiles import Views, Windowing
 from densejax.population import Population, memory_limit
-from densejax.typing import Params, Tree
+from densejax.typing import Array, Params, Tree
 
 Network = Callable[..., Any]
 Precision = Literal["float32", "bfloat16"]
@@ -32,6 +32,12 @@ SIDE_BY_SIDE = (2, 4, 8)
 LEAST_AGREEMENT, LARGEST_DIFFERENCE = 0.995, 0.005
 
 _ON_DEVICE = (np.uint8, np.int8, np.uint16, np.int16, np.float32)
+_CODES: dict[str, tuple[tuple[bool, ...], ...]] = {
+    # (reflect z, reflect y, reflect x, swap y and x)
+    "one": ((False, False, False, False),),
+    "flips": tuple((*code, False) for code in itertools.product((False, True), repeat=3)),
+    "turns": tuple((False, *code) for code in itertools.product((False, True), repeat=3)),
+}
 
 
 @dataclass(frozen=True)
@@ -52,35 +58,51 @@ class Plan:
         return self.devices * self.side_by_side
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is computed of a tile.
+def view_count(views: Views) -> int:
+    """How many views are averaged: 1, the 8 reflections, or the 8 turns and reflections of planes.
 
-    Attributes:
-      blend: ``centre`` keeps maps of bytes; ``gaussian`` the mean probabilities, to be blended.
-      probabilities: keep the mean probabilities as bytes, too.
-      views: of a tile that each member's probabilities are averaged over.
+    Raises:
+      ValueError: the name is unknown.
     """
+    if views not in _CODES:
+        raise ValueError(f"views {views!r}; expected one of {', '.join(_CODES)}")
+    return len(_CODES[views])
 
-    blend: Blend = "centre"
-    probabilities: bool = False
-    views: Views = "one"
+
+def member_probabilities(
+    network: Network, members: Params, *, views: Views = "one"
+) -> Callable[[np.ndarray], np.ndarray]:
+    """All members' probabilities of a window in one compiled program.
+
+    Args:
+      network: ``(params, [b, z, y, x, 1]) -> (logits, out)``.
+      members: stacked parameters, [k, ...].
+      views: of the window that each member's probabilities are averaged over.
+
+    Returns:
+      A function of a window [z, y, x] that returns [k, z', y', x', c] float32.
+    """
+    population = Population(_size(members))
+    program = population.map(
+        lambda params, tile: _share(network, params, tile, views), shared=(1,), name="prediction"
+    )
+    placed = population.place(members)
+    return lambda tile: population.fetch(program(placed, population.replicate(tile)))
 
 
-class Ensemble:
+class TileEnsemble:
     """Members of one network, compiled for one window."""
 
     def __init__(
         self,
         network: Network,
         members: Params,
+        windowing: Windowing,
         *,
-        size: int,
-        window: Sizes,
         dtype: Any,
         grey: tuple[float, float],
-        wanted: Wanted,
         plan: Plan,
+        probabilities: bool = False,
         devices: Sequence[jax.Device] | None = None,
         precision: Precision = "float32",
     ) -> None:
@@ -89,29 +111,30 @@ class Ensemble:
         Args:
           network: ``(params, [b, z, y, x, 1]) -> (logits [b, z', y', x', c], out)``.
           members: stacked parameters, [k, ...].
-          size: k.
-          window: (z, y, x) of a tile.
+          windowing: its ``window`` is a tile's shape; its ``blend`` says what is computed of it:
+            ``centre`` maps of bytes, ``gaussian`` the mean probabilities, to be blended.
           dtype: of the volume.
           grey: mean and deviation of the grey levels, by which a tile is standardised.
-          wanted: what to compute.
           plan: how tiles are spread.
+          probabilities: keep the mean probabilities as bytes, too.
           devices: to choose from, all local ones by default.
           precision: ``float32`` keeps full float32 products also on an accelerator.
 
         Raises:
           MemoryError: the program does not fit on a device; the message has both sizes.
         """
+        size, window = _size(members), windowing.window
         self.window, self.plan = window, plan
-        self.dtype = tile_dtype(dtype)
+        self.dtype = _tile_dtype(dtype)
         chosen = tuple(devices or jax.local_devices())[: plan.devices]
         strategy: Any = "vmap" if plan.side_by_side > 1 else "map"
         self._population = Population(plan.tiles, devices=chosen, strategy=strategy)
 
         def one(tile: jax.Array, members: Params, grey: jax.Array) -> Tree:
             if precision == "bfloat16":
-                return _reduce(network, members, (tile, grey), size, wanted)
+                return _reduce(network, members, (tile, grey), windowing, probabilities)
             with jax.default_matmul_precision("float32"):
-                return _reduce(network, members, (tile, grey), size, wanted)
+                return _reduce(network, members, (tile, grey), windowing, probabilities)
 
         self._program = self._population.map(one, shared=(1, 2), name="tile")
         self._shared = (
@@ -151,7 +174,7 @@ class Ensemble:
         return [{name: array[place] for name, array in maps.items()} for place in range(count)]
 
 
-def tile_dtype(dtype: Any) -> np.dtype:
+def _tile_dtype(dtype: Any) -> np.dtype:
     """The dtype in which a volume's voxels go to the device: their own where it is a small one."""
     kind = np.dtype(dtype)
     if kind == np.dtype(bool):
@@ -160,12 +183,12 @@ def tile_dtype(dtype: Any) -> np.dtype:
 
 
 def choose_plan(
-    make: Callable[[Plan], Ensemble],
+    make: Callable[[Plan], TileEnsemble],
     tile: np.ndarray,
     *,
     devices: Sequence[jax.Device],
     side_by_side: int | None = None,
-) -> tuple[Ensemble, dict[str, float]]:
+) -> tuple[TileEnsemble, dict[str, float]]:
     """Time the ways of spreading tiles and keep the fastest that fits.
 
     Args:
@@ -189,7 +212,7 @@ def choose_plan(
     if len(plans) == 1 and side_by_side is not None:
         return make(plans[0]), {}
     speeds: dict[str, float] = {}
-    best: tuple[float, Ensemble] | None = None
+    best: tuple[float, TileEnsemble] | None = None
     refused: MemoryError | None = None
     for plan in plans:
         try:
@@ -207,7 +230,7 @@ def choose_plan(
     return best[1], speeds
 
 
-def parity(reference: Ensemble, other: Ensemble, tile: np.ndarray) -> tuple[float, float]:
+def parity(reference: TileEnsemble, other: TileEnsemble, tile: np.ndarray) -> tuple[float, float]:
     """How two ensembles agree on a tile; both with ``gaussian``, which keeps probabilities.
 
     Returns:
@@ -231,7 +254,7 @@ def maps_of(mean: np.ndarray, disagreement: np.ndarray, *, probabilities: bool) 
       probabilities: keep them.
 
     Returns:
-      As ``Ensemble.finish`` with ``centre``.
+      As ``TileEnsemble.finish`` with ``centre``.
     """
     maps = {
         "labels": np.empty(mean.shape[1:], np.uint8),
@@ -248,40 +271,48 @@ def maps_of(mean: np.ndarray, disagreement: np.ndarray, *, probabilities: bool) 
 
 
 def _reduce(
-    network: Network, members: Params, seen: tuple[jax.Array, jax.Array], size: int, wanted: Wanted
+    network: Network,
+    members: Params,
+    seen: tuple[jax.Array, jax.Array],
+    windowing: Windowing,
+    probabilities: bool,
 ) -> dict[str, jax.Array]:
     tile, grey = seen
     image = (tile.astype(jnp.float32) - grey[0]) / grey[1]
-    shape = jax.eval_shape(lambda: _share(network, _first(members), image, wanted.views)).shape
+    shape = jax.eval_shape(lambda: _share(network, first_of(members), image, windowing.views)).shape
 
     def member(total: jax.Array, params: Params) -> tuple[jax.Array, jax.Array]:
-        share = _share(network, params, image, wanted.views)
+        share = _share(network, params, image, windowing.views)
         return total + share, jnp.argmax(share, axis=-1).astype(jnp.uint8)
 
     total, own = jax.lax.scan(member, jnp.zeros(shape, jnp.float32), members)
-    mean = total / size
+    mean = total / _size(members)
     labels = jnp.argmax(mean, axis=-1).astype(jnp.uint8)
     disagreement = jnp.mean((own != labels).astype(jnp.float32), axis=0)
-    if wanted.blend == "gaussian":
+    if windowing.blend == "gaussian":
         return {"mean": jnp.moveaxis(mean, -1, 0), "disagreement": disagreement}
     maps = {
         "labels": labels,
         "entropy": _byte(_entropy(mean, -1, jnp), jnp),
         "disagreement": _byte(disagreement, jnp),
     }
-    if wanted.probabilities:
+    if probabilities:
         maps["probabilities"] = jnp.moveaxis(_byte(mean, jnp), -1, 0)
     return maps
 
 
-def _share(network: Network, params: Params, image: jax.Array, views: Views) -> jax.Array:
+def _size(members: Params) -> int:
+    return len(jax.tree.leaves(members)[0])
+
+
+def _share(network: Network, params: Params, image: Array, views: Views) -> jax.Array:
     """A member's probabilities, [z, y, x, c] float32."""
 
     def seen(image: jax.Array) -> jax.Array:
         logits = network(params, image[None, ..., None])[0][0]
         return jax.nn.softmax(jnp.asarray(logits, jnp.float32), axis=-1)
 
-    return average_views(seen, image, views=views)
+    return _average_views(seen, image, views=views)
 
 
 def _entropy(mean: Any, axis: int, xp: Any) -> Any:
@@ -294,7 +325,8 @@ def _byte(share: Any, xp: Any) -> Any:
     return xp.rint(255 * xp.clip(share, 0, 1)).astype(xp.uint8)
 
 
-def _first(members: Params) -> Params:
+def first_of(members: Params) -> Params:
+    """The first of stacked members, alone."""
     return jax.tree.map(lambda leaf: leaf[0], members)
 
 
@@ -302,7 +334,7 @@ def _shape_of(leaf: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
-def _seconds(ensemble: Ensemble, tile: np.ndarray) -> float:
+def _seconds(ensemble: TileEnsemble, tile: np.ndarray) -> float:
     """Least time of a call, of two after one that warms up."""
     tiles, laps = [tile] * ensemble.plan.tiles, []
     for _ in range(3):
@@ -310,3 +342,35 @@ def _seconds(ensemble: Ensemble, tile: np.ndarray) -> float:
         ensemble.finish(ensemble.start(tiles))
         laps.append(time.perf_counter() - start)
     return min(laps[1:])
+
+
+def _average_views(
+    probabilities: Callable[[jax.Array], jax.Array], image: Array, *, views: Views
+) -> jax.Array:
+    """Average what a function of a window [z, y, x] says of all its views, as float32."""
+    count = view_count(views)
+    image = jnp.asarray(image)
+    if count == 1:
+        return probabilities(image)
+    if views == "turns" and image.shape[1] != image.shape[2]:
+        raise ValueError(
+            f"quarter turns of a window {image.shape}; expected as many voxels along y as along x"
+        )
+
+    def seen(total: jax.Array, code: jax.Array) -> tuple[jax.Array, None]:
+        turned = _swap(image, code[3]) if views == "turns" else image
+        answer = _reflect(probabilities(_reflect(turned, code)), code)
+        return total + (_swap(answer, code[3]) if views == "turns" else answer), None
+
+    start = jnp.zeros(jax.eval_shape(probabilities, image).shape, jnp.float32)
+    return jax.lax.scan(seen, start, jnp.array(_CODES[views]))[0] / count
+
+
+def _reflect(block: jax.Array, code: jax.Array) -> jax.Array:
+    for axis in range(3):
+        block = jnp.where(code[axis], jnp.flip(block, axis), block)
+    return block
+
+
+def _swap(block: jax.Array, chosen: jax.Array) -> jax.Array:
+    return jnp.where(chosen, jnp.swapaxes(block, 1, 2), block)

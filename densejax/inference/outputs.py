@@ -1,6 +1,8 @@
-"""The images that a prediction leaves: made, and written block by block."""
+"""A prediction's folder: what it is of, its images, how far it is, and its end."""
 
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,13 @@ import numpy as np
 from densejax.data import ngff
 from densejax.data.blocks import box_text
 from densejax.data.ome_zarr import create_image, open_level
+from densejax.data.pyramid import build_pyramid
 from densejax.inference.members import NOT_PREDICTED
 from densejax.inference.tiles import Box, Sizes, slices
-from densejax.io import free_bytes
+from densejax.io import check_same, free_bytes, read_json, write_json, write_once
+from densejax.lease import Leases
 
+PREDICTION, SUMMARY, PICTURE = "prediction.json", "summary.json", "orthoslices.png"
 KINDS = {
     "labels": "class number; 255 is not predicted",
     "entropy": "entropy of the mean probabilities over log(c), times 255",
@@ -129,3 +134,148 @@ def _create(folder: Path, name: str, layout: Layout) -> None:
         colours=layout.colours if name == "labels" or channels else None,
         attributes=meaning,
     )
+
+
+def read_prediction(folder: str | Path) -> dict[str, Any]:
+    """What a prediction's folder is of.
+
+    Raises:
+      FileNotFoundError: there is no prediction in it.
+    """
+    path = Path(folder) / PREDICTION
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; expected the folder of a prediction (experiments.predict)"
+        )
+    return read_json(path)
+
+
+def settle_prediction(
+    folder: Path, facts: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Settle what a folder is a prediction of: by this process, or by whoever came first.
+
+    Args:
+      folder: of the prediction.
+      facts: what this process is asked for; it must be what the folder holds.
+      measure: finds what the first process decides for all, such as the grey levels' mean.
+
+    Returns:
+      Facts and measurements, as the folder holds them.
+
+    Raises:
+      ValueError: the folder is a prediction of something else; what differs is named.
+    """
+    path = folder / PREDICTION
+    if path.exists():
+        held = read_prediction(folder)
+    else:
+        held = write_once(path, {**facts, **measure()})
+    settled = {name: held[name] for name in facts if name in held}
+    check_same(path, settled, facts, what="prediction")
+    return held
+
+
+class Progress:
+    """Lines, or one line on a terminal, that say how far all processes are."""
+
+    def __init__(self, folder: Path, *, voxels: int, done: int, every_s: float = 10.0) -> None:
+        """Begin on a folder of so many voxels, some done before; lines of a log file are rare."""
+        self.folder, self.voxels, self.own, self.before = folder, voxels, 0, done
+        self._start = self._last = time.perf_counter()
+        self._every = 1.0 if sys.stdout.isatty() else every_s
+        self._disk, self._disk_again = 0, 0.0
+
+    def block(self, record: Mapping[str, Any]) -> None:
+        """A block of this process is done."""
+        self.own += record["voxels"]
+        now = time.perf_counter()
+        if now - self._last < self._every:
+            return
+        self._last = now
+        done = min(self.before + self.own, self.voxels)
+        rate = self.own / (now - self._start)
+        end = "\r" if sys.stdout.isatty() else "\n"
+        print(
+            f"voxels {done:,} of {self.voxels:,} ({100 * done / self.voxels:.1f} %)  "
+            f"{rate / 1e6:.2f} Mvox/s  ETA {duration((self.voxels - done) / rate)}  "
+            f"disk {size_text(self._used(now))}   ",
+            end=end,
+            flush=True,
+        )
+
+    def _used(self, now: float) -> int:
+        # Many small files take long to add up: seldom enough to cost a hundredth of the time.
+        if now >= self._disk_again:
+            self._disk = _folder_bytes(self.folder)
+            self._disk_again = now + 100 * (time.perf_counter() - now)
+        return self._disk
+
+
+def _folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder, as far as they stay while they are counted."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def duration(seconds: float) -> str:
+    """A time as ``41 s``, ``12m05s`` or ``3h20m``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def summarise(records: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> dict:
+    """Numbers of a whole prediction from those of its blocks.
+
+    Returns:
+      ``voxels``, ``not_predicted``, ``classes`` (voxels by name), the means ``entropy`` and
+      ``disagreement`` over predicted voxels, ``windows``, and ``unreadable`` (messages by block).
+    """
+    counts = zip(*(record["classes"] for record in records.values()), strict=True)
+    classes = [sum(count) for count in counts]
+    predicted = sum(classes)
+    voxels = sum(r["voxels"] for r in records.values())
+    return {
+        "voxels": voxels,
+        "not_predicted": voxels - predicted,
+        "classes": {n: count for n, count in zip(class_names, classes, strict=True)},
+        **{
+            kind: sum(r[kind] for r in records.values()) / max(predicted, 1)
+            for kind in ("entropy", "disagreement")
+        },
+        "windows": sum(r.get("windows", 0) for r in records.values()),
+        "unreadable": {n: r["unreadable"] for n, r in records.items() if "unreadable" in r},
+    }
+
+
+def complete(
+    folder: Path, layout: Layout, summary: Mapping[str, Any], draw: Callable[[Path], None]
+) -> tuple[Path, ...]:
+    """Add pyramids, numbers and a picture, by one process while the others wait; the files."""
+    images = [folder / f"{name}.zarr" for name in layout.names]
+    with Leases(folder / "blocks" / "end", ["end"]) as leases:
+        while not leases.done():
+            name = leases.take()
+            if name is None:
+                time.sleep(0.5)
+                continue
+            start = time.perf_counter()
+            for image in images:
+                build_pyramid(image)
+            print(f"pyramids     {duration(time.perf_counter() - start)}", flush=True)
+            write_json(folder / SUMMARY, dict(summary), indent=2)
+            draw(folder / PICTURE)
+            leases.finish(name, {})
+    return (*images, folder / SUMMARY, folder / PICTURE)
+
+
+def size_text(count: float) -> str:
+    """Bytes as ``1.20 GB`` or ``3.4 MB``."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

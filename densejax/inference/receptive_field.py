@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densejax.inference.tiles import Sizes
+from densejax.inference.tiles import Sizes, Windowing
 from densejax.typing import Params
 
 Overlap = Literal["auto", "receptive", "third"]
@@ -22,9 +22,8 @@ Blind = tuple[int | None, int | None, int | None]
 def blind_margin(
     network: Callable[..., Any],
     params: Params,
+    windowing: Windowing,
     *,
-    window: Sizes,
-    output: Sizes,
     factor: Sizes = (1, 1, 1),
 ) -> Blind:
     """Voxels at the faces of an output window that depend on voxels outside the input window.
@@ -35,14 +34,14 @@ def blind_margin(
     Args:
       network: ``(params, [1, z, y, x, 1]) -> (logits [1, z', y', x', c], out)``.
       params: of one member.
-      window: (z, y, x) of the input.
-      output: (z, y, x) of the output, centred in the input.
+      windowing: windows of the input and of the output.
       factor: (z, y, x) by which the network pools.
 
     Returns:
       (z, y, x) voxels, the larger of both faces; None along an axis where every voxel of the window
       depends on something outside.
     """
+    window, output = windowing.window, windowing.output
     wide = tuple(size + 2 * pool for size, pool in zip(window, factor, strict=True))
 
     @jax.jit

@@ -1,58 +1,160 @@
 """A prediction as a stream: blocks are read ahead, computed, and written behind.
 
+Blocks are the boxes of the output in which a prediction is computed, written and resumed. A block
+ends where chunks of the output end, so that no two blocks write one chunk. A window whose own
+voxels lie in two blocks is computed for both: chunks and blocks are chosen so that block edges fall
+on the edges of windows' own voxels where they can.
+
 Memory is that of a few blocks whatever the volume's size: the one whose input is being read, the
 one being computed, the one being written. A block is computed when the one before it is on disk and
 marked done, so that a kill loses the work of one block and what was begun of the next.
 """
 
 import collections
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from densejax.data.blocks import box_text
 from densejax.data.patchy import Patchy
-from densejax.inference.blocks import Blocks
-from densejax.inference.members import NOT_PREDICTED, maps_of
-from densejax.inference.tiles import Box, Grid, Index, clip, corner, sizes, slices
+from densejax.inference.members import NOT_PREDICTED, TileEnsemble, maps_of
+from densejax.inference.outputs import Layout, Outputs
+from densejax.inference.tiles import (
+    Axis,
+    Box,
+    Grid,
+    Index,
+    Sizes,
+    box_of,
+    clip,
+    corner,
+    sizes,
+    slices,
+    whole,
+)
 from densejax.lease import Leases
 
 Maps = dict[str, np.ndarray]
 
 # Windows that reach into blocks still to come are kept, up to so many bytes.
 KEPT_BYTES = 2**28
+# Interpreter, libraries, compiler.
+BASE_BYTES = 1.2e9
 # Calls that the device has waiting: one computes while the next is cut and sent.
 IN_FLIGHT = 2
 # How long to wait before looking again whether another process has left a block.
 POLL_S = 0.5
+# What a block is at most, for its memory, and about how long a slow network may work on one: that
+# is what a kill loses.
+BLOCK_VOXELS, BLOCK_SECONDS = 2**24, 60.0
+# Thin windows belong to volumes of thick sections, whose chunks are flat.
+FLAT_CHUNK, CUBIC_CHUNK = (16, 128, 128), (64, 64, 64)
 
 
-class Tiles(Protocol):
-    """What evaluates tiles: ``members.Ensemble``, or something that costs nothing."""
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of a prediction.
 
-    @property
-    def plan(self) -> Any:
-        """Has ``tiles``, the number of tiles of one call."""
+    Attributes:
+      part: the box of the volume that is predicted.
+      chunk: (z, y, x) voxels of a chunk of the output, whose first voxel is the part's.
+      edges: along each axis, where blocks end, from 0 to the part's size.
+    """
 
-    def start(self, tiles: Sequence[np.ndarray]) -> Any:
-        """Send tiles off."""
+    part: Box
+    chunk: Sizes
+    edges: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
-    def finish(self, started: Any) -> list[Maps]:
-        """Wait for them."""
+    def __len__(self) -> int:
+        return math.prod(len(edges) - 1 for edges in self.edges)
+
+    def inside(self, number: int) -> Box:
+        """A block, counted from the part's first voxel; x is fastest."""
+        places = np.unravel_index(number, [len(edges) - 1 for edges in self.edges])
+        return box_of((e[int(p)], e[int(p) + 1]) for e, p in zip(self.edges, places, strict=True))
+
+    def box(self, number: int) -> Box:
+        """A block in voxels of the volume."""
+        pairs = zip(self.inside(number), self.part, strict=True)
+        return box_of((low + first, high + first) for (low, high), (first, _) in pairs)
+
+    def largest(self) -> Sizes:
+        """(z, y, x) of the largest block."""
+        z, y, x = (max(b - a for a, b in itertools.pairwise(e)) for e in self.edges)
+        return z, y, x
 
 
-class Sink(Protocol):
-    """What takes blocks: ``outputs.Outputs``."""
+def choose_blocks(
+    grid: Grid,
+    *,
+    part: Box | None = None,
+    chunk: Sequence[int] | None = None,
+    voxels: int = BLOCK_VOXELS,
+) -> Blocks:
+    """Cut a prediction into blocks.
 
-    def write(self, inside: Box, maps: Mapping[str, np.ndarray]) -> None:
-        """Write a block; back when it is on disk."""
+    Args:
+      grid: windows of the volume.
+      part: box to predict; None is the volume.
+      chunk: (z, y, x) of the output's chunks; None chooses them so that block edges meet window
+        edges, near (16, 128, 128) for thin windows and (64, 64, 64) for others.
+      voxels: of a block, about; a block takes memory in proportion.
 
-    def blank(self, inside: Box) -> Maps:
-        """The maps of a block that cannot be predicted."""
+    Raises:
+      ValueError: the part is not a box inside the volume, or a chunk is below 1.
+    """
+    part = part or whole(grid.shape)
+    if any(not 0 <= low < high <= n for (low, high), n in zip(part, grid.shape, strict=True)):
+        raise ValueError(
+            f"part {box_text(part)} of a volume of shape {grid.shape}; expected z0:z1,y0:y1,x0:x1 "
+            "inside it, each with at least one voxel"
+        )
+    if chunk is not None and (len(chunk) != 3 or min(chunk) < 1):
+        raise ValueError(f"chunk {tuple(chunk)}; expected three positive numbers (z, y, x)")
+    targets = _targets(grid, part, voxels)
+    flat = grid.output[0] * 4 <= grid.output[1]
+    preferred = FLAT_CHUNK if flat else CUBIC_CHUNK
+    chosen, edges = [], []
+    for a, axis in enumerate(grid.axes):
+        near = min(preferred[a], targets[a])
+        candidates = _candidates(near) if chunk is None else [int(chunk[a])]
+        one, cuts = _cut(axis, part[a], candidates, targets[a])
+        chosen.append(one)
+        edges.append(cuts)
+    return Blocks(part, (chosen[0], chosen[1], chosen[2]), (edges[0], edges[1], edges[2]))
+
+
+def voxels_in_time(grid: Grid, tiles_a_second: float, *, seconds: float = BLOCK_SECONDS) -> int:
+    """Voxels of a block that takes so long, at most ``BLOCK_VOXELS``."""
+    own = math.prod(axis.stride for axis in grid.axes)
+    return int(min(max(1.0, seconds * tiles_a_second * own), BLOCK_VOXELS))
+
+
+def computed_twice(grid: Grid, blocks: Blocks) -> float:
+    """Share of windows that are computed for more than one block: extra windows over windows."""
+    computed = sum(grid.count(blocks.box(number)) for number in range(len(blocks)))
+    return computed / grid.count(blocks.part) - 1
+
+
+def memory_needed(grid: Grid, blocks: Blocks, layout: Layout, *, itemsize: int) -> int:
+    """Bytes of host memory that a stream takes, about; ``itemsize`` is that of the volume."""
+    voxels = int(np.prod(blocks.largest(), dtype=np.int64))
+    read = itemsize
+    for block, axis, window in zip(blocks.largest(), grid.axes, grid.window, strict=True):
+        # The windows that a block needs reach over its faces, and beyond the volume.
+        read *= min(block + 2 * window, axis.size + 2 * (window - axis.window))
+    classes = len(layout.class_names)
+    maps = 3 + (classes if layout.probabilities else 0)
+    if grid.blend == "gaussian":
+        maps += 4 * (classes + 1)
+    # Two regions read, and one block computed while the one before is compressed and written.
+    return int(BASE_BYTES + 2 * read + 2.5 * voxels * maps + KEPT_BYTES)
 
 
 @dataclass
@@ -98,8 +200,8 @@ class Stream:
     array: Any
     grid: Grid
     blocks: Blocks
-    tiles: Tiles
-    sink: Sink
+    tiles: TileEnsemble
+    sink: Outputs
     leases: Leases
     classes: int
     probabilities: bool = False
@@ -146,7 +248,7 @@ class Stream:
             return self.grid.read(self.array, region), []
         array = Patchy(self.array)
         found = self.grid.read(array, region)
-        return found, [(_box_of(box), why) for box, why in array.unread]
+        return found, [(box_of((s.start, s.stop) for s in box), why) for box, why in array.unread]
 
     def _settle(self, idle_from: float | None) -> None:
         """Wait for the block before to be on disk; idle where no tile is with the devices."""
@@ -231,9 +333,10 @@ class Stream:
     def _keep(self, index: Index, own: Maps) -> None:
         """Remember the voxels that a window owns outside this block; the oldest are forgotten."""
         self._kept[index] = {name: array.copy() for name, array in own.items()}
-        self._kept_bytes += _nbytes(own)
+        self._kept_bytes += sum(array.nbytes for array in own.values())
         while self._kept_bytes > KEPT_BYTES:
-            self._kept_bytes -= _nbytes(self._kept.popitem(last=False)[1])
+            forgotten = self._kept.popitem(last=False)[1]
+            self._kept_bytes -= sum(array.nbytes for array in forgotten.values())
 
     def _write(self, name: str, block: "_Block", record: dict[str, Any]) -> None:
         maps = block.maps(self.probabilities)
@@ -305,15 +408,62 @@ def _meet(a: Box, b: Box) -> bool:
     return all(low < high for low, high in clip(a, b))
 
 
-def _box_of(box: tuple[slice, slice, slice]) -> Box:
-    z, y, x = ((s.start, s.stop) for s in box)
-    return z, y, x
-
-
-def _nbytes(maps: Maps) -> int:
-    return sum(array.nbytes for array in maps.values())
-
-
 def block_names(count: int) -> list[str]:
     """Names of blocks, so that names in order are blocks in order."""
     return [f"{number:0{max(5, len(str(count)))}d}" for number in range(count)]
+
+
+def _targets(grid: Grid, part: Box, voxels: int) -> list[int]:
+    """Lengths of a block: the same number of windows along each axis, as many as ``voxels`` hold.
+
+    Flat windows make flat blocks, so that a block's faces cut as few windows as they can.
+    """
+    extent = sizes(part)
+    lengths = [min(axis.stride, n) for axis, n in zip(grid.axes, extent, strict=True)]
+    for windows in itertools.count(2):
+        longer = [min(windows * a.stride, n) for a, n in zip(grid.axes, extent, strict=True)]
+        if math.prod(longer) > voxels or longer == lengths == list(extent):
+            return lengths
+        lengths = longer
+    raise AssertionError
+
+
+def _candidates(preferred: int) -> list[int]:
+    """Chunk lengths to try, the most welcome first: near the preferred one, and round."""
+
+    def unwelcome(length: int) -> tuple[int, float]:
+        return sum(length % power > 0 for power in (2, 4, 8)), abs(math.log(length / preferred))
+
+    return sorted(range(-(-preferred // 2), preferred + preferred // 2 + 1), key=unwelcome)
+
+
+def _cut(
+    axis: Axis, part: tuple[int, int], candidates: Sequence[int], target: int
+) -> tuple[int, tuple[int, ...]]:
+    """The chunk length whose multiples meet most window edges, and where blocks end."""
+    size = part[1] - part[0]
+    inner = axis.edges[(axis.edges > part[0]) & (axis.edges < part[1])] - part[0]
+    welcome = set(inner.tolist())
+    best: tuple[int, int, tuple[int, ...]] | None = None
+    for chunk in candidates:
+        cuts = _walk(size, min(chunk, size), target, welcome)
+        missed = sum(cut not in welcome for cut in cuts[1:-1])
+        if best is None or missed < best[0]:
+            best = (missed, min(chunk, size), cuts)
+        if not missed:
+            break
+    assert best is not None
+    return best[1], best[2]
+
+
+def _walk(size: int, chunk: int, target: int, welcome: set[int]) -> tuple[int, ...]:
+    """Block ends, each a multiple of the chunk, about ``target`` apart, on window edges if any."""
+    cuts = [0]
+    steps = max(1, round(target / chunk))
+    most = 3 * steps // 2
+    while size - cuts[-1] > most * chunk:
+        near = cuts[-1] + chunk * np.arange((steps + 1) // 2, most + 1)
+        near = near[near < size]
+        met = [int(cut) for cut in near if int(cut) in welcome] or near.tolist()
+        cuts.append(min(met, key=lambda cut: (abs(cut - cuts[-1] - steps * chunk), cut)))
+    return (*cuts, size)

@@ -17,22 +17,58 @@ A *box* is three half-open intervals (z, y, x) of voxels of the whole volume.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
-from densejax.data.windows import check_windows, margins, reflect_index
+from densejax.data.windows import Sizes, check_windows, margins, reflect_index
 
-Sizes = tuple[int, int, int]
 Interval = tuple[int, int]
 Box = tuple[Interval, Interval, Interval]
 Index = tuple[int, int, int]
 Blend = Literal["centre", "gaussian"]
+Views = Literal["one", "flips", "turns"]
 
 GAUSSIAN_DEVIATION = 1 / 8  # of the window
+
+
+@dataclass(frozen=True)
+class Windowing:
+    """How a volume is seen in windows, and how what they say is put together.
+
+    Attributes:
+      window: (z, y, x) of the network's input.
+      output: (z, y, x) of its output, centred in the input.
+      overlap: (z, y, x) that neighbouring outputs share at least; None is a third of the output, as
+        released.
+      blend: ``centre`` takes a voxel from the window in which it is most central, ``gaussian`` the
+        weighted mean of all windows that hold it.
+      views: of a window that each member's probabilities are averaged over: ``one`` as it is,
+        ``flips`` the eight reflections along z, y and x, ``turns`` the eight reflections and
+        quarter turns within planes.
+      anisotropy: length of a voxel along each axis in units of y, for the choice of the most
+        central window where a whole volume is in memory; the released code has (4, 1, 1).
+    """
+
+    window: Sizes
+    output: Sizes
+    overlap: Sequence[int] | None = None
+    blend: Blend = "centre"
+    views: Views = "one"
+    anisotropy: tuple[float, float, float] = (4, 1, 1)
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """(z, y, x) that neighbouring outputs share."""
+        return tuple(n // 3 for n in self.output) if self.overlap is None else tuple(self.overlap)
+
+    def at(self, voxel_nm: Sequence[float]) -> "Windowing":
+        """The same for a volume of such voxels, (z, y, x) in nm."""
+        z, y, x = voxel_nm
+        return replace(self, anisotropy=(z / y, 1.0, x / y))
 
 
 @dataclass(frozen=True)
@@ -140,14 +176,14 @@ class Grid:
 
     def own(self, index: Index) -> Box:
         """The voxels that a window owns."""
-        return _box(
+        return box_of(
             (int(axis.edges[i]), int(axis.edges[i + 1]))
             for axis, i in zip(self.axes, index, strict=True)
         )
 
     def held(self, index: Index) -> Box:
         """The voxels that a window's output holds."""
-        return _box(
+        return box_of(
             (int(axis.starts[i]), int(axis.starts[i]) + axis.window)
             for axis, i in zip(self.axes, index, strict=True)
         )
@@ -160,7 +196,7 @@ class Grid:
     def input_of(self, index: Index) -> Box:
         """The voxels that a window's input holds; some may lie outside the volume."""
         edges = margins(self.window, self.output)
-        return _box(
+        return box_of(
             (low - before, low - before + size)
             for (low, _), (before, _), size in zip(
                 self.held(index), edges, self.window, strict=True
@@ -171,11 +207,11 @@ class Grid:
         """The input voxels that a box needs; some may lie outside the volume."""
         needed = self.windows(box)
         first, last = self.input_of(needed[0]), self.input_of(needed[-1])
-        return _box((a[0], b[1]) for a, b in zip(first, last, strict=True))
+        return box_of((a[0], b[1]) for a, b in zip(first, last, strict=True))
 
     def read(self, array: Any, region: Box) -> np.ndarray:
         """Read a region of a volume, mirrored where it reaches outside, [z, y, x]."""
-        inside = clip(region, _box((0, size) for size in self.shape))
+        inside = clip(region, whole(self.shape))
         found = array[slices(inside)]
         if region == inside:
             return found
@@ -187,43 +223,35 @@ class Grid:
 
 
 def grid_of(
-    shape: Sequence[int],
-    *,
-    window: Sequence[int],
-    output: Sequence[int],
-    overlap: Sequence[int],
-    factor: Sequence[int] = (1, 1, 1),
-    blend: Blend = "centre",
+    shape: Sequence[int], windowing: Windowing, *, factor: Sequence[int] = (1, 1, 1)
 ) -> Grid:
     """Lay windows over a volume.
 
     Args:
       shape: (z, y, x) of the volume in voxels.
-      window: (z, y, x) of the network's input.
-      output: (z, y, x) of its output, centred in the input.
-      overlap: (z, y, x) that neighbouring outputs share at least.
+      windowing: windows, overlap and blending.
       factor: (z, y, x) by which the network pools. Strides are made multiples of it where a window
         is that wide, so that every window but the last of an axis meets the voxels in the same
         phase of the pooling.
-      blend: ``centre`` or ``gaussian``.
 
     Raises:
       ValueError: the output window is larger than the volume, the input reaches too far beyond it,
         or an overlap is negative or not below the window.
     """
+    window, output, overlap = windowing.window, windowing.output, windowing.shared
     check_windows(shape, window, output)
     if len(overlap) != 3 or any(not 0 <= o < w for o, w in zip(overlap, output, strict=True)):
         raise ValueError(
             f"overlap {tuple(overlap)} of output windows {tuple(output)}; expected three numbers "
             "(z, y, x) from 0 up, each below the window"
         )
-    if blend not in ("centre", "gaussian"):
-        raise ValueError(f"blend is {blend!r}; expected centre or gaussian")
+    if windowing.blend not in ("centre", "gaussian"):
+        raise ValueError(f"blend is {windowing.blend!r}; expected centre or gaussian")
     axes = []
     for size, wide, shared, pool in zip(shape, output, overlap, factor, strict=True):
         stride = int(wide - shared)
         axes.append(Axis(int(size), int(wide), stride // pool * pool if stride >= pool else stride))
-    return Grid((axes[0], axes[1], axes[2]), _three(window), blend)
+    return Grid((axes[0], axes[1], axes[2]), _three(window), windowing.blend)
 
 
 # A network that pools more than this is none of ours.
@@ -252,9 +280,14 @@ def pooling_factor(output_window: Callable[[Sizes], Sequence[int]], window: Size
     return _three(steps)
 
 
+def whole(shape: Sequence[int]) -> Box:
+    """The box of a whole volume."""
+    return box_of((0, size) for size in shape)
+
+
 def clip(box: Box, inside: Box) -> Box:
     """The voxels that two boxes share; an interval without any has its end before its start."""
-    return _box(
+    return box_of(
         (max(low, least), min(high, most))
         for (low, high), (least, most) in zip(box, inside, strict=True)
     )
@@ -281,6 +314,7 @@ def _three(values: Any) -> Sizes:
     return z, y, x
 
 
-def _box(intervals: Any) -> Box:
+def box_of(intervals: Iterable[Interval]) -> Box:
+    """A box from its three intervals."""
     z, y, x = intervals
     return z, y, x

@@ -1,13 +1,13 @@
 from .baseline import Forest as Forest
 from .evaluation.boundaries import boundary_scores as boundary_scores
+from .loading import Ensemble as Ensemble
+from .loading import Segmentation as Segmentation
+from .loading import load as load
 from .networks import network_of as network_of
 from .planning import Fingerprint as Fingerprint
 from .planning import Plan as Plan
 from .planning import fingerprint as fingerprint
 from .planning import plan as plan
-from .prediction.load import Ensemble as Ensemble
-from .prediction.load import Segmentation as Segmentation
-from .prediction.load import load as load
 from .report import Summary as Summary
 from .report import summarise_sweep as summarise_sweep
 from .sources import Parts as Parts

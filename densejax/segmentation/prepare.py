@@ -7,8 +7,7 @@ import numpy as np
 from densejax.data.augment import training_arrays
 from densejax.data.datasets import LabelledVolume, standardise
 from densejax.data.sampling import class_table
-from densejax.data.windows import check_windows, evaluation_corners
-from densejax.inference.predict import Sizes, input_tile
+from densejax.data.windows import Sizes, check_windows, evaluation_corners, input_tile
 from densejax.typing import UNLABELLED, Batch
 
 

@@ -15,9 +15,8 @@ import jax
 
 from densejax.cli import asked_for, option, optional_fields, parse_grid, parse_seeds
 from densejax.data.augment import PLANNED, Augmentation
-from densejax.data.windows import evaluation_corners
-from densejax.inference.predict import Sizes
-from densejax.inference.views import view_count
+from densejax.data.windows import Sizes, evaluation_corners
+from densejax.inference.members import view_count
 from densejax.segmentation import planning, sources
 from densejax.segmentation.finetune import continued
 from densejax.segmentation.task import Descent

@@ -1,39 +1,35 @@
-"""The end of a segmentation sweep: rank, ensembles of every size, tables, pictures, volumes."""
+"""The end of a segmentation sweep: ensembles of every size, tables, pictures, volumes."""
 
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tifffile
-from tqdm import tqdm
 
 from densejax import metrics, plots, trees
-from densejax.data.datasets import LabelledVolume, standardise
-from densejax.inference.predict import Prediction, Sizes, member_probabilities, predict_volume
-from densejax.inference.rank import Choice, choose_size, rank_members
-from densejax.inference.tiles import Blend
-from densejax.inference.views import Views
+from densejax.data.datasets import LabelledVolume
+from densejax.data.windows import Sizes
+from densejax.inference.sliding_window import Prediction
 from densejax.io import write_csv, write_json
 from densejax.segmentation.baseline import Forest
 from densejax.segmentation.evaluation.boundaries import boundary_class, boundary_scores
-from densejax.segmentation.prediction.trained_run import save_learned_from
 from densejax.segmentation.prepare import class_counts
 from densejax.segmentation.sources import Parts
 from densejax.segmentation.task import WindowTask
 from densejax.stats import LEVEL, bimodality, bootstrap_median, five_numbers
-from densejax.training.checkpoint import restore_tree
-from densejax.training.folders import Outcome, read_curves
-from densejax.typing import Batch, Key, Params
+from densejax.training.folders import Outcome, ranked, read_curves
+from densejax.typing import Batch, Key
 
 AUGMENTED_WINDOWS = 16
 BLOCK_COLUMNS = 4  # along y and along x, that an evaluation volume is resampled by
+RESAMPLES = 2000
+
+Choice = Literal["best", "largest"]
+"""The size of an ensemble: best on evaluation, or the largest that is not clearly worse."""
 
 
 @dataclass(frozen=True)
@@ -103,31 +99,20 @@ def print_volumes(parts: Parts) -> None:
 def summarise_sweep(
     outcomes: Sequence[Outcome],
     parts: Parts,
-    task: WindowTask,
+    predictions: Sequence[Prediction],
     *,
     workdir: Path,
-    window: Sizes,
-    output: Sizes,
-    overlap: Sequence[int] = (),
-    views: Views = "one",
-    blend: Blend = "centre",
     forest: Forest | None = None,
     choice: Choice = "best",
 ) -> Summary:
-    """Rank the members, label evaluation and test volumes by ensembles of every size, write it all.
-
-    What the members have learned from is left in ``learned_from.json``, for who predicts with them.
+    """Score the members and ensembles of every size, choose the ensemble, write it all.
 
     Args:
       outcomes: of all members.
       parts: the sweep's volumes.
-      task: for the network and the structure of its parameters.
+      predictions: of the evaluation and the test volume, by the members that are done, best ranked
+        first (``training.folders.ranked``); none where every member failed.
       workdir: the run's folder; results go to ``summary/`` in it.
-      window: (z, y, x) of the network's input.
-      output: (z, y, x) of its output.
-      overlap: (z, y, x) that neighbouring predictions share; empty is a third of the output.
-      views: of a window that predictions are averaged over.
-      blend: of neighbouring predictions.
       forest: a baseline's labels of the test volume, for tables and pictures.
       choice: of the ensemble's size on the evaluation volume.
 
@@ -136,33 +121,18 @@ def summarise_sweep(
     """
     folder = workdir / "summary"
     folder.mkdir(parents=True, exist_ok=True)
-    save_learned_from(workdir, parts)
-    done = [outcome for outcome in outcomes if outcome.status == "DONE"]
-    if not done:
+    if not predictions:
         table = _write_scores(folder / "scores.csv", outcomes)
         print(f"every instance failed; see {table}")
         return Summary(tuple(outcomes), (), None, None, (table,))
-    ranked = [done[index] for index in rank_members([o.best_score for o in done])]
-    template = jax.eval_shape(task.init_params, jax.random.key(0))
-    best = [restore_tree(outcome.folder / "best", template) for outcome in ranked]
-    stacked: Params = jax.tree.map(lambda *leaves: np.stack(leaves), *best)
-    judged = []
-    probabilities = member_probabilities(task.network, stacked, len(ranked), views=views)
-    for volume in (parts.evaluation, parts.test):
-        prediction = predict_volume(
-            probabilities,
-            standardise(volume.images),
-            window=window,
-            output=output,
-            overlap=(overlap[0], overlap[1], overlap[2]) if overlap else None,
-            anisotropy=anisotropy(volume),
-            blend=blend,
-            progress=partial(progress_of_labelling, volume.name),
-        )
-        judged.append(judge(volume, prediction, parts.organelles))
-    size = choose_size(tables_of_blocks(judged[0]), choice)
-    summary = Summary(tuple(outcomes), tuple(ranked), judged[0], judged[1], (), forest, size)
-    files = [*_write_tables(folder, summary), *write_volumes(folder, judged[1])]
+    evaluation, test = (
+        judge(volume, prediction, parts.organelles)
+        for volume, prediction in zip((parts.evaluation, parts.test), predictions, strict=True)
+    )
+    size = choose_size(tables_of_blocks(evaluation), choice)
+    found = tuple(ranked(outcomes))
+    summary = Summary(tuple(outcomes), found, evaluation, test, (), forest, size)
+    files = [*_write_tables(folder, summary), *write_volumes(folder, test)]
     files += _draw(folder, summary)
     summary = replace(summary, files=tuple(files))
     _print(summary)
@@ -172,22 +142,6 @@ def summarise_sweep(
 def mean_ious(confusions: np.ndarray) -> np.ndarray:
     """MIoU of each of ``[k, c, c]`` confusion counts, [k] float64."""
     return np.array([float(metrics.mean_iou(confusion)) for confusion in confusions])
-
-
-def anisotropy(volume: LabelledVolume) -> tuple[float, float, float]:
-    """Lengths of a voxel along z, y, x in units of y."""
-    z, y, x = volume.voxel_nm
-    return z / y, 1.0, x / y
-
-
-def progress_of_labelling(name: str, tiles: Iterator[Any], total: int) -> Iterator[Any]:
-    """A bar on a terminal; in a log file, one line when the volume is labelled."""
-    shown = sys.stdout.isatty()
-    start = time.perf_counter()
-    yield from tqdm(tiles, total=total, desc=f"label {name}", unit="window", disable=not shown)
-    if not shown:
-        seconds = time.perf_counter() - start
-        print(f"labelled {name}: {total} windows in {seconds:.0f} s", flush=True)
 
 
 def judge(volume: LabelledVolume, prediction: Prediction, organelles: tuple[int, ...]) -> Judged:
@@ -230,6 +184,43 @@ def tables_of_blocks(judged: Judged) -> np.ndarray:
     )
 
 
+def choose_size(tables: np.ndarray, choice: Choice, *, seed: int = 0) -> int:
+    """Choose how many of the ranked members are combined, by their counts on the evaluation volume.
+
+    The best score picks a small ensemble by chance where the differences are of a few voxels of a
+    rare class. ``largest`` takes the largest ensemble unless a smaller one is clearly better: of
+    resampled blocks, the paired difference of MIoU to the best is above 0 in 95 % of the draws
+    (one-sided percentile bootstrap, Efron 1979).
+
+    Args:
+      tables: ``[k, n, c, c]`` int, confusion counts of the first 1, 2, ... k members together on
+        each of n blocks of the volume. Blocks are resampled as a whole: voxels of one object are
+        not independent.
+      choice: ``best`` or ``largest``.
+      seed: of the resampling; the same seed chooses the same.
+
+    Returns:
+      The number of members, 1 to k; ties of ``best`` go to the fewest.
+
+    Raises:
+      ValueError: the tables are not ``[k, n, c, c]`` with at least one of each.
+    """
+    if tables.ndim != 4 or tables.shape[2] != tables.shape[3] or not tables.size:
+        raise ValueError(f"tables have shape {tables.shape}: expected (k, n, c, c), none of them 0")
+    sizes, blocks, classes, _ = tables.shape
+    best = int(np.argmax(metrics.mean_iou(tables.sum(1))))
+    if choice == "best":
+        return best + 1
+    drawn = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), RESAMPLES)
+    flat = tables.astype(np.float64).transpose(1, 0, 2, 3).reshape(blocks, -1)
+    scores = np.asarray(
+        metrics.mean_iou((drawn @ flat).reshape(RESAMPLES, sizes, classes, classes))
+    )
+    # A draw without a labelled voxel has no score, and so says nothing.
+    lead = np.nanquantile(scores[:, best : best + 1] - scores, 0.05, axis=0)
+    return int(np.flatnonzero(~(lead > 0))[-1]) + 1
+
+
 def _write_scores(path: Path, outcomes: Sequence[Outcome]) -> Path:
     head = ["member", "status", "steps", "best_miou", "best_step", "reason"]
     rows = [
@@ -241,7 +232,7 @@ def _write_scores(path: Path, outcomes: Sequence[Outcome]) -> Path:
 def _write_tables(folder: Path, summary: Summary) -> list[Path]:
     assert summary.evaluation is not None and summary.test is not None
     parts = {"evaluation": summary.evaluation, "test": summary.test}
-    ranked = [
+    columns = [
         range(1, len(summary.ranked) + 1),
         [outcome.member.name for outcome in summary.ranked],
         *(mean_ious(c) for judged in parts.values() for c in (judged.members, judged.ensembles)),
@@ -262,7 +253,7 @@ def _write_tables(folder: Path, summary: Summary) -> list[Path]:
                 "member",
                 *(f"{part}_{what}" for part in parts for what in ("alone", "top_k")),
             ],
-            zip(*ranked, strict=True),
+            zip(*columns, strict=True),
             form=".6f",
         ),
         write_csv(

@@ -28,7 +28,7 @@ from densejax.data.weights import (
     edge_preservation,
     error_weights,
 )
-from densejax.inference.predict import Sizes
+from densejax.data.windows import Sizes
 
 # In a neurite, its contents stand where a platelet's organelles do, its membrane for the outside.
 VNC_BORDERS = borders_between(background=(0,), cell=(4,), organelles=(2, 3))

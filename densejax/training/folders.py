@@ -9,15 +9,18 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from densejax.training import checkpoint
 from densejax.typing import Params, Tree
+
+FRAMES = "frames"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,37 @@ def members_of(seeds: Sequence[int], grid: Mapping[str, Sequence[float]]) -> lis
     return found
 
 
+def rank_members(scores: Sequence[float]) -> np.ndarray:
+    """Positions of members from the best score to the worst, [k] int; ties to the lowest index.
+
+    Members without a finite score come last.
+    """
+    values = np.asarray(scores, np.float64)
+    return np.argsort(np.where(np.isfinite(values), -values, np.inf), kind="stable")
+
+
+def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Members that are done, from the best score to the worst; ties in the order given."""
+    done = [outcome for outcome in outcomes if outcome.status == "DONE"]
+    return [done[index] for index in rank_members([outcome.best_score for outcome in done])]
+
+
+def best_parameters(folders: Sequence[Path], init_params: Callable[[Any], Params]) -> Params:
+    """Best parameters of some published members, stacked, [k, ...].
+
+    Args:
+      folders: of the members.
+      init_params: fresh parameters from a key, for the structure.
+
+    Raises:
+      FileNotFoundError: a member has none.
+      ValueError: a checkpoint is damaged or holds another network's parameters.
+    """
+    template = jax.eval_shape(init_params, jax.random.key(0))
+    best = [checkpoint.restore_tree(folder / "best", template) for folder in folders]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *best)
+
+
 class MemberFolder:
     """Files of one member while it runs."""
 
@@ -100,6 +134,10 @@ class MemberFolder:
             with self.metrics.open("r+b") as file:
                 file.truncate(size)
         return found["slot"] if found else None
+
+    def frame(self, step: int) -> Path:
+        """Where the frame of a step is kept (``sweep.Recording``)."""
+        return self.path / FRAMES / f"{step:010d}.npz"
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to ``metrics.jsonl``."""
@@ -155,3 +193,15 @@ def read_curves(outcomes: Sequence[Outcome], name: str) -> tuple[np.ndarray, np.
     steps = sorted(set().union(*tables))
     values = [[table.get(step, np.nan) for step in steps] for table in tables]
     return np.array(steps), np.array(values, float)
+
+
+def frames_of(folder: str | Path) -> list[tuple[int, Path]]:
+    """Steps and files of a member's frames, in the order of training.
+
+    Args:
+      folder: of the member, such as ``RUN/seeds/0007``.
+
+    Returns:
+      Nothing where no frame was recorded. ``numpy.load`` opens a file.
+    """
+    return sorted((int(path.stem), path) for path in (Path(folder) / FRAMES).glob("*.npz"))

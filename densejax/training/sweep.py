@@ -3,24 +3,29 @@
 Everything that decides a member's numbers is a function of its seed, its settings and its own step:
 which slot it runs in, beside whom, on how many devices and after how many kills changes nothing
 under the ``map`` strategy.
+
+Frames of training are arrays that a film needs of each member. What a frame shows is the
+experiment's business: a function of an instance's state. It runs as a program of its own, beside
+those that train and judge, so that recording changes no bit of theirs. A frame is written once; the
+same instance at the same step has the same bits, so that one that a killed run has left stands.
 """
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from densejax.population import Population, Strategy, instance_key, memory_limit
+from densejax.io import write_npz
+from densejax.population import Mapped, Population, Strategy, instance_key, memory_limit
 from densejax.training.folders import Member, MemberFolder, Outcome
 from densejax.training.logs import Reporter
-from densejax.training.recording import Recorder, Recording
-from densejax.training.slots import SCORE_OF_NOTHING, Programs, empty_slot
-from densejax.training.task import Task
-from densejax.typing import Batch, Measures, Tree
+from densejax.training.task import SCORE_OF_NOTHING, Programs, Task, empty_slot
+from densejax.typing import Array, Batch, Measures, Tree
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,43 @@ class Probe:
 
     step: float
     evaluation: float
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What to keep of every member, and how often.
+
+    Attributes:
+      every: interval in steps, a multiple of the schedule's ``log_every``; the start and the end of
+        training are kept as well.
+      frame: ``(state, data) -> arrays by name``, a pure function of one instance.
+      data: tree of NumPy arrays for ``frame``; lives on every device.
+    """
+
+    every: int
+    frame: Callable[[Tree, Batch], Mapping[str, Array]]
+    data: Batch
+
+
+class _Recorder:
+    """Makes the frames of a population and writes them."""
+
+    def __init__(self, recording: Recording, population: Population) -> None:
+        self._population = population
+        self._shared = population.replicate(recording.data)
+        self._program: Mapped = population.map(_frame(recording), shared=(2,), name="frame")
+
+    def keep(self, placed: Tree, due: Mapping[int, Path]) -> None:
+        """Write the frames of some slots, each where it belongs."""
+        missing = {slot: path for slot, path in due.items() if not path.exists()}
+        if not missing:
+            return
+        population = self._population
+        asked = np.array([slot in missing for slot in range(population.slots)])
+        frames = population.fetch(self._program(placed, population.place(asked), self._shared))
+        for slot, path in missing.items():
+            arrays = {name: values[slot] for name, values in frames.items()}
+            write_npz(path, arrays, compressed=True, alone=True)
 
 
 class Sweep:
@@ -206,7 +248,7 @@ class Sweep:
         self._shape = shape
         self.population, self.programs = self._fit(shape)
         self._shared = self.population.replicate(self.data)
-        self._recorder = Recorder(self._recording, self.population) if self._recording else None
+        self._recorder = _Recorder(self._recording, self.population) if self._recording else None
         rows = jax.tree.map(lambda leaf: np.zeros((self._slots, *leaf.shape), leaf.dtype), shape)
         self._placed = self.population.place(rows)
         self._occupants: list[Occupant | None] = [None] * self._slots
@@ -223,7 +265,6 @@ class Sweep:
     def _fit(self, shape: Tree) -> tuple[Population, Programs]:
         """Compile before allocating; take fewer slots where the program would not fit."""
         limit = 0.9 * memory_limit(jax.local_devices()[: self._slots])
-        peaks: dict[int, int] = {}
         while True:
             cache = self.workdir / "strategies.json"
             population = Population(self._slots, strategy=self._strategy, cache=cache)
@@ -235,7 +276,6 @@ class Sweep:
             shared = population.replicated_shapes(self.data)
             programs.advance.compile(population.placed_shapes(shape), steps, shared)
             peak = programs.advance.peak_bytes()
-            peaks[population.per_device] = peak
             self.reporter.memory(peak, limit, programs.advance.compile_seconds, self._slots)
             if peak <= limit:
                 return population, programs
@@ -333,7 +373,7 @@ class Sweep:
         if self._recording is None or self._recorder is None:
             return
         at = {
-            slot: (occupant.folder, occupant.step)
+            slot: occupant.folder.frame(occupant.step)
             for slot, occupant in enumerate(self._occupants)
             if occupant is not None
             and finite[slot]
@@ -405,3 +445,17 @@ class Sweep:
         outcome = replace(outcome, folder=occupant.folder.published)
         self._outcomes[occupant.member.name] = outcome
         self._occupants[slot] = None
+
+
+def _frame(recording: Recording) -> Callable[..., Tree]:
+    def frame(slot: Tree, due: jax.Array, data: Batch) -> Tree:
+        def make() -> Tree:
+            return dict(recording.frame(slot["state"], data))
+
+        def leave() -> Tree:
+            shapes = jax.eval_shape(make)
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        return jax.lax.cond(due, make, leave)
+
+    return frame

@@ -17,16 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags, logging
 
-from densejax.data.datasets import standardise
-from densejax.inference.predict import member_probabilities, predict_volume
+from densejax.inference.members import member_probabilities
+from densejax.inference.sliding_window import predict_volume
+from densejax.inference.tiles import Windowing
 from densejax.plots import style
 from densejax.segmentation import report, sources
-from densejax.segmentation.prediction.trained_run import read_config
-from densejax.training.checkpoint import restore_tree
+from densejax.segmentation.runs import read_config
+from densejax.training.folders import best_parameters
 from experiments import segment
 from experiments.benchmarks import measure
 
@@ -60,14 +60,11 @@ def scores_of(runs: Sequence[Path]) -> dict[int, list[float]]:
     config = read_config(segment.Config, runs[0])
     parts = sources.load_parts(config)
     model, task = segment.build(config, len(parts.class_names))
-    template = jax.eval_shape(task.init_params, jax.random.key(0))
     folders = [path.parent for run in runs for path in sorted(run.glob("seeds/*/DONE"))]
     if not folders:
         raise FileNotFoundError(f"{runs[0]}: no member has ended (seeds/*/DONE)")
-    trees = [restore_tree(folder / "best", template) for folder in folders]
-    stacked: Any = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-    views: Any = config.views
-    members = member_probabilities(task.network, stacked, len(folders), views=views)
+    stacked, views = best_parameters(folders, task.init_params), config.views or "one"
+    members = member_probabilities(task.network, stacked, views=views)
     groups = groups_of(len(folders))
 
     def together(tile: np.ndarray) -> np.ndarray:
@@ -75,15 +72,8 @@ def scores_of(runs: Sequence[Path]) -> dict[int, list[float]]:
         return np.stack([shares[list(group)].mean(0) for group in groups])
 
     tile = sources.three(config.prediction_window or (), "--prediction_window")
-    blend: Any = config.blend
-    prediction = predict_volume(
-        together,
-        standardise(parts.test.images),
-        window=tile,
-        output=model.output_window(tile),
-        anisotropy=report.anisotropy(parts.test),
-        blend=blend,
-    )
+    windowing = Windowing(tile, model.output_window(tile), blend=config.blend or "centre")
+    prediction = predict_volume(together, parts.test.images, windowing.at(parts.test.voxel_nm))
     judged = report.judge(parts.test, prediction, ())
     found: dict[int, list[float]] = {}
     for group, score in zip(groups, report.mean_ious(judged.members), strict=True):

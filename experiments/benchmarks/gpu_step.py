@@ -25,7 +25,7 @@ from absl import app, flags, logging
 from densejax.data.augment import training_arrays
 from densejax.models.hybrid import Hybrid2D3D
 from densejax.population import Population, instance_key
-from densejax.training.slots import Programs, empty_slot
+from densejax.training.task import Programs, empty_slot
 from experiments import segment
 from experiments.benchmarks import measure
 

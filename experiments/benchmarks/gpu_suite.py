@@ -34,7 +34,7 @@ from densejax.data.augment import training_arrays
 from densejax.data.sampling import class_table
 from densejax.population import Population, instance_key
 from densejax.segmentation import recipes
-from densejax.training.slots import Programs, empty_slot
+from densejax.training.task import Programs, empty_slot
 from experiments import segment
 from experiments.benchmarks import measure
 

@@ -27,7 +27,7 @@ from absl import app, flags, logging
 from densejax.data.augment import training_arrays
 from densejax.losses import weighted_cross_entropy
 from densejax.population import Mapped, Population, instance_key, memory_limit, use_all_cores
-from densejax.training.slots import Programs, empty_slot
+from densejax.training.task import Programs, empty_slot
 from experiments import segment
 from experiments.benchmarks import goals, measure, torch_hybrid
 

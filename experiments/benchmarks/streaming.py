@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,18 @@ from absl import app, flags
 
 from densejax.data.ome_zarr import create_image, open_level
 from densejax.data.volumes import open_volume
-from densejax.inference.blocks import choose_blocks, computed_twice, voxels_in_time
-from densejax.inference.members import Ensemble, Plan, Wanted, choose_plan
+from densejax.inference.members import Plan, TileEnsemble, choose_plan
 from densejax.inference.outputs import Layout, Outputs
 from densejax.inference.receptive_field import blind_margin, choose_overlap
-from densejax.inference.stream import IN_FLIGHT, Stream, block_names
-from densejax.inference.tiles import Grid, Sizes, grid_of, pooling_factor
+from densejax.inference.stream import (
+    IN_FLIGHT,
+    Stream,
+    block_names,
+    choose_blocks,
+    computed_twice,
+    voxels_in_time,
+)
+from densejax.inference.tiles import Grid, Sizes, Windowing, grid_of, pooling_factor
 from densejax.lease import Leases
 from densejax.models.hybrid import Hybrid2D3D
 from densejax.models.layers import draw_parameters
@@ -88,7 +95,7 @@ def setting(name: str) -> tuple[Any, Any, Grid]:
         def network(params: Any, image: Any) -> Any:
             return image * params, {}
 
-        grid = grid_of(shape, window=window, output=window, overlap=(0, 0, 0))
+        grid = grid_of(shape, Windowing(window, window, (0, 0, 0)))
         return network, directions[None], grid
     model = Hybrid2D3D(classes=CLASSES, width=WIDTH)
     drawn = [
@@ -96,10 +103,10 @@ def setting(name: str) -> tuple[Any, Any, Grid]:
     ]
     members = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
     z, y, x = model.output_window(window)
-    output, factor = (z, y, x), pooling_factor(model.output_window, window)
-    blind = blind_margin(model.apply, drawn[0], window=window, output=output, factor=factor)
-    overlap = choose_overlap("auto", output=output, blind=blind)
-    grid = grid_of(shape, window=window, output=output, overlap=overlap, factor=factor)
+    windowing, factor = Windowing(window, (z, y, x)), pooling_factor(model.output_window, window)
+    blind = blind_margin(model.apply, drawn[0], windowing, factor=factor)
+    overlap = choose_overlap("auto", output=windowing.output, blind=blind)
+    grid = grid_of(shape, replace(windowing, overlap=overlap), factor=factor)
     return model.apply, members, grid
 
 
@@ -109,17 +116,10 @@ def stream_volume(name: str, folder: Path) -> dict[str, Any]:
     volume = open_volume(folder / "volume.zarr").array
     size = len(jax.tree.leaves(members)[0])
 
-    def make(plan: Plan) -> Ensemble:
-        return Ensemble(
-            network,
-            members,
-            size=size,
-            window=grid.window,
-            dtype=volume.dtype,
-            grey=(128.0, 30.0),
-            wanted=Wanted(),
-            plan=plan,
-        )
+    def make(plan: Plan) -> TileEnsemble:
+        windowing = Windowing(grid.window, grid.output)
+        options: Any = {"dtype": volume.dtype, "grey": (128.0, 30.0), "plan": plan}
+        return TileEnsemble(network, members, windowing, **options)
 
     tile = grid.read(volume, grid.input_of((0, 0, 0)))
     ensemble, speeds = choose_plan(make, tile, devices=jax.local_devices())
@@ -189,7 +189,7 @@ class Peak:
             self.gib = max(self.gib, pages * resource.getpagesize() / 2**30)
 
 
-def call_seconds(ensemble: Ensemble, tile: np.ndarray, *, seconds: float = 20.0) -> float:
+def call_seconds(ensemble: TileEnsemble, tile: np.ndarray, *, seconds: float = 20.0) -> float:
     """Mean time of a call in a loop that keeps as many in flight as a stream does."""
     tiles, calls = [tile] * ensemble.plan.tiles, 0
     flying = [ensemble.start(tiles) for _ in range(IN_FLIGHT)]

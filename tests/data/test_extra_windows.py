@@ -11,7 +11,7 @@ from densejax.data import extra_windows as extra
 from densejax.data.augment import NO_AUGMENTATION, Augmentation, draw_window, training_arrays
 from densejax.data.extra_windows import Patch, cut_patch, extra_arrays, patch_corners
 from densejax.data.sampling import Sampling, class_table
-from densejax.inference.predict import input_tile
+from densejax.data.windows import input_tile
 
 VOLUME = (9, 40, 37)
 INPUT, OUTPUT = (5, 16, 12), (3, 12, 8)

@@ -11,6 +11,7 @@ from densejax.data.windows import (
     epoch_of_step,
     evaluation_corners,
     grid_bins,
+    input_tile,
     margins,
     reflect_index,
     window_corner,
@@ -162,3 +163,10 @@ def test_errors_name_both_shapes():
         evaluation_corners((9, 9, 9), (3, 3, 3), (3, 0, 0))
     with pytest.raises(ValueError, match="expected"):
         cut_window(np.zeros((9, 9)), jnp.zeros(3, jnp.int32), (3, 3, 3))
+
+
+def test_a_tile_that_hangs_over_is_mirrored_as_released():
+    volume = np.arange(5, dtype=np.float32).reshape(1, 1, 5)
+    # The low side leaves the edge voxel out, the high side repeats it.
+    found = input_tile(volume, np.array([0, 0, 0]), (1, 1, 5), (1, 1, 9))
+    np.testing.assert_array_equal(found[0, 0], [2, 1, 0, 1, 2, 3, 4, 4, 3])

@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn.metrics import jaccard_score
 
 from densejax.cli import few_steps
-from densejax.inference.predict import Prediction
+from densejax.inference.sliding_window import Prediction
 from densejax.segmentation.finetune import study as correction_study
 from densejax.segmentation.finetune.study import Row, paired_difference
 from experiments import correction_loop

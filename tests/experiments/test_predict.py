@@ -16,11 +16,11 @@ from densejax.cli import save_config
 from densejax.data.ome_zarr import open_level
 from densejax.data.synthetic import CLASS_NAMES, platelet_world
 from densejax.data.volumes import open_volume
-from densejax.inference.predict import member_probabilities
-from densejax.inference.prediction import read_prediction
-from densejax.inference.tiles import corner, grid_of, slices
+from densejax.inference.members import member_probabilities
+from densejax.inference.outputs import read_prediction
+from densejax.inference.tiles import Windowing, corner, grid_of, slices, whole
 from densejax.segmentation import recipes
-from densejax.segmentation.prediction.trained_run import LEARNED_FROM, open_run
+from densejax.segmentation.runs import LEARNED_FROM, open_run
 from densejax.training.checkpoint import save_tree
 from experiments import predict, segment
 
@@ -113,12 +113,11 @@ def test_the_maps_are_those_of_each_window_in_memory(world, finished):
     assert held["members"] == ["0002", "0001"] and held["overlap"] == [1, 12, 12]
     _, task = segment.build(SETTINGS, len(CLASS_NAMES))
     params = run.load(run.members[:2], task.init_params)
-    probabilities = member_probabilities(task.network, params, 2)
-    options = {"window": (3, 32, 32), "output": (3, 32, 32), "overlap": (1, 12, 12)}
-    grid = grid_of(images.shape, **options)
+    probabilities = member_probabilities(task.network, params)
+    grid = grid_of(images.shape, Windowing((3, 32, 32), (3, 32, 32), (1, 12, 12)))
     mean = np.zeros((*images.shape, len(CLASS_NAMES)), np.float32)
     disagreement = np.zeros(images.shape, np.float32)
-    for index in grid.windows(tuple((0, size) for size in images.shape)):
+    for index in grid.windows(whole(images.shape)):
         shares = probabilities((images[slices(grid.held(index))].astype(np.float32) - 120) / 45)
         place = slices(grid.own(index))
         inner = slices(grid.own(index), origin=corner(grid.held(index)))
@@ -303,13 +302,13 @@ def test_an_older_run_has_no_grey_levels_to_normalise_by(world, tmp_path):
 
 
 def test_what_cannot_fit_is_refused(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("densejax.inference.prediction.memory_limit", lambda devices: 10**8)
+    monkeypatch.setattr("densejax.inference.whole_volume.memory_limit", lambda devices: 10**8)
     with pytest.raises(MemoryError, match=r"about .* GB of memory, and 0.10 GB are available"):
         predict.run(config_of(world, overlap="third"), tmp_path)
 
 
 def test_a_disk_that_is_too_small_is_named(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("densejax.inference.prediction.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("densejax.inference.whole_volume.free_bytes", lambda path: 1000)
     with pytest.raises(OSError, match=r"takes up to 0\.\d MB, .* and 0\.0 MB are free on its disk"):
         predict.run(config_of(world, overlap="third"), tmp_path)
 
@@ -318,7 +317,7 @@ def test_a_bucket_that_asks_for_credentials_says_how_to_give_them(world, tmp_pat
     def refused(path, **options):
         raise ConnectionError(f"{path}: PERMISSION_DENIED: anonymous caller")
 
-    monkeypatch.setattr("densejax.segmentation.prediction.job.open_volume", refused)
+    monkeypatch.setattr("densejax.segmentation.prediction.open_volume", refused)
     with pytest.raises(ConnectionError, match=r"gs://bucket/volume.*application-default login"):
         predict.run(config_of(world, volume="gs://bucket/volume"), tmp_path)
 

@@ -13,7 +13,7 @@ pytest.importorskip("skimage", reason="surfaces need scikit-image")
 
 from densejax.data import ome_zarr
 from densejax.segmentation.rendering import subjects
-from densejax.training.recording import frames_of
+from densejax.training.folders import frames_of
 from experiments import render, segment
 
 SMALL = render.Config(renderer="matplotlib", triangles=40_000, sections=4, frames=3)

@@ -14,9 +14,9 @@ from densejax.cli import check_same_config, define_flags, from_flags, save_confi
 from densejax.data.ome_zarr import open_level
 from densejax.segmentation import planning, recipes
 from densejax.segmentation.finetune.corrections import Subject, digest_of, start_corrections
-from densejax.segmentation.prediction.trained_run import read_config
+from densejax.segmentation.runs import read_config
 from densejax.segmentation.sources import load_parts
-from densejax.training.recording import frames_of
+from densejax.training.folders import frames_of
 from experiments import predict, segment
 
 # Two scales of two channels compile in seconds.

@@ -10,10 +10,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from densejax.inference.blocks import choose_blocks
 from densejax.inference.outputs import Layout, Outputs
-from densejax.inference.stream import Stream, block_names
-from densejax.inference.tiles import grid_of
+from densejax.inference.stream import Stream, block_names, choose_blocks
+from densejax.inference.tiles import Windowing, grid_of
 from densejax.lease import Leases
 
 SHAPE, WINDOW, OVERLAP = (11, 46, 50), (4, 16, 16), (1, 6, 6)
@@ -51,7 +50,7 @@ class Places:
 def run(folder, *, seconds=0.0, array=None, report=lambda record: None, **options):
     """Stream into a folder until all of it is done."""
     folder.mkdir(parents=True, exist_ok=True)
-    grid = grid_of(SHAPE, window=WINDOW, output=WINDOW, overlap=OVERLAP)
+    grid = grid_of(SHAPE, Windowing(WINDOW, WINDOW, OVERLAP))
     blocks = choose_blocks(grid, chunk=(4, 12, 12), voxels=2000)
     layout = Layout(
         SHAPE,

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from densejax.inference.members import (
-    Ensemble,
     Plan,
-    Wanted,
+    TileEnsemble,
+    _tile_dtype,
     agrees,
     choose_plan,
     maps_of,
     parity,
-    tile_dtype,
 )
+from densejax.inference.tiles import Windowing
 from densejax.ops.convolution import convolution
 
 WINDOW, CLASSES, MEMBERS = (3, 12, 10), 4, 3
@@ -34,9 +34,10 @@ def members(seed=0, size=MEMBERS):
     }
 
 
-def ensemble(*, wanted=Wanted(), plan=Plan(), dtype=np.uint8, **options):  # noqa: B008
-    settings = {"network": network, "members": members(), "size": MEMBERS} | options
-    return Ensemble(window=WINDOW, dtype=dtype, grey=GREY, wanted=wanted, plan=plan, **settings)
+def ensemble(*, blend="centre", views="one", plan=Plan(), dtype=np.uint8, **options):  # noqa: B008
+    settings = {"network": network, "members": members()} | options
+    windowing = Windowing(WINDOW, WINDOW, blend=blend, views=views)
+    return TileEnsemble(windowing=windowing, dtype=dtype, grey=GREY, plan=plan, **settings)
 
 
 def tile(seed=0, dtype=np.uint8):
@@ -73,7 +74,7 @@ def assert_bytes(found, share):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64])
 def test_maps_are_those_of_the_members_by_brute_force(dtype):
-    found = ensemble(wanted=Wanted(probabilities=True), dtype=dtype)
+    found = ensemble(probabilities=True, dtype=dtype)
     (maps,) = found.finish(found.start([tile(dtype=dtype)]))
     mean, labels, entropy, other = expected_maps(shares_of(tile(), members()))
     np.testing.assert_array_equal(maps["labels"], labels)
@@ -83,7 +84,7 @@ def test_maps_are_those_of_the_members_by_brute_force(dtype):
 
 
 def test_what_is_blended_is_the_mean_and_makes_the_same_maps():
-    found = ensemble(wanted=Wanted(blend="gaussian"))
+    found = ensemble(blend="gaussian")
     (maps,) = found.finish(found.start([tile()]))
     mean, labels, entropy, other = expected_maps(shares_of(tile(), members()))
     np.testing.assert_allclose(maps["mean"], np.moveaxis(mean, -1, 0), atol=1e-5)
@@ -96,7 +97,7 @@ def test_what_is_blended_is_the_mean_and_makes_the_same_maps():
 
 
 def test_flips_average_each_member_over_eight_reflections():
-    found = ensemble(wanted=Wanted(blend="gaussian", views="flips"))
+    found = ensemble(blend="gaussian", views="flips")
     (maps,) = found.finish(found.start([tile()]))
     shares = 0
     for code in np.ndindex(2, 2, 2):
@@ -110,10 +111,9 @@ def test_flips_average_each_member_over_eight_reflections():
 
 def test_one_at_a_time_the_bits_do_not_depend_on_devices_or_company():
     tiles = [tile(seed) for seed in range(8)]
-    wanted = Wanted(blend="gaussian")
-    alone = ensemble(wanted=wanted)
+    alone = ensemble(blend="gaussian")
     singles = [alone.finish(alone.start([one]))[0]["mean"] for one in tiles]
-    spread = ensemble(wanted=wanted, plan=Plan(8, 1))
+    spread = ensemble(blend="gaussian", plan=Plan(8, 1))
     for count in (8, 3):
         together = spread.finish(spread.start(tiles[:count]))
         assert len(together) == count
@@ -122,9 +122,8 @@ def test_one_at_a_time_the_bits_do_not_depend_on_devices_or_company():
 
 
 def test_side_by_side_agrees_to_rounding():
-    wanted = Wanted(blend="gaussian")
-    alone = ensemble(wanted=wanted)
-    batched = ensemble(wanted=wanted, plan=Plan(2, 4))
+    alone = ensemble(blend="gaussian")
+    batched = ensemble(blend="gaussian", plan=Plan(2, 4))
     tiles = [tile(seed) for seed in range(7)]
     for one, other in zip(tiles, batched.finish(batched.start(tiles)), strict=True):
         (single,) = alone.finish(alone.start([one]))
@@ -170,7 +169,6 @@ def test_a_program_larger_than_the_memory_is_refused(monkeypatch):
 
 
 def test_parity_tells_rounding_from_a_wrong_kernel():
-    wanted = Wanted(blend="gaussian")
 
     def rounded(params, image):
         low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (params, image))
@@ -181,16 +179,16 @@ def test_parity_tells_rounding_from_a_wrong_kernel():
 
     # Gentle members, as trained ones are: their labels do not hang on the last bit everywhere.
     gentle = jax.tree.map(lambda leaf: leaf / 2, members())
-    reference = ensemble(wanted=wanted, members=gentle)
-    same = parity(reference, ensemble(wanted=wanted, members=gentle), tile())
+    reference = ensemble(blend="gaussian", members=gentle)
+    same = parity(reference, ensemble(blend="gaussian", members=gentle), tile())
     assert same == (1.0, 0.0) and agrees(same)
-    low = ensemble(wanted=wanted, members=gentle, network=rounded, precision="bfloat16")
+    low = ensemble(blend="gaussian", members=gentle, network=rounded, precision="bfloat16")
     agreement, difference = parity(reference, low, tile())
     assert agreement > 0.95 and 0 < difference < 0.005
-    bad = parity(reference, ensemble(wanted=wanted, members=gentle, network=wrong), tile())
+    bad = parity(reference, ensemble(blend="gaussian", members=gentle, network=wrong), tile())
     assert not agrees(bad)
 
 
 def test_dtypes_that_go_to_the_device_as_they_are():
-    assert tile_dtype(np.uint16) == np.uint16 and tile_dtype(bool) == np.uint8
-    assert tile_dtype(np.float64) == np.float32 and tile_dtype(np.int64) == np.float32
+    assert _tile_dtype(np.uint16) == np.uint16 and _tile_dtype(bool) == np.uint8
+    assert _tile_dtype(np.float64) == np.float32 and _tile_dtype(np.int64) == np.float32

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from densejax.inference.receptive_field import blind_margin, choose_overlap
-from densejax.inference.tiles import corner, grid_of, pooling_factor, slices
+from densejax.inference.tiles import Windowing, corner, grid_of, pooling_factor, slices
 from densejax.models import hybrid, unet, unet3d
 from densejax.models.layers import draw_parameters
 from densejax.ops.convolution import convolution
@@ -26,28 +26,28 @@ def convolved(times, padding="SAME"):
 def test_padded_convolutions_are_blind_by_their_radius(times):
     window = (9, 12, 11)
     found = blind_margin(
-        convolved(times), np.ones((3, 3, 3, 1, 1), np.float32), window=window, output=window
+        convolved(times), np.ones((3, 3, 3, 1, 1), np.float32), Windowing(window, window)
     )
     assert found == (times, times, times)
 
 
 def test_convolutions_without_padding_are_blind_to_nothing():
     kernel = np.ones((3, 3, 3, 1, 1), np.float32)
-    found = blind_margin(convolved(2, "VALID"), kernel, window=(9, 12, 11), output=(5, 8, 7))
+    found = blind_margin(convolved(2, "VALID"), kernel, Windowing((9, 12, 11), (5, 8, 7)))
     assert found == (0, 0, 0)
 
 
 def test_a_window_within_the_radius_is_all_blind():
     kernel = np.ones((3, 3, 3, 1, 1), np.float32)
     window = (3, 12, 5)
-    assert blind_margin(convolved(3), kernel, window=window, output=window) == (None, 3, None)
+    assert blind_margin(convolved(3), kernel, Windowing(window, window)) == (None, 3, None)
 
 
 def margin_of(model, window):
     params = draw_parameters(jax.random.key(0), model, (1, *window, 1))
     factor = pooling_factor(model.output_window, window)
     output = model.output_window(window)
-    return blind_margin(model.apply, params, window=window, output=output, factor=factor)
+    return blind_margin(model.apply, params, Windowing(window, output), factor=factor)
 
 
 def blind_by_hand(path, size):
@@ -102,7 +102,7 @@ def test_seams_are_exact_where_the_overlap_is_receptive():
     blind = margin_of(model, window)
     overlap = choose_overlap("receptive", output=window, blind=blind)
     assert overlap == (0, 16, 16)
-    grid = grid_of(volume.shape, window=window, output=window, overlap=overlap, factor=factor)
+    grid = grid_of(volume.shape, Windowing(window, window, overlap), factor=factor)
     apply = jax.jit(lambda image: model.apply(params, image[None, ..., None])[0][0])
     found = np.zeros((*volume.shape, 7), np.float32)
     for index in grid.windows(tuple((0, size) for size in volume.shape)):
@@ -113,7 +113,7 @@ def test_seams_are_exact_where_the_overlap_is_receptive():
     assert np.abs(whole).max() > 0.1
     np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-5)
     # With less overlap the seams show.
-    thin = grid_of(volume.shape, window=window, output=window, overlap=(0, 0, 0), factor=factor)
+    thin = grid_of(volume.shape, Windowing(window, window, (0, 0, 0)), factor=factor)
     for index in thin.windows(tuple((0, size) for size in volume.shape)):
         found[slices(thin.held(index))] = np.asarray(apply(volume[slices(thin.held(index))]))
     assert np.abs(found - whole).max() > 1e-3

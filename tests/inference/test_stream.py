@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from densejax.data.volumes import open_volume
 from densejax.inference import stream as module
-from densejax.inference.blocks import choose_blocks
-from densejax.inference.stream import Stream, block_names
-from densejax.inference.tiles import clip, grid_of, sizes, slices
+from densejax.inference.stream import Stream, block_names, choose_blocks
+from densejax.inference.tiles import Windowing, clip, grid_of, sizes, slices
 from densejax.lease import Leases
 
 CLASSES = 4
@@ -91,7 +90,7 @@ def test_tiling_and_blending_the_identity_is_the_identity(
 ):
     (shape, output, overlap, window, part), chunk, voxels = case
     volume = np.random.default_rng(seed).integers(0, CLASSES, shape).astype(np.uint8)
-    grid = grid_of(shape, window=window, output=output, overlap=overlap, blend=blend)
+    grid = grid_of(shape, Windowing(window, output, overlap, blend))
     blocks = choose_blocks(grid, part=part, chunk=chunk, voxels=voxels)
     if len(blocks) > 30:
         blocks = choose_blocks(grid, part=part, chunk=chunk, voxels=10**6)
@@ -180,7 +179,7 @@ def test_killed_again_and_again_the_bytes_are_those_of_one_run(tmp_path, whole):
 
 
 def whole_blocks():
-    grid = grid_of(worker.SHAPE, window=worker.WINDOW, output=worker.WINDOW, overlap=worker.OVERLAP)
+    grid = grid_of(worker.SHAPE, Windowing(worker.WINDOW, worker.WINDOW, worker.OVERLAP))
     return block_names(len(choose_blocks(grid, chunk=(4, 12, 12), voxels=2000)))
 
 
@@ -247,7 +246,7 @@ def test_what_depends_on_voxels_that_cannot_be_read_is_left_out(tmp_path):
 
 def test_blended_windows_that_cannot_be_read_blank_all_that_they_hold(tmp_path):
     shape, output = (2, 4, 40), (2, 4, 10)
-    grid = grid_of(shape, window=output, output=output, overlap=(0, 0, 4), blend="gaussian")
+    grid = grid_of(shape, Windowing(output, output, (0, 0, 4), "gaussian"))
     blocks = choose_blocks(grid, chunk=(2, 4, 5), voxels=200)
     sink = Memory(shape)
     volume = np.random.default_rng(0).integers(0, CLASSES, shape).astype(np.uint8)

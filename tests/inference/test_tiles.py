@@ -2,16 +2,25 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densejax.data.windows import evaluation_corners
-from densejax.inference.blocks import choose_blocks, computed_twice
-from densejax.inference.predict import centrality, input_tile
-from densejax.inference.tiles import clip, corner, grid_of, pooling_factor, sizes, slices
+from densejax.data.windows import evaluation_corners, input_tile
+from densejax.inference.sliding_window import centrality
+from densejax.inference.stream import choose_blocks, computed_twice
+from densejax.inference.tiles import (
+    Windowing,
+    clip,
+    corner,
+    grid_of,
+    pooling_factor,
+    sizes,
+    slices,
+)
 from densejax.models import hybrid, unet, unet3d
 from densejax.models.planned_unet import PlannedUNet
 
@@ -31,7 +40,7 @@ def layouts(draw, largest=12):
 
 def grid_from(layout, blend="centre"):
     shape, output, overlap, window, factor = layout
-    return grid_of(shape, window=window, output=output, overlap=overlap, factor=factor, blend=blend)
+    return grid_of(shape, Windowing(window, output, overlap, blend), factor=factor)
 
 
 def everything(shape):
@@ -91,7 +100,7 @@ def test_gaussian_weights_sum_to_one(layout):
 
 
 def test_gaussian_weights_fall_off_by_an_eighth_of_the_window():
-    grid = grid_of((1, 1, 64), window=(1, 1, 64), output=(1, 1, 64), overlap=(0, 0, 0))
+    grid = grid_of((1, 1, 64), Windowing((1, 1, 64), (1, 1, 64), (0, 0, 0)))
     bell = grid.axes[2]._bell
     # One deviation, 64 / 8 voxels, from the middle at 31.5.
     np.testing.assert_allclose(bell[31] / bell[23], np.exp((8.5**2 - 0.5**2) / (2 * 64)))
@@ -139,13 +148,8 @@ def test_blocks_cover_a_part_once_along_chunks(layout, data, blend):
 
 
 def test_default_chunks_cut_few_windows_of_the_published_shape():
-    grid = grid_of(
-        (250, 2000, 2000),
-        window=(5, 300, 300),
-        output=(5, 296, 296),
-        overlap=(1, 98, 98),
-        factor=(1, 8, 8),
-    )
+    windowing = Windowing((5, 300, 300), (5, 296, 296), (1, 98, 98))
+    grid = grid_of((250, 2000, 2000), windowing, factor=(1, 8, 8))
     assert grid.overlap == (1, 104, 104)
     blocks = choose_blocks(grid)
     assert computed_twice(grid, blocks) < 0.1
@@ -155,8 +159,8 @@ def test_default_chunks_cut_few_windows_of_the_published_shape():
 
 
 def test_strides_keep_the_phase_of_the_pooling_where_the_window_allows():
-    options = {"window": (5, 64, 4), "output": (5, 64, 4), "overlap": (2, 21, 1)}
-    grid = grid_of((20, 200, 40), factor=(1, 8, 8), **options)
+    windowing = Windowing((5, 64, 4), (5, 64, 4), (2, 21, 1))
+    grid = grid_of((20, 200, 40), windowing, factor=(1, 8, 8))
     assert [axis.stride for axis in grid.axes] == [3, 40, 3]
 
 
@@ -183,14 +187,14 @@ def test_the_pooling_factor_is_seen_from_the_sizes(model, window, factor):
 
 
 def test_what_does_not_fit_is_refused():
-    options = {"window": (2, 4, 4), "output": (2, 4, 4)}
+    windowing = Windowing((2, 4, 4), (2, 4, 4), (0, 0, 0))
     with pytest.raises(ValueError, match=r"overlap \(0, 4, 0\).*\(2, 4, 4\)"):
-        grid_of((4, 8, 8), overlap=(0, 4, 0), **options)
+        grid_of((4, 8, 8), replace(windowing, overlap=(0, 4, 0)))
     with pytest.raises(ValueError, match=r"\(2, 4, 4\).*\(1, 8, 8\)"):
-        grid_of((1, 8, 8), overlap=(0, 0, 0), **options)
+        grid_of((1, 8, 8), windowing)
     with pytest.raises(ValueError, match="centre or gaussian"):
-        grid_of((4, 8, 8), overlap=(0, 0, 0), blend="mean", **options)
-    grid = grid_of((4, 8, 8), overlap=(0, 0, 0), **options)
+        grid_of((4, 8, 8), replace(windowing, blend="mean"))
+    grid = grid_of((4, 8, 8), windowing)
     with pytest.raises(ValueError, match=r"0:5,0:8,0:8 .*\(4, 8, 8\)"):
         choose_blocks(grid, part=((0, 5), (0, 8), (0, 8)))
     with pytest.raises(ValueError, match=r"chunk \(0, 8, 8\)"):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densejax.inference.views import average_views, view_count
+from densejax.inference.members import _average_views, view_count
 
 RANDOM = np.random.default_rng(0)
 MATRIX = RANDOM.normal(size=(3, 4, 4, 3, 4, 4, 2)).astype(np.float32)
@@ -49,7 +49,7 @@ def test_the_average_is_that_of_all_views_one_by_one(views, count):
     assert view_count(views) == len(symmetries(views)) == count
     given = image()
     answers = [back(np.asarray(anything(there(given)))) for there, back in symmetries(views)]
-    found = jax.jit(lambda x: average_views(anything, x, views=views))(given)
+    found = jax.jit(lambda x: _average_views(anything, x, views=views))(given)
     assert found.shape == (3, 4, 4, 2) and found.dtype == jnp.float32
     np.testing.assert_allclose(found, np.mean(answers, axis=0), rtol=1e-5, atol=1e-6)
     if count > 1:
@@ -70,7 +70,7 @@ def test_the_turns_are_the_symmetries_of_a_square():
         jax.debug.callback(lambda w: seen.append(np.asarray(w)), window)
         return window[..., None].astype(jnp.float32)
 
-    average_views(watch, square, views="turns")
+    _average_views(watch, square, views="turns")
     jax.effects_barrier()
     assert {one.astype(square.dtype).tobytes() for one in seen} == expected and len(expected) == 8
 
@@ -86,7 +86,7 @@ def test_a_function_that_turns_with_its_window_is_left_as_it_is(views):
         return jnp.stack([near, window**2], axis=-1)
 
     given = image()
-    found = average_views(smoothed, given, views=views)
+    found = _average_views(smoothed, given, views=views)
     np.testing.assert_allclose(found, smoothed(given), rtol=1e-5, atol=1e-6)
 
 
@@ -97,7 +97,7 @@ def test_answers_may_be_smaller_than_their_windows(views):
 
     given = image()
     answers = [back(np.asarray(middle(there(given)))) for there, back in symmetries(views)]
-    found = average_views(middle, given, views=views)
+    found = _average_views(middle, given, views=views)
     np.testing.assert_allclose(found, np.mean(answers, axis=0), rtol=1e-5, atol=1e-6)
 
 
@@ -105,9 +105,9 @@ def test_names_and_oblong_windows_are_refused():
     with pytest.raises(ValueError, match=r"'rotations'; expected one of one, flips, turns"):
         view_count("rotations")
     with pytest.raises(ValueError, match="'all'"):
-        average_views(anything, image(), views="all")
+        _average_views(anything, image(), views="all")
     with pytest.raises(ValueError, match=r"\(2, 3, 4\)"):
-        average_views(lambda x: x[..., None], image((2, 3, 4)), views="turns")
+        _average_views(lambda x: x[..., None], image((2, 3, 4)), views="turns")
     oblong = image((2, 3, 4))
-    found = average_views(lambda x: x[..., None], oblong, views="flips")
+    found = _average_views(lambda x: x[..., None], oblong, views="flips")
     np.testing.assert_allclose(found[..., 0], oblong, rtol=1e-6)

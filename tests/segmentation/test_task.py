@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from densejax.data.datasets import LabelledVolume, standardise
-from densejax.inference.predict import predict_volume
+from densejax.data.datasets import LabelledVolume
+from densejax.inference.sliding_window import predict_volume
+from densejax.inference.tiles import Windowing
 from densejax.losses import weighted_cross_entropy
 from densejax.optim.tensorflow_forms import PUBLISHED_BETA1, PUBLISHED_BETA2
 from densejax.segmentation.prepare import evaluation_windows
@@ -197,9 +198,7 @@ def test_evaluation_counts_each_voxel_once(shape):
         logits = net(state["params"], jnp.asarray(tile)[None, ..., None])[0]
         return np.asarray(jax.nn.softmax(logits))
 
-    stitched = predict_volume(
-        probabilities, standardise(images), window=input_window, output=WINDOW
-    ).labels
+    stitched = predict_volume(probabilities, images, Windowing(input_window, WINDOW)).labels
     counted = labels >= 0
     expected = confusion_matrix(labels[counted], stitched[counted], labels=range(CLASSES))
     np.testing.assert_array_equal(found["confusion"], expected)

@@ -12,7 +12,7 @@ import pytest
 from densejax.data.augment import training_arrays
 from densejax.data.sampling import class_table
 from densejax.segmentation import recipes
-from densejax.training.slots import _advance, empty_slot
+from densejax.training.task import _advance, empty_slot
 from experiments import segment
 
 DEVICES = 4

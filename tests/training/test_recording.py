@@ -6,9 +6,8 @@ import pytest
 from toy import Line, line_data
 
 from densejax.training.checkpoint import restore_tree
-from densejax.training.folders import MemberFolder, members_of
-from densejax.training.recording import Recording, frames_of
-from densejax.training.sweep import Schedule, Sweep
+from densejax.training.folders import MemberFolder, frames_of, members_of
+from densejax.training.sweep import Recording, Schedule, Sweep
 
 SCHEDULE = Schedule(steps=30, log_every=5, evaluate_every=10, checkpoint_every=10)
 POINTS = np.linspace(-1, 1, 7, dtype=np.float32)

@@ -23,10 +23,10 @@ import numpy as np
 
 from densejax.data.extra_windows import cut_patch, extra_arrays
 from densejax.data.volumes import open_volume
-from densejax.inference.predict import Sizes
+from densejax.data.windows import Sizes
 from densejax.io import write_json
 from densejax.segmentation.finetune.corrections import Corrections, labels_once, read_corrections
-from densejax.segmentation.prediction.trained_run import TrainedRun, open_run
+from densejax.segmentation.runs import TrainedRun, open_run
 from densejax.segmentation.sources import Parts
 from densejax.training.checkpoint import restore_tree
 from densejax.training.folders import Member

@@ -33,7 +33,7 @@ import numpy as np
 import tifffile
 
 from densejax.data.formats_images import open_tiff
-from densejax.inference.predict import Sizes
+from densejax.data.windows import Sizes
 from densejax.io import check_same, publishing, write_json
 from densejax.typing import UNLABELLED
 

@@ -24,8 +24,7 @@ import tifffile
 from densejax.data.formats import LazyArray
 from densejax.data.formats_chunked import is_remote
 from densejax.data.volumes import Volume, open_volume
-from densejax.data.windows import evaluation_corners
-from densejax.inference.predict import Sizes
+from densejax.data.windows import Sizes, evaluation_corners
 from densejax.plots.style import class_colours
 from densejax.segmentation.finetune import corrections
 from densejax.segmentation.finetune.corrections import NOT_LOOKED_AT

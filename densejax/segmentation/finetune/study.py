@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from densejax import metrics
-from densejax.data.datasets import LabelledVolume, standardise
+from densejax.data.datasets import LabelledVolume
 from densejax.data.extra_windows import Patch, cut_patch, extra_arrays
-from densejax.inference.predict import Prediction, Sizes, predict_volume
-from densejax.inference.rank import rank_members
+from densejax.data.windows import Sizes
+from densejax.inference.sliding_window import Prediction, predict_volume
+from densejax.inference.tiles import Windowing
 from densejax.io import write_text
 from densejax.plots.curves import round_curves
 from densejax.population import Population
@@ -29,7 +30,7 @@ from densejax.segmentation.finetune.continued import Continued
 from densejax.segmentation.finetune.export import ScoredBlocks, box_at, choose_blocks, score_blocks
 from densejax.segmentation.task import WindowTask
 from densejax.training.checkpoint import restore_tree
-from densejax.training.folders import members_of
+from densejax.training.folders import members_of, rank_members
 from densejax.training.logs import Reporter
 from densejax.training.sweep import Schedule, Sweep
 from densejax.typing import Batch, Params
@@ -158,10 +159,8 @@ class Loop:
         placed = population.place(jax.tree.map(lambda *leaves: np.stack(leaves), *members))
         return predict_volume(
             lambda tile: population.fetch(program(placed, population.replicate(tile))),
-            standardise(volume.images),
-            window=self.window,
-            output=self.output,
-            overlap=(0, self.output[1] // 4, self.output[2] // 4),
+            volume.images,
+            Windowing(self.window, self.output, (0, self.output[1] // 4, self.output[2] // 4)),
         )
 
     def patch(self, corner: Corner) -> Patch:

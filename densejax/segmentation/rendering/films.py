@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from densejax.data.datasets import LabelledVolume, standardise
-from densejax.data.windows import check_windows, evaluation_corners
-from densejax.inference.predict import Sizes, centrality, input_tile
+from densejax.data.windows import Sizes, check_windows, evaluation_corners, input_tile
+from densejax.inference.sliding_window import centrality
 from densejax.io import write_npz
 from densejax.plots import animation, films
 from densejax.segmentation.rendering.sections import counts_along, informative_sections
 from densejax.segmentation.task import WindowTask
-from densejax.training.folders import read_metrics
-from densejax.training.recording import Recording, frames_of
+from densejax.training.folders import frames_of, read_metrics
+from densejax.training.sweep import Recording
 from densejax.typing import Batch
 
 SECTION_FILE = "recording.npz"

@@ -1,36 +1,28 @@
 """The end of a search: architectures ranked, ensembles of the best of them, what mattered."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from scipy.stats import spearmanr
 
 from densejax import metrics
-from densejax.data.datasets import LabelledVolume, standardise
-from densejax.inference.predict import combine, mean_probabilities, member_probabilities
-from densejax.inference.rank import rank_members
+from densejax.inference.sliding_window import Prediction
 from densejax.io import write_csv, write_json
 from densejax.plots.curves import top_k_curve
 from densejax.plots.scores import scores_over_settings
 from densejax.segmentation.report import (
     Judged,
-    anisotropy,
     draw_planes,
     judge,
     mean_ious,
-    progress_of_labelling,
     write_volumes,
 )
 from densejax.segmentation.search.architectures import Architecture
 from densejax.segmentation.sources import Parts
-from densejax.segmentation.task import WindowTask
-from densejax.training.checkpoint import restore_tree
-from densejax.training.folders import Outcome
+from densejax.training.folders import Outcome, rank_members
 
 
 @dataclass(frozen=True)
@@ -68,18 +60,21 @@ class Summary:
         return sum(entry.outcome.status != "DONE" for entry in self.entries)
 
 
+def best_of(entries: Sequence[Entry], most: int) -> list[Entry]:
+    """The best architectures that are trained, by their score, at most so many."""
+    done = [entry for entry in entries if entry.outcome.status == "DONE"]
+    return [done[index] for index in rank_members([e.outcome.best_score for e in done])][:most]
+
+
 def summarise_search(
     entries: Sequence[Entry],
     parts: Parts,
-    task_of: Callable[[Architecture], WindowTask],
+    ranked: Sequence[Entry],
+    predictions: Sequence[Prediction],
     *,
     folder: Path,
-    most: int = 15,
 ) -> Summary:
-    """Rank by the evaluation volume's adjusted Rand index, combine the best, write it all.
-
-    Networks of different architecture share no window, so each labels the volumes for itself and
-    the ensemble is the mean of their probabilities, voxel by voxel.
+    """Score the best architectures and their ensembles, write it all.
 
     Source: Emam (2022), chapter 4: ensembles of the best 1 to 15 architectures by the evaluation
     volume's adjusted Rand index.
@@ -87,24 +82,22 @@ def summarise_search(
     Args:
       entries: of all architectures.
       parts: the search's volumes.
-      task_of: the task of an architecture, for its network and the structure of its parameters.
+      ranked: members of the ensembles, best first (``best_of``).
+      predictions: of the evaluation and the test volume, by these.
       folder: results go there.
-      most: members of the largest ensemble.
 
     Returns:
       The summary; without ensembles where nothing was trained to its end.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    done = [entry for entry in entries if entry.outcome.status == "DONE"]
-    order = rank_members([entry.outcome.best_score for entry in done])
-    ranked = [done[index] for index in order][:most]
     files = [_write_architectures(folder / "architectures.csv", entries)]
     if not ranked:
         print(f"no architecture was trained to its end; see {files[0]}")
         return Summary(tuple(entries), (), None, None, tuple(files))
+    done = [entry for entry in entries if entry.outcome.status == "DONE"]
     judged = [
-        judge(volume, combine(_labelled(ranked, volume, task_of)), parts.organelles)
-        for volume in (parts.evaluation, parts.test)
+        judge(volume, prediction, parts.organelles)
+        for volume, prediction in zip((parts.evaluation, parts.test), predictions, strict=True)
     ]
     summary = Summary(tuple(entries), tuple(ranked), judged[0], judged[1], ())
     correlations = _correlations(done)
@@ -115,25 +108,6 @@ def summarise_search(
     summary = Summary(tuple(entries), tuple(ranked), judged[0], judged[1], tuple(files))
     _print(summary, correlations)
     return summary
-
-
-def _labelled(
-    ranked: Sequence[Entry], volume: LabelledVolume, task_of: Callable[[Architecture], WindowTask]
-) -> Iterator[np.ndarray]:
-    """Each member's probabilities of a volume, [z, y, x, c] float32."""
-    image = standardise(volume.images)
-    for entry in ranked:
-        task, window = task_of(entry.architecture), entry.architecture.window
-        template = jax.eval_shape(task.init_params, jax.random.key(0))
-        best = restore_tree(entry.outcome.folder / "best", template)
-        yield mean_probabilities(
-            member_probabilities(task.network, jax.tree.map(lambda leaf: leaf[None], best), 1),
-            image,
-            window=window,
-            output=window,
-            anisotropy=anisotropy(volume),
-            progress=partial(progress_of_labelling, f"{volume.name} by {entry.seed:04d}"),
-        )
 
 
 def _correlations(done: Sequence[Entry]) -> dict[str, float]:

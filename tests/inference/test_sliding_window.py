@@ -1,6 +1,8 @@
 """Prediction of whole volumes: windows leave no trace, and the averages are what they say."""
 
 import itertools
+from dataclasses import replace
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,16 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from densejax.inference.predict import (
-    centrality,
-    combine,
-    input_tile,
-    mean_probabilities,
-    member_probabilities,
-    predict_volume,
-)
+from densejax.data.windows import input_tile
+from densejax.inference import sliding_window
+from densejax.inference.members import member_probabilities
+from densejax.inference.sliding_window import centrality, combine
+from densejax.inference.tiles import Windowing
 
 CLASSES = 3
+# Volumes of these tests are what windows show; standardising has a test of its own.
+predict_volume = partial(sliding_window.predict_volume, standardised=True)
 
 
 @st.composite
@@ -49,7 +50,7 @@ def test_tiling_the_identity_is_the_identity(layout, seed):
         assert tile.shape == window
         return np.eye(CLASSES, dtype=np.float32)[middle(tile, output).astype(int)][None]
 
-    found = predict_volume(identity, volume, window=window, output=output, overlap=overlap)
+    found = predict_volume(identity, volume, Windowing(window, output, overlap))
     np.testing.assert_array_equal(found.labels, volume)
     np.testing.assert_array_equal(found.members[0], volume)
     np.testing.assert_array_equal(found.cumulative[0], volume)
@@ -69,10 +70,10 @@ def test_kept_probabilities_are_the_mean_of_the_members(blend):
         found = np.stack([shares[:, z, y, x] for z, y, x in places], axis=1)
         return found.reshape(2, *tile.shape, CLASSES)
 
-    options = {"window": (2, 6, 6), "output": (2, 6, 6), "overlap": (1, 3, 3), "blend": blend}
-    found = predict_volume(looked_up, volume, keep_probabilities=True, **options)
+    windowing = Windowing((2, 6, 6), (2, 6, 6), (1, 3, 3), blend)
+    found = predict_volume(looked_up, volume, windowing, keep_probabilities=True)
     np.testing.assert_allclose(found.probabilities, shares.mean(0), atol=1e-6)
-    assert predict_volume(looked_up, volume, **options).probabilities is None
+    assert predict_volume(looked_up, volume, windowing).probabilities is None
 
 
 def box_mean(image, padding):
@@ -96,10 +97,7 @@ def test_tiles_give_what_one_window_gives(padding, overlap):
     found = predict_volume(
         lambda tile: two_classes(box_mean(tile, padding)),
         volume,
-        window=tuple(size + extra for size in output),
-        output=output,
-        overlap=overlap,
-        anisotropy=(1, 1, 1),
+        Windowing(tuple(n + extra for n in output), output, overlap).at((1, 1, 1)),
     )
     whole = two_classes(box_mean(volume, "same"))[0]
     inside = (slice(1, -1),) * 3
@@ -117,7 +115,7 @@ def test_averages_entropy_and_disagreement_by_brute_force(members):
     volume = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     flat = shares.reshape(members, -1, classes)
     found = predict_volume(
-        lambda tile: flat[:, tile.astype(int)], volume, window=(2, 4, 4), output=(2, 4, 4)
+        lambda tile: flat[:, tile.astype(int)], volume, Windowing((2, 4, 4), (2, 4, 4))
     )
     for place in np.ndindex(shape):
         own = [shares[(m, *place)].astype(np.float64) for m in range(members)]
@@ -140,7 +138,7 @@ def test_members_are_the_networks_own_softmax():
         return image * one["w"], {}
 
     tile = random.normal(size=(2, 3, 4)).astype(np.float32)
-    found = member_probabilities(network, params, 3)(tile)
+    found = member_probabilities(network, params)(tile)
     raw = np.exp(tile[None, ..., None].astype(np.float64) * params["w"][:, None, None, None])
     np.testing.assert_allclose(found, raw / raw.sum(-1, keepdims=True), rtol=1e-5)
     assert found.dtype == jnp.float32
@@ -158,7 +156,7 @@ def test_members_are_averaged_over_views_each_for_itself():
         raw = np.exp(image[..., None].astype(np.float64) * kernel)
         return raw / raw.sum(-1, keepdims=True)
 
-    found = member_probabilities(network, params, 2, views="turns")(tile)
+    found = member_probabilities(network, params, views="turns")(tile)
     for own, kernel in zip(found, kernels, strict=True):
         total = 0
         for axes in ((), (1,), (2,), (1, 2)):
@@ -166,7 +164,7 @@ def test_members_are_averaged_over_views_each_for_itself():
             turned = shares(np.flip(np.swapaxes(tile, 1, 2), axes), kernel)
             total = total + np.swapaxes(np.flip(turned, axes), 1, 2)
         np.testing.assert_allclose(own, total / 8, rtol=1e-5)
-    plain = member_probabilities(network, params, 2)(tile)
+    plain = member_probabilities(network, params)(tile)
     np.testing.assert_allclose(plain[0], shares(tile, kernels[0]), rtol=1e-5)
     assert np.abs(plain - found).max() > 0.1
 
@@ -182,8 +180,7 @@ def test_blended_windows_of_a_function_of_voxels_are_that_function(layout, seed)
     def pointwise(tile):
         return shares[:, middle(tile, output).astype(int)].astype(np.float32)
 
-    sizes = {"window": window, "output": output, "overlap": overlap}
-    found = predict_volume(pointwise, volume, blend="gaussian", **sizes)
+    found = predict_volume(pointwise, volume, Windowing(window, output, overlap, "gaussian"))
     mean = shares[:, volume].mean(0)
     entropy = -(mean * np.log(mean)).sum(-1) / np.log(CLASSES)
     np.testing.assert_array_equal(found.labels, mean.argmax(-1))
@@ -217,8 +214,8 @@ def test_gaussian_blending_is_the_weighted_mean_of_all_windows(overlap):
         told.append(total)
         return items
 
-    sizes = {"window": window, "output": output, "overlap": overlap}
-    found = predict_volume(probabilities, volume, blend="gaussian", progress=progress, **sizes)
+    windowing = Windowing(window, output, overlap, "gaussian")
+    found = predict_volume(probabilities, volume, windowing, progress=progress)
     shared = (1, 1, 2) if overlap is None else overlap
     axes = [
         [*range(0, size - out, out - both), size - out]
@@ -242,7 +239,8 @@ def test_gaussian_blending_is_the_weighted_mean_of_all_windows(overlap):
     others = (each.argmax(-1) != mean.argmax(-1)).mean(0)
     np.testing.assert_allclose(found.disagreement, others, atol=1e-6)
     if overlap == (2, 3, 4):
-        centre = predict_volume(probabilities, volume, anisotropy=(1, 1, 1), **sizes)
+        centre = replace(windowing, blend="centre", anisotropy=(1, 1, 1))
+        centre = predict_volume(probabilities, volume, centre)
         assert np.any(centre.labels != found.labels)
 
 
@@ -253,13 +251,6 @@ def test_centrality_is_the_distance_to_the_border():
         np.testing.assert_allclose(centrality(window), expected)
 
 
-def test_a_tile_that_hangs_over_is_mirrored_as_released():
-    volume = np.arange(5, dtype=np.float32).reshape(1, 1, 5)
-    # The low side leaves the edge voxel out, the high side repeats it.
-    found = input_tile(volume, np.array([0, 0, 0]), (1, 1, 5), (1, 1, 9))
-    np.testing.assert_array_equal(found[0, 0], [2, 1, 0, 1, 2, 3, 4, 4, 3])
-
-
 def test_windows_that_do_not_fit_are_refused():
     volume = np.zeros((3, 8, 8), np.float32)
 
@@ -268,9 +259,9 @@ def test_windows_that_do_not_fit_are_refused():
 
     for blend in ("centre", "gaussian"):
         with pytest.raises(ValueError, match=r"\(4, 8, 8\).*\(3, 8, 8\)"):
-            predict_volume(never, volume, window=(4, 8, 8), output=(4, 8, 8), blend=blend)
+            predict_volume(never, volume, Windowing((4, 8, 8), (4, 8, 8), blend=blend))
         with pytest.raises(ValueError, match=r"beyond the output"):
-            predict_volume(never, volume, window=(9, 8, 8), output=(1, 8, 8), blend=blend)
+            predict_volume(never, volume, Windowing((9, 8, 8), (1, 8, 8), blend=blend))
 
 
 def test_progress_is_told_the_number_of_windows():
@@ -283,9 +274,7 @@ def test_progress_is_told_the_number_of_windows():
     predict_volume(
         lambda tile: np.ones((1, *tile.shape, 2), np.float32) / 2,
         np.zeros((2, 4, 4)),
-        window=(1, 2, 2),
-        output=(1, 2, 2),
-        overlap=(0, 0, 0),
+        Windowing((1, 2, 2), (1, 2, 2), (0, 0, 0)),
         progress=progress,
     )
     assert told == [2 * 2 * 2]
@@ -300,12 +289,14 @@ def test_volumes_of_each_member_combine_to_what_windows_of_all_give():
         logits = tile[..., None] * weights[k]
         return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
 
-    sizes = {"window": (2, 4, 5), "output": (2, 4, 5), "overlap": (1, 2, 2)}
+    sizes = Windowing((2, 4, 5), (2, 4, 5), (1, 2, 2))
     expected = predict_volume(
-        lambda tile: np.stack([shares(tile, k) for k in range(4)]), volume, **sizes
+        lambda tile: np.stack([shares(tile, k) for k in range(4)]), volume, sizes
     )
     each = [
-        mean_probabilities(lambda tile, k=k: shares(tile, k)[None], volume, **sizes)
+        predict_volume(
+            lambda tile, k=k: shares(tile, k)[None], volume, sizes, keep_probabilities=True
+        ).probabilities
         for k in range(4)
     ]
     np.testing.assert_allclose(each[2], shares(volume, 2), rtol=1e-6)
@@ -316,3 +307,20 @@ def test_volumes_of_each_member_combine_to_what_windows_of_all_give():
     np.testing.assert_array_equal(found.disagreement, expected.disagreement)
     with pytest.raises(ValueError, match="no members"):
         combine([])
+
+
+def test_grey_levels_are_standardised_as_a_whole():
+    volume = np.random.default_rng(6).integers(0, 256, (4, 9, 9)).astype(np.uint8)
+    seen = []
+
+    def look(tile):
+        seen.append(tile)
+        return np.full((1, *tile.shape, 2), 0.5, np.float32)
+
+    windowing = Windowing((2, 9, 9), (2, 9, 9), (0, 0, 0))
+    sliding_window.predict_volume(look, volume, windowing)
+    np.testing.assert_allclose(
+        np.concatenate(seen), (volume - volume.mean()) / volume.std(), atol=1e-5
+    )
+    with pytest.raises(ValueError, match="every voxel is 3"):
+        sliding_window.predict_volume(look, np.full((4, 9, 9), 3), windowing)

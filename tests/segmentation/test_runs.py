@@ -9,12 +9,8 @@ import pytest
 
 from densejax.cli import option, save_config
 from densejax.data.synthetic import CLASS_NAMES
-from densejax.segmentation.prediction.trained_run import (
-    checksum,
-    open_run,
-    read_config,
-    save_learned_from,
-)
+from densejax.inference.whole_volume import checksum
+from densejax.segmentation.runs import open_run, read_config, save_learned_from
 from densejax.segmentation.sources import Parts, synthetic_volume
 from densejax.training.checkpoint import save_tree
 

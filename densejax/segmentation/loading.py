@@ -1,36 +1,80 @@
-"""A run as one object: from an array to labels, probabilities and uncertainty."""
+"""A run's best members as one object: from an array to labels, probabilities and uncertainty."""
 
 import contextlib
 import io
-import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from densejax.data.datasets import standardise
 from densejax.data.formats import LazyArray
 from densejax.data.ome_zarr import open_level
 from densejax.data.volumes import Volume
-from densejax.data.windows import check_windows
-from densejax.inference.predict import member_probabilities, predict_volume
-from densejax.inference.views import Views
+from densejax.data.windows import Sizes, check_windows
+from densejax.inference.members import Network, Precision, member_probabilities
+from densejax.inference.sliding_window import predict_volume
+from densejax.inference.tiles import Views, Windowing, pooling_factor, whole
+from densejax.inference.whole_volume import StreamJob, stream_volume
+from densejax.models.layers import draw_parameters
 from densejax.population import memory_limit
-from densejax.segmentation.prediction.job import (
-    Job,
-    PredictOptions,
-    architecture_of,
-    warn_of_voxels,
-)
-from densejax.segmentation.prediction.trained_run import open_run, read_config
-from densejax.segmentation.prediction.whole_volume import predict as stream
+from densejax.segmentation.networks import network_of
 from densejax.segmentation.recipes import RecipeOptions
-from densejax.typing import Array
+from densejax.segmentation.runs import TrainedRun, open_run, read_config, warn_of_voxels
+from densejax.segmentation.sources import three
+from densejax.typing import Array, Params
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A run's network.
+
+    Attributes:
+      init_params: fresh parameters from a key.
+      networks: ``(params, [b, z, y, x, 1]) -> (logits, out)`` by precision.
+      output_window: (z, y, x) of its input -> (z, y, x) of its output.
+      window: (z, y, x) of the training windows.
+      larger: (z, y, x) of the windows of the run's own predictions, where they are others.
+    """
+
+    init_params: Callable[[Any], Params]
+    networks: Mapping[Precision, Network]
+    output_window: Callable[[Sizes], Sequence[int]]
+    window: Sizes
+    larger: Sizes | None = None
+
+    def window_for(self, shape: Sequence[int]) -> Sizes:
+        """The run's own windows of prediction where a volume holds one, else those of training."""
+        if self.larger and all(w <= n for w, n in zip(self.larger, shape, strict=True)):
+            return self.larger
+        return self.window
+
+    def windowing(self, window: Sizes, *, blend: Any, views: Any) -> Windowing:
+        """How a volume is seen in such windows."""
+        z, y, x = self.output_window(window)
+        return Windowing(window, (z, y, x), blend=blend, views=views)
+
+
+def architecture_of(settings: RecipeOptions, run: TrainedRun) -> Architecture:
+    """The network of a run, in both precisions."""
+    model = network_of(settings, len(run.class_names))
+    window = three(settings.window or (), "--window")
+
+    def init_params(key: jax.Array) -> Any:
+        return draw_parameters(key, model, (1, *window, 1))
+
+    return Architecture(
+        init_params=init_params,
+        networks={"float32": model.apply, "bfloat16": model.clone(dtype=jnp.bfloat16).apply},
+        output_window=model.output_window,
+        window=window,
+        larger=three(settings.prediction_window or window, "--window"),
+    )
 
 
 @dataclass(frozen=True)
@@ -119,94 +163,67 @@ class Ensemble:
         warn_of_voxels("the array", voxel, self.run)
         chosen: Any = views or self._settings.views or "one"
         if folder is not None:
-            return self._streamed(array, voxel, chosen, Path(folder), progress)
+            hidden = contextlib.redirect_stdout(io.StringIO())
+            with contextlib.nullcontext() if progress else hidden:
+                return self._streamed(array, voxel, chosen, Path(folder))
         self._check_memory(int(np.prod(array.shape, dtype=np.int64)))
-        array = np.asarray(array)
-        window = self._architecture.window_for(array.shape)
-        z, y, x = self._architecture.output_window(window)
-
-        def shown(tiles: Iterator[Any], total: int) -> Iterator[Any]:
-            quiet = not (progress and sys.stderr.isatty())
-            return iter(tqdm(tiles, total=total, desc="segment", unit="window", disable=quiet))
-
+        quiet = None if progress else True  # None is quiet where there is no terminal
         found = predict_volume(
             self._probabilities(chosen),
-            standardise(array),
-            window=window,
-            output=(z, y, x),
-            anisotropy=(voxel[0] / voxel[1], 1.0, voxel[2] / voxel[1]),
-            blend=self._blend,
+            np.asarray(array),
+            self._windowing(array.shape, chosen).at(voxel),
             keep_probabilities=True,
-            progress=shown,
+            progress=lambda tiles, total: iter(
+                tqdm(tiles, total=total, desc="segment", unit="window", disable=quiet)
+            ),
         )
-        return Segmentation(
-            labels=found.labels,
-            probabilities=found.probabilities,
-            entropy=found.entropy,
-            disagreement=found.disagreement,
-            class_names=self.run.class_names,
-            voxel_nm=voxel,
-        )
+        maps = (found.labels, found.probabilities, found.entropy, found.disagreement)
+        return Segmentation(*maps, self.run.class_names, voxel)
 
-    @property
-    def _blend(self) -> Any:
-        return self._settings.blend or "centre"
+    def _windowing(self, shape: Sequence[int], views: Views) -> Windowing:
+        window = self._architecture.window_for(shape)
+        blend = self._settings.blend or "centre"
+        return self._architecture.windowing(window, blend=blend, views=views)
 
     def _streamed(
-        self,
-        array: Any,
-        voxel: tuple[float, float, float],
-        views: Views,
-        folder: Path,
-        progress: bool,
+        self, array: Any, voxel: tuple[float, float, float], views: Views, folder: Path
     ) -> Segmentation:
         z, y, x = (int(size) for size in array.shape)
         lazy = LazyArray((z, y, x), array.dtype, lambda box: np.asarray(array[box]))
-        window = self._architecture.window_for(lazy.shape)
-        check_windows(lazy.shape, window, self._architecture.output_window(window))
-        options = PredictOptions(
-            run=str(self.run.folder), top_k=len(self.members), blend=self._blend, views=views
-        )
-        job = Job(
-            config=options,
+        windowing = self._windowing(lazy.shape, views)
+        check_windows(lazy.shape, windowing.window, windowing.output)
+        job = StreamJob(
             folder=folder,
-            run=self.run,
-            architecture=self._architecture,
             volume=Volume(lazy, voxel, _name_of(lazy)),
-            part=((0, z), (0, y), (0, x)),
-            window=window,
-            members=self.members,
+            part=whole(lazy.shape),
+            networks=self._architecture.networks,
             params=self._params,
+            members=dict(zip(self.members, self.run.scores, strict=False)),
+            source=str(self.run.folder),
+            class_names=self.run.class_names,
+            windowing=windowing,
+            factor=pooling_factor(self._architecture.output_window, windowing.window),
             devices=tuple(jax.local_devices()),
+            about={"dataset": "", "organelles": self.run.organelles, "normalise": "own"},
         )
-        with contextlib.nullcontext() if progress else contextlib.redirect_stdout(io.StringIO()):
-            stream(job)
+        stream_volume(job)
 
         def read(name: str, dtype: Any, scale: float) -> LazyArray:
             store = open_level(folder / f"{name}.zarr")
-            return LazyArray(
-                lazy.shape,
-                dtype,
-                lambda box: store[box].read().result().astype(dtype) * dtype(scale),
-            )
 
-        return Segmentation(
-            labels=read("labels", np.int32, 1),
-            probabilities=None,
-            entropy=read("entropy", np.float32, 1 / 255),
-            disagreement=read("disagreement", np.float32, 1 / 255),
-            class_names=self.run.class_names,
-            voxel_nm=voxel,
-        )
+            def shown(box: Any) -> np.ndarray:
+                return store[box].read().result().astype(dtype) * dtype(scale)
+
+            return LazyArray(lazy.shape, dtype, shown)
+
+        labels = read("labels", np.int32, 1)
+        entropy, other = (read(n, np.float32, 1 / 255) for n in ("entropy", "disagreement"))
+        return Segmentation(labels, None, entropy, other, self.run.class_names, voxel)
 
     def _probabilities(self, views: Views) -> Any:
         if views not in self._programs:
-            self._programs[views] = member_probabilities(
-                self._architecture.networks["float32"],
-                self._params,
-                len(self.members),
-                views=views,
-            )
+            network = self._architecture.networks["float32"]
+            self._programs[views] = member_probabilities(network, self._params, views=views)
         return self._programs[views]
 
     def _check_memory(self, voxels: int) -> None:

@@ -1,75 +1,28 @@
-"""What is to be predicted, with which networks: opened and checked before a folder is touched."""
+"""A prediction that is asked for by flags: opened and checked before a folder is touched."""
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from densejax.cli import option
 from densejax.data.formats_chunked import is_remote
 from densejax.data.volumes import Volume, open_volume
 from densejax.data.windows import check_windows
-from densejax.inference.blocks import BLOCK_VOXELS
-from densejax.inference.members import NOT_PREDICTED, Network, Precision, Wanted
-from densejax.inference.prediction import PREDICTION, parse_part, read_prediction
-from densejax.inference.tiles import Box, Sizes, corner, pooling_factor, sizes
-from densejax.models.layers import draw_parameters
-from densejax.segmentation.networks import network_of
-from densejax.segmentation.prediction.trained_run import TrainedRun, checksum, open_run, read_config
+from densejax.inference.members import NOT_PREDICTED, first_of
+from densejax.inference.outputs import PREDICTION, read_prediction
+from densejax.inference.stream import BLOCK_VOXELS
+from densejax.inference.tiles import Box, Sizes, Windowing, pooling_factor
+from densejax.inference.whole_volume import StreamJob, StreamOptions
+from densejax.segmentation.loading import Architecture, architecture_of
 from densejax.segmentation.recipes import RecipeOptions
+from densejax.segmentation.runs import TrainedRun, open_run, read_config, warn_of_voxels
 from densejax.segmentation.sources import three
 from densejax.typing import Params
 
-# Beyond this ratio of voxel lengths a network sees structures of sizes that it was not trained on.
-STRANGE_RATIO = 1.25
 _REFUSALS = ("credential", "permission", "denied", "unauth", "401", "403", "forbidden")
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A run's network.
-
-    Attributes:
-      init_params: fresh parameters from a key.
-      networks: ``(params, [b, z, y, x, 1]) -> (logits, out)`` by precision.
-      output_window: (z, y, x) of its input -> (z, y, x) of its output.
-      window: (z, y, x) of the training windows.
-      larger: (z, y, x) of the windows of the run's own predictions, where they are others.
-    """
-
-    init_params: Callable[[Any], Params]
-    networks: Mapping[Precision, Network]
-    output_window: Callable[[Sizes], Sequence[int]]
-    window: Sizes
-    larger: Sizes | None = None
-
-    def window_for(self, shape: Sequence[int]) -> Sizes:
-        """The run's own windows of prediction where a volume holds one, else those of training."""
-        if self.larger and all(w <= n for w, n in zip(self.larger, shape, strict=True)):
-            return self.larger
-        return self.window
-
-
-def architecture_of(settings: RecipeOptions, run: TrainedRun) -> Architecture:
-    """The network of a run, in both precisions."""
-    model = network_of(settings, len(run.class_names))
-    window = three(settings.window or (), "--window")
-
-    def init_params(key: jax.Array) -> Any:
-        return draw_parameters(key, model, (1, *window, 1))
-
-    return Architecture(
-        init_params=init_params,
-        networks={"float32": model.apply, "bfloat16": model.clone(dtype=jnp.bfloat16).apply},
-        output_window=model.output_window,
-        window=window,
-        larger=three(settings.prediction_window or window, "--window"),
-    )
 
 
 def _one_window(config: "PredictOptions") -> str:
@@ -138,86 +91,9 @@ class PredictOptions:
     devices: int = option(0, "devices to use; 0 is all")
 
 
-@dataclass(frozen=True)
-class Job:
-    """A prediction that is asked for.
-
-    Attributes:
-      config: ``PredictOptions``, its blending and views settled.
-      folder: of the prediction.
-      run: whose members predict.
-      architecture: its network.
-      volume: to predict.
-      part: the box of it that is asked for.
-      window: (z, y, x) of the network's input.
-      members: names, the best first.
-      params: of the members, stacked.
-      devices: that may be used.
-    """
-
-    config: Any
-    folder: Path
-    run: TrainedRun
-    architecture: Architecture
-    volume: Volume
-    part: Box
-    window: Sizes
-    members: tuple[str, ...]
-    params: Params
-    devices: tuple[jax.Device, ...]
-
-    @property
-    def output(self) -> Sizes:
-        """(z, y, x) of the network's output."""
-        z, y, x = self.architecture.output_window(self.window)
-        return z, y, x
-
-    @property
-    def factor(self) -> Sizes:
-        """(z, y, x) by which the network pools."""
-        return pooling_factor(self.architecture.output_window, self.window)
-
-    @property
-    def wanted(self) -> Wanted:
-        """What is computed of a tile."""
-        return Wanted(self.config.blend, self.config.probabilities, self.config.views)
-
-    def _name(self) -> str:
-        """The volume's place; of an array, what its ``Volume`` calls it."""
-        place = self.config.volume
-        if not place:
-            return self.volume.path
-        return place if is_remote(place) else str(Path(place).resolve())
-
-    def facts(self) -> dict[str, Any]:
-        """What is asked for; a folder that holds another of these is another prediction."""
-        config = self.config
-        return {
-            "volume": self._name(),
-            "dataset": config.dataset,
-            "volume_shape": self.volume.array.shape,
-            "dtype": str(self.volume.array.dtype),
-            "shape": sizes(self.part),
-            "voxel_nm": self.volume.voxel_nm,
-            "offset": corner(self.part),
-            "run": str(Path(config.run).resolve()),
-            "members": self.members,
-            "members_checksum": checksum(self.params),
-            "class_names": self.run.class_names,
-            "organelles": self.run.organelles,
-            "window": self.window,
-            "output": self.output,
-            "blend": config.blend,
-            "views": config.views,
-            "probabilities": config.probabilities,
-            "normalise": config.normalise,
-            "not_predicted": NOT_PREDICTED,
-        }
-
-
 def prepare(
     config: PredictOptions, folder: Path, run: TrainedRun, architecture: Architecture
-) -> Job:
+) -> StreamJob:
     """Open the volume and the members, and check what can be checked beforehand.
 
     Args:
@@ -240,15 +116,15 @@ def prepare(
             f"--grey_levels={config.grey_levels}; expected a mean and a deviation above 0"
         )
     volume = _open(config)
-    part = parse_part(config.part or ":,:,:", volume.array.shape)
+    part = _parse_part(config.part or ":,:,:", volume.array.shape)
     own = architecture.window_for(volume.array.shape)
     window = three(config.window, "--window") if config.window else own
-    output = architecture.output_window(window)
+    windowing = architecture.windowing(window, blend=config.blend, views=config.views)
     try:
-        check_windows(volume.array.shape, window, output)
+        check_windows(volume.array.shape, window, windowing.output)
     except ValueError as error:
         raise ValueError(f"{volume.path}: {error}. A smaller --window may do") from error
-    _check_views(config.views, window, output)
+    _check_views(windowing)
     devices = tuple(jax.local_devices())
     if not 0 <= config.devices <= len(devices):
         raise ValueError(f"--devices={config.devices}; expected 0, that is all, to {len(devices)}")
@@ -256,11 +132,89 @@ def prepare(
     members = _members(config, folder, run)
     params = run.load(members, architecture.init_params)
     _check_classes(run, architecture, window, params)
-    chosen = devices[: config.devices or len(devices)]
-    return Job(config, folder, run, architecture, volume, part, window, members, params, chosen)
+    scores = dict(zip(run.members, run.scores, strict=True))
+    place = config.volume if is_remote(config.volume) else str(Path(config.volume).resolve())
+    return StreamJob(
+        folder=folder,
+        volume=volume,
+        part=part,
+        networks=architecture.networks,
+        params=params,
+        members={name: scores[name] for name in members},
+        source=config.run,
+        class_names=run.class_names,
+        windowing=windowing,
+        factor=pooling_factor(architecture.output_window, window),
+        devices=devices[: config.devices or len(devices)],
+        options=StreamOptions(
+            overlap=_overlap(config.overlap),
+            probabilities=config.probabilities,
+            grey=_grey(config, run),
+            precision=config.precision,
+            version=config.format,
+            chunk=three(config.chunk, "--chunk") if config.chunk else None,
+            block_voxels=config.block_voxels,
+            skip_unreadable=config.skip_unreadable,
+        ),
+        about={
+            "volume": place,
+            "dataset": config.dataset,
+            "organelles": run.organelles,
+            "normalise": config.normalise,
+        },
+    )
 
 
-def _open(config: Any) -> Volume:
+def _parse_part(text: str, shape: Sizes) -> Box:
+    """The box that ``z0:z1,y0:y1,x0:x1`` names; an end that is left out is the volume's."""
+    ends = [entry.strip().split(":") for entry in text.split(",")]
+    wrong = ValueError(
+        f"part {text!r} of a volume of shape {shape}; expected z0:z1,y0:y1,x0:x1 inside it, such "
+        "as :,0:512,0:512"
+    )
+    if len(ends) != 3 or any(len(pair) != 2 for pair in ends):
+        raise wrong
+    try:
+        z, y, x = (
+            (int(low or 0), int(high or size))
+            for (low, high), size in zip(ends, shape, strict=True)
+        )
+    except ValueError:
+        raise wrong from None
+    inside = zip((z, y, x), shape, strict=True)
+    if any(not 0 <= low < high <= size for (low, high), size in inside):
+        raise wrong
+    return z, y, x
+
+
+def _overlap(wish: str) -> Any:
+    """The name of a way to overlap, or voxels (z, y, x)."""
+    if wish in ("auto", "receptive", "third"):
+        return wish
+    numbers = wish.split(",")
+    if len(numbers) != 3 or not all(n.strip().isdecimal() for n in numbers):
+        raise ValueError(
+            f"--overlap={wish}; expected auto, receptive, third or three numbers z,y,x"
+        )
+    return tuple(int(number) for number in numbers)
+
+
+def _grey(config: PredictOptions, run: TrainedRun) -> tuple[float, float] | None:
+    """Mean and deviation to standardise by; None are those of what is predicted."""
+    if config.grey_levels:
+        mean, deviation = config.grey_levels
+        return mean, deviation
+    if config.normalise == "own":
+        return None
+    if run.grey is None:
+        raise ValueError(
+            f"--normalise=run: {run.folder} is an older run that left no grey levels; give them as "
+            "--grey_levels=MEAN,DEVIATION, or take --normalise=own"
+        )
+    return run.grey
+
+
+def _open(config: PredictOptions) -> Volume:
     try:
         return open_volume(
             config.volume, voxel_nm=config.voxel_nm or None, dataset=config.dataset or None
@@ -277,7 +231,8 @@ def _open(config: Any) -> Volume:
         ) from error
 
 
-def _check_views(views: Any, window: Sizes, output: Sequence[int]) -> None:
+def _check_views(windowing: Windowing) -> None:
+    views, window, output = windowing.views, windowing.window, windowing.output
     if views == "turns" and window[1] != window[2]:
         raise ValueError(
             f"--views=turns: window {window} is not square in its planes; take --views=flips"
@@ -289,24 +244,7 @@ def _check_views(views: Any, window: Sizes, output: Sequence[int]) -> None:
         )
 
 
-def warn_of_voxels(name: str, voxel_nm: Sequence[float], run: TrainedRun) -> None:
-    """Warn on standard error where a volume's voxels are of another size than the run's."""
-    if run.voxel_nm is None:
-        return
-    ratios = [a / b for a, b in zip(voxel_nm, run.voxel_nm, strict=True)]
-    if any(max(ratio, 1 / ratio) > STRANGE_RATIO for ratio in ratios):
-        print(
-            f"warning: {name} has voxels of {_nm(voxel_nm)} (z, y, x), the networks "
-            f"were trained on {_nm(run.voxel_nm)}: they have not seen structures of such sizes",
-            file=sys.stderr,
-        )
-
-
-def _nm(voxel_nm: Sequence[float]) -> str:
-    return " x ".join(f"{size:g}" for size in voxel_nm) + " nm"
-
-
-def _members(config: Any, folder: Path, run: TrainedRun) -> tuple[str, ...]:
+def _members(config: PredictOptions, folder: Path, run: TrainedRun) -> tuple[str, ...]:
     """The members: those that the folder was begun with, else the best."""
     if (folder / PREDICTION).exists():
         # A run that has trained on may rank others higher by now.
@@ -322,8 +260,8 @@ def _check_classes(
     if len(run.class_names) > NOT_PREDICTED:
         raise ValueError(f"{run.folder}: {len(run.class_names)} classes; expected at most 255")
     image = jax.ShapeDtypeStruct((1, *window, 1), np.float32)
-    one = jax.tree.map(lambda leaf: leaf[0], params)
-    found = jax.eval_shape(architecture.networks["float32"], one, image)[0].shape[-1]
+    network = architecture.networks["float32"]
+    found = jax.eval_shape(network, first_of(params), image)[0].shape[-1]
     if found != len(run.class_names):
         raise ValueError(
             f"{run.folder}: its networks tell {found} classes apart, and it names "

@@ -1,29 +1,9 @@
-"""Ranking: best first, ties to the lowest index, no score last; how many members are combined."""
-
-import math
+"""How many members are combined, by their counts on the evaluation volume."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from densejax.inference.rank import choose_size, rank_members
-
-
-def test_ties_go_to_the_lowest_index_and_missing_scores_last():
-    scores = [0.5, math.nan, 0.9, 0.5, -math.inf, 0.9]
-    assert rank_members(scores).tolist() == [2, 5, 0, 3, 1, 4]
-    assert rank_members([math.nan, math.nan]).tolist() == [0, 1]
-
-
-@given(st.lists(st.sampled_from([0.0, -1.0, 0.25, 0.5, math.nan, math.inf]), min_size=1))
-def test_ranking_is_a_sort_by_score_then_index(scores):
-    def worst_first(index):
-        finite = math.isfinite(scores[index])
-        return (not finite, -scores[index] if finite else 0.0, index)
-
-    assert rank_members(scores).tolist() == sorted(range(len(scores)), key=worst_first)
-    assert np.issubdtype(rank_members(scores).dtype, np.integer)
+from densejax.segmentation.report import choose_size
 
 
 def tables(*errors):

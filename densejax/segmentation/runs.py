@@ -2,28 +2,28 @@
 
 import dataclasses
 import json
-import zlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import jax
 import numpy as np
 
 from densejax.cli import from_record
 from densejax.data.datasets import PLATELET_CLASSES, PLATELET_VOXEL_NM, VNC_CLASSES, VNC_VOXEL_NM
 from densejax.data.synthetic import CLASS_NAMES as SYNTHETIC_CLASSES
-from densejax.inference.rank import rank_members
 from densejax.io import write_json
 from densejax.segmentation.sources import PLATELET_ORGANELLES, Parts
-from densejax.training.checkpoint import restore_tree
+from densejax.training.folders import best_parameters, rank_members
 from densejax.typing import Params
 
 Config = TypeVar("Config")
 
 LEARNED_FROM = "learned_from.json"
 SYNTHETIC_VOXEL_NM = (50.0, 10.0, 10.0)
+# Beyond this ratio of voxel lengths a network sees structures of sizes that it was not trained on.
+STRANGE_RATIO = 1.25
 
 
 @dataclass(frozen=True)
@@ -50,27 +50,12 @@ class TrainedRun:
     scores: tuple[float, ...]
 
     def load(self, names: Sequence[str], init_params: Callable[[Any], Params]) -> Params:
-        """Best parameters of some members, stacked, [k, ...].
-
-        Args:
-          names: of the members.
-          init_params: fresh parameters from a key, for the structure.
-
-        Raises:
-          ValueError: a checkpoint is damaged or holds another network's parameters.
-        """
-        template = jax.eval_shape(init_params, jax.random.key(0))
-        best = [restore_tree(self.folder / "seeds" / name / "best", template) for name in names]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *best)
+        """Best parameters of some members, stacked, [k, ...] (``folders.best_parameters``)."""
+        return best_parameters([self.folder / "seeds" / name for name in names], init_params)
 
 
 def save_learned_from(folder: Path, parts: Parts) -> None:
-    """Leave in a run's folder what its networks have learned from.
-
-    Args:
-      folder: of the run.
-      parts: its volumes.
-    """
+    """Leave in a run's folder what its networks have learned from."""
     images = parts.train.images
     found = {
         "class_names": list(parts.class_names),
@@ -137,12 +122,21 @@ def read_config(config_class: type[Config], folder: str | Path, *, part: bool = 
     return from_record(config_class, record, str(path))
 
 
-def checksum(members: Params) -> str:
-    """A short text that tells stacked parameters apart."""
-    code = 0
-    for leaf in jax.tree.leaves(members):
-        code = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), code)
-    return f"{code:08x}"
+def warn_of_voxels(name: str, voxel_nm: Sequence[float], run: TrainedRun) -> None:
+    """Warn on standard error where a volume's voxels are of another size than the run's."""
+    if run.voxel_nm is None:
+        return
+    ratios = [a / b for a, b in zip(voxel_nm, run.voxel_nm, strict=True)]
+    if any(max(ratio, 1 / ratio) > STRANGE_RATIO for ratio in ratios):
+        print(
+            f"warning: {name} has voxels of {_nm(voxel_nm)} (z, y, x), the networks "
+            f"were trained on {_nm(run.voxel_nm)}: they have not seen structures of such sizes",
+            file=sys.stderr,
+        )
+
+
+def _nm(voxel_nm: Sequence[float]) -> str:
+    return " x ".join(f"{size:g}" for size in voxel_nm) + " nm"
 
 
 def _learned(folder: Path, config: dict[str, Any]) -> dict[str, Any]:

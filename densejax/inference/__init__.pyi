@@ -1,0 +1,17 @@
+from .members import TileEnsemble as TileEnsemble
+from .members import member_probabilities as member_probabilities
+from .outputs import read_prediction as read_prediction
+from .receptive_field import blind_margin as blind_margin
+from .receptive_field import choose_overlap as choose_overlap
+from .sliding_window import Prediction as Prediction
+from .sliding_window import combine as combine
+from .sliding_window import predict_volume as predict_volume
+from .sliding_window import window_bar as window_bar
+from .tiles import Grid as Grid
+from .tiles import Windowing as Windowing
+from .tiles import grid_of as grid_of
+from .tiles import pooling_factor as pooling_factor
+from .whole_volume import StreamJob as StreamJob
+from .whole_volume import StreamOptions as StreamOptions
+from .whole_volume import StreamResult as StreamResult
+from .whole_volume import stream_volume as stream_volume

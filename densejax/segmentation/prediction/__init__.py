@@ -1,1 +1,0 @@
-"""A whole volume streamed through a run's members: the job, its checks, its end."""
