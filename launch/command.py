@@ -44,12 +44,8 @@ def divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that say what runs."""
-    parser.add_argument(
-        "--module", required=True, help="experiment to run, such as experiments.segment"
-    )
-    parser.add_argument(
-        "--seeds", required=True, type=_seeds, help="seeds to train, such as 0:500 or 0,3,5"
-    )
+    parser.add_argument("--module", required=True, help="experiment, such as experiments.segment")
+    parser.add_argument("--seeds", required=True, type=_seeds, help="seeds: 0:500, or 0,3,5")
     parser.add_argument("--block", type=int, default=25, help="seeds in a block (default: 25)")
     parser.add_argument(
         "--workdir", type=Path, help="folder of the sweep (default: runs/NAME-HASH of the flags)"

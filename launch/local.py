@@ -29,9 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     parser = command.parser_of(__doc__, "local")
     command.add_sweep_flags(parser)
     parser.add_argument("--processes", type=int, default=1, help="blocks at once (default: 1)")
-    parser.add_argument(
-        "--share", type=_share, default=(0, 1), help="of all blocks, such as 0/4: 0, 4, 8"
-    )
+    parser.add_argument("--share", type=_share, default=(0, 1), help="such as 0/4: blocks 0, 4, 8")
     parser.add_argument("--nocollect", action="store_true", help="write no summary at the end")
     given = parser.parse_args(own)
     where = places(given.processes)

@@ -16,9 +16,7 @@ def run(arguments: Sequence[str]) -> int:
     parser = command.parser_of(__doc__, "retry")
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--cap", type=int, default=3, help="submissions of a block (default: 3)")
-    parser.add_argument(
-        "--nocollect", action="store_true", help="submit no job that writes the summary"
-    )
+    parser.add_argument("--nocollect", action="store_true", help="submit no job for the summary")
     resources.add_flags(parser)
     given = parser.parse_args(list(arguments))
     sweep = sweeps.open_sweep(given.workdir)

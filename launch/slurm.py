@@ -29,9 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     command.add_sweep_flags(parser)
     resources.add_flags(parser)
     parser.add_argument("--dry_run", action="store_true", help="print the scripts for sbatch")
-    parser.add_argument(
-        "--nocollect", action="store_true", help="submit no job that writes the summary"
-    )
+    parser.add_argument("--nocollect", action="store_true", help="submit no job for the summary")
     given = parser.parse_args(own)
     asked = resources.from_flags(given)
     if not given.dry_run:
