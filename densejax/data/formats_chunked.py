@@ -286,12 +286,11 @@ def _array_geometry(
     geometry = from_attributes(attributes, shape, name=name, axes=names, turned=driver == "n5")
     if geometry.voxel_nm is not None or geometry.problem:
         return geometry
-    units = [unit and (unit.multiplier, unit.base_unit) for unit in store.dimension_units]
-    spatial = [u for u, a in zip(units, geometry.axes, strict=False) if a in ("z", "y", "x")]
-    if len(spatial) == 3 and all(u and unit_nm(u[1]) for u in spatial):
-        order = [a for a in geometry.axes if a in ("z", "y", "x")]
-        voxel = lengths([u[0] for u in spatial], order, [u[1] for u in spatial], "dimension_units")
-        return replace(geometry, voxel_nm=voxel)
+    units = zip(geometry.axes, store.dimension_units, strict=False)
+    spatial = {a: u for a, u in units if a in ("z", "y", "x") and u and unit_nm(u.base_unit)}
+    if len(spatial) == 3:
+        sizes, names = zip(*((u.multiplier, u.base_unit) for u in spatial.values()), strict=True)
+        return replace(geometry, voxel_nm=lengths(sizes, list(spatial), names, "dimension_units"))
     return geometry
 
 

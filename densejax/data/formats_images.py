@@ -338,7 +338,7 @@ def _read_pages(
 
 
 def _ome_xml(tif: tifffile.TiffFile) -> str:
-    held = tif.pages[0].description or ""
+    held = tif.pages.first.description or ""
     return held if "<OME" in held[:4096] or "<ome:OME" in held[:4096] else ""
 
 
@@ -420,7 +420,7 @@ def _imagej_voxel(tif: tifffile.TiffFile) -> Voxel | None:
 def _shaped_voxel(tif: tifffile.TiffFile) -> Voxel | None:
     """Of tifffile's own description, with the resolution in its unit, in inches, or in cm."""
     try:
-        meta = json.loads(tif.pages[0].description or "")
+        meta = json.loads(tif.pages.first.description or "")
     except ValueError:
         return None
     if not isinstance(meta, dict):

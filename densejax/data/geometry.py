@@ -169,7 +169,7 @@ def from_attributes(
     shape: Sequence[int],
     *,
     name: str,
-    axes: Sequence[str] | None = None,
+    axes: Sequence[str | None] | None = None,
     turned: bool = False,
 ) -> Geometry:
     """Read the attributes that other programs write beside an array in HDF5, Zarr and N5.
@@ -362,7 +362,7 @@ def _voxel_and_offset(
         factors = lengths(attributes["downsamplingFactors"], axes, ["nm"], "downsamplingFactors")
         voxel = (voxel[0] * factors[0], voxel[1] * factors[1], voxel[2] * factors[2])
     # Others mean an offset of grey levels, which is one number.
-    if np.size(attributes.get("offset")) in (3, len(axes)):
+    if "offset" in attributes and np.size(attributes["offset"]) in (3, len(axes)):
         return voxel, lengths(attributes["offset"], axes, units, "offset", signed=True)
     if "voxel_offset" in attributes and voxel is not None:
         z, y, x = lengths(attributes["voxel_offset"], axes, ["nm"], "voxel_offset", signed=True)
