@@ -61,7 +61,7 @@ def reference(pool, budget, regularisation, oversample):
 
 @st.composite
 def pools(draw):
-    n, d, c = draw(st.sampled_from([(1, 1, 2), (10, 2, 3), (14, 3, 2), (6, 3, 1)]))
+    n, d, c = draw(st.sampled_from([(1, 1, 2), (10, 2, 3), (14, 3, 2), (6, 3, 2)]))
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     x, p = rng.normal(size=(n, d)), rng.dirichlet(np.ones(c), n)
     kind = draw(st.sampled_from(["random", "random", "duplicates", "certain", "zero"]))

@@ -270,7 +270,7 @@ def test_badge_pooling_is_that_of_torch(c: int, d: int) -> None:
 @settings(max_examples=12, deadline=None)
 @given(
     st.integers(0, 2**31),
-    st.sampled_from(["random", "equal", "one class", "pairs"]),
+    st.sampled_from(["random", "equal", "two classes", "pairs"]),
     st.integers(0, 6),
     st.booleans(),
 )
@@ -279,7 +279,7 @@ def test_no_sample_twice_nor_a_forbidden_one(
 ) -> None:
     rng = np.random.default_rng(seed)
     n = 30
-    h, z = problem(seed, n, 3, 1 if kind == "one class" else 3)
+    h, z = problem(seed, n, 3, 2 if kind == "two classes" else 3)
     if kind == "equal":
         h[:], z[:] = h[0], z[0]
     if kind == "pairs":
