@@ -45,8 +45,8 @@ FILES = {"onnx": "model.onnx", "bioimageio": "model.bioimageio.zip", "jax": "mod
 INPUT, OUTPUT = "image", "probabilities"
 PLATFORMS = ("cpu", "cuda", "tpu")
 OPSET = 21
-# Probabilities of the same graph by another program's kernels. Sums in another order, in the moments
-# of norms, come to 3e-5 in trained networks; bioimage.io tolerates so much, too.
+# Probabilities of the same graph by another program's kernels. Sums in another order, in the
+# moments of norms, come to 3e-5 in trained networks; bioimage.io tolerates as much, too.
 LARGEST_DIFFERENCE = 1e-3
 
 
