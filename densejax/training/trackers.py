@@ -10,7 +10,7 @@ import importlib.util
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,8 +46,8 @@ def tracker_of(service: Service, workdir: Path, config: Mapping[str, Any]) -> li
             f"--log_to={service} needs {service}: pip install 'densejax[{service}]'"
         )
     known = write_once(workdir / NAMES, {"name": f"{workdir.name}-{uuid.uuid4().hex[:8]}"})
-    make = {"wandb": WeightsAndBiases, "mlflow": MLflow}[service]
-    return [make(known["name"], workdir, config)]
+    make: dict[str, Callable[..., Tracker]] = {"wandb": WeightsAndBiases, "mlflow": MLflow}
+    return [make[service](known["name"], workdir, config)]
 
 
 class WeightsAndBiases:
