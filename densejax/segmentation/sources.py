@@ -249,8 +249,8 @@ def load_parts(config: Any, *, several: bool = False) -> Parts:
 
 def _check_flags(config: Any, own: bool) -> None:
     """Refuse flags of a user's files that nothing would read."""
-    beside = ("evaluation_image", "evaluation_labels", "test_image", "test_labels")
-    beside += ("label_values", "unlabelled")
+    beside = [*("evaluation_image", "evaluation_labels", "test_image", "test_labels")]
+    beside += ["label_values", "unlabelled"]
     given = [name for name in beside if getattr(config, name) not in ("", (), None)]
     if given and not own:
         raise ValueError(
@@ -310,7 +310,7 @@ def _compare_voxels(volumes: Sequence[LabelledVolume]) -> None:
     ratios = sizes.max(0) / sizes.min(0)
     if ratios.max() > 1.25:
         axis = int(ratios.argmax())
-        low, high = (volumes[i] for i in (sizes[:, axis].argmin(), sizes[:, axis].argmax()))
+        low, high = (volumes[int(i)] for i in (sizes[:, axis].argmin(), sizes[:, axis].argmax()))
         warnings.warn(
             f"voxels differ by {ratios.max():.2g} times along {'zyx'[axis]}: {low.name} has "
             f"{low.voxel_nm} nm (z, y, x), {high.name} {high.voxel_nm} nm; nothing is resampled",

@@ -112,7 +112,7 @@ def split_volume(
       ValueError: a part would have no labelled voxel, or there are too few sections; the message
         says where labels are and which flags help.
     """
-    known = (volume.labels >= 0).any(axis=(1, 2))
+    known = np.asarray((volume.labels >= 0).any(axis=(1, 2)))
     if not known.any():
         raise ValueError(f"{volume.name}: no voxel is labelled; expected labels to learn from")
     if sections and fold:
@@ -262,7 +262,7 @@ def _sparse(volume: LabelledVolume, known: np.ndarray, parts: Sequence[Part]) ->
     if chosen is not None:
         return [_of_sections(volume, part, chosen[part]) for part in PARTS if part in chosen]
     labelled = volume.labels >= 0
-    columns = [labelled.any(axis=(0, 2)), labelled.any(axis=(0, 1))]
+    columns = [np.asarray(labelled.any(axis=axes)) for axes in ((0, 2), (0, 1))]
     axis = int(np.argmax([_extent(one) for one in columns])) + 1
     cut = _cut_columns(labelled.sum(axis=(0, 3 - axis)), parts)
     if cut is None:

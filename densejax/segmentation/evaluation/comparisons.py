@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
@@ -119,7 +120,7 @@ def open_annotators(
     found = list(known)
     places = {_place(labelling.path): i for i, labelling in enumerate(known)}
     for name, path in _parse_pairwise(entries):
-        voxels = {"voxel_nm": voxel_nm, "otherwise_nm": otherwise_nm}
+        voxels: dict[str, Any] = {"voxel_nm": voxel_nm, "otherwise_nm": otherwise_nm}
         labelling = open_labelling(path, name=name, **voxels)
         if labelling.prediction is None and labelling.unlabelled is None:
             labelling = open_labelling(
