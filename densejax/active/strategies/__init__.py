@@ -271,8 +271,8 @@ def check_names(names: Sequence[str]) -> None:
 def _check_options(names: Sequence[str], options: Options, used: Collection[str]) -> None:
     """Refuse an option that is said and that none of the strategies looks at."""
     for field in fields(options):
-        value = getattr(options, field.name)
-        if field.name in used or value is field.default or np.array_equal(value, field.default):
+        value, default = getattr(options, field.name), getattr(Options, field.name)
+        if field.name in used or value is default or np.array_equal(value, default):
             continue
         users = [name for name, entry in IN_ROUNDS.items() if field.name in entry.options]
         raise ValueError(
