@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 
 # Settings that change no number of a round: a run may go on with others.
 VARYING = ("slots", "side", "rounds", "published", "data_folder", "verify")
-VAAL_WIDTH = 128
+# Options of vaal where nothing is said, and under --fast_dev_run, whichever strategies there are.
+VAAL: dict[str, Any] = {"steps": None, "width": 128}
+VAAL_FAST = {"steps": 2, "width": 8}
 
 
 @dataclass(frozen=True)
@@ -109,16 +111,12 @@ class Config:
     odin_temperature: float = option(0.1, "odin: of the softmax")
     odin_step: float = option(0.0014, "odin: of pictures in [0, 1], or features, to certainty")
     vaal_steps: int | None = option(
-        None,
-        "vaal: of a training; none is the classifier's, whole",
-        fast=lambda config: 2 if "vaal" in config.strategies else config.vaal_steps,
+        None, "vaal: of a training; none is the classifier's, whole", fast=VAAL_FAST["steps"]
     )
     vaal_width: int = option(
-        VAAL_WIDTH,
+        VAAL["width"],
         "vaal: channels of the autoencoder's first level",
-        fast=lambda config: min(
-            config.vaal_width, 8 if "vaal" in config.strategies else VAAL_WIDTH
-        ),
+        fast=lambda config: min(config.vaal_width, VAAL_FAST["width"]),
     )
     oracle: Literal["known", "file"] = option("known", "the set's labels, or a person with a file")
     evaluate_every: int = option(1, "interval of evaluations", unit="epochs")
@@ -205,7 +203,7 @@ def build(config: Config, source: "Source", largest: int) -> "ImageTask":
 def ask(config: Config, source: "Source", task: "ImageTask") -> dict[str, Strategy]:
     """The strategies of a filled configuration."""
     said = {"steps": config.vaal_steps, "width": config.vaal_width}
-    vaal: dict[str, Any] | None = None if said == {"steps": None, "width": VAAL_WIDTH} else said
+    vaal: dict[str, Any] | None = None if said in (VAAL, VAAL_FAST) else said
     if "vaal" in config.strategies:
         recipe = config.augmentation or source.recipe
         vaal = said | settings.vaal_of(

@@ -251,7 +251,11 @@ def test_an_option_that_no_strategy_uses_is_refused_before_training(tmp_path, sa
     with pytest.raises(ValueError, match=rf"base, random: the option {name} .* is not used"):
         active.run(replace(SMALL, **said), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_run_of_few_steps_says_of_vaal_is_no_option_unused():
     fast = few_steps(SMALL)
-    assert (fast.vaal_steps, fast.vaal_width) == (SMALL.vaal_steps, SMALL.vaal_width)
-    fast = few_steps(replace(SMALL, strategies=("vaal",)))
     assert (fast.vaal_steps, fast.vaal_width) == (2, 8)
+    config = active.filled(fast)
+    source = active.load(config)
+    assert list(active.ask(config, source, active.build(config, source, 1))) == ["base", "random"]

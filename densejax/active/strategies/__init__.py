@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -271,7 +271,7 @@ def check_names(names: Sequence[str]) -> None:
 def _check_options(names: Sequence[str], options: Options, used: Collection[str]) -> None:
     """Refuse an option that is said and that none of the strategies looks at."""
     for field in fields(options):
-        value, default = getattr(options, field.name), cast(Any, field.default)
+        value, default = getattr(options, field.name), getattr(Options, field.name)
         if field.name in used or value is default or np.array_equal(value, default):
             continue
         users = [name for name, entry in IN_ROUNDS.items() if field.name in entry.options]
