@@ -99,8 +99,8 @@ def open_run(folder: str | Path) -> TrainedRun:
     if not found:
         failed = len(list((folder / "seeds").glob("*/FAILED")))
         raise ValueError(
-            f"{folder}: no member is done ({failed} failed); expected seeds/NAME/DONE, as "
-            "experiments.segment leaves them"
+            f"{folder}: no member is done ({failed} failed); expected seeds/NAME/DONE with a "
+            "score, as experiments.segment leaves them"
         )
     scores = [_read_json(marker)["best_score"] for marker in found]
     values = [float("nan") if score is None else float(score) for score in scores]

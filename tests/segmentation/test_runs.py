@@ -62,8 +62,9 @@ def test_the_voxels_of_a_volume_that_it_was_trained_on_are_known(tmp_path):
 
 def test_members_come_by_score_and_their_best_parameters_are_stacked(tmp_path):
     run = open_run(make_run(tmp_path))
-    assert run.members == ("0001", "0003", "0000", "0002")
-    assert run.scores[:3] == (0.5, 0.4, 0.2) and np.isnan(run.scores[3])
+    # Member 0002 was never scored, as an older run leaves it: its best are parameters as drawn.
+    assert run.members == ("0001", "0003", "0000")
+    assert run.scores == (0.5, 0.4, 0.2)
     params = run.load(run.members[:2], lambda key: {"w": jax.numpy.zeros(3)})
     np.testing.assert_array_equal(params["w"], [[1, 1, 1], [3, 3, 3]])
     with pytest.raises(ValueError, match=r"0001/best.*found float32\[3\], expected float32\[4\]"):
