@@ -87,6 +87,12 @@ class Config(sources.DataOptions):
     )
     base_seed: int = option(0, "from which all seeds' keys are folded")
 
+    @staticmethod
+    def upgrade(record: dict[str, Any]) -> dict[str, Any]:
+        """What a search's ``config.json`` says, whenever it was begun."""
+        # Before sparse labels were divided by themselves, whole sections were.
+        return {"split": "sections"} | record
+
 
 def build(config: Config, architecture: Architecture, classes: int) -> tuple[Any, WindowTask]:
     """The network and the task of an architecture."""
