@@ -140,7 +140,7 @@ def open_pair(
     neither = first.offset is None and second.offset is None
     if neither and sizes[0] != sizes[1]:
         raise ValueError(
-            f"{second.path}: labels are {sizes[1]}; expected {sizes[0]} as {first.path}, or "
+            f"{second.path}: shape {sizes[1]}; expected {sizes[0]} as {first.path}, or "
             "positions in both files"
         )
     if neither or (sizes[0] == sizes[1] and None in (first.offset, second.offset)):

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -170,7 +171,7 @@ BAD = {
     ),
     "an image of another shape": (
         lambda f: (write_files(f, box_labels()), f / "out"),
-        r"\(8, 40, 40\); expected the labels' \(8, 40, 44\)",
+        r"image\.tif: shape \(8, 40, 40\); expected \(8, 40, 44\) as .*labels",
     ),
     "a budget that is too small": (
         lambda f: (replace(write_files(f, box_labels()), triangles=50, level=0), f / "out"),
@@ -280,3 +281,21 @@ def test_a_recorded_run_trains_the_same_and_becomes_two_films(tmp_path, monkeypa
     assert {path.stem for path in films} == {"0001_probabilities", "0001_segmentation"}
     with pytest.raises(ValueError, match=r"no frames of member '7'; there are those of 0000, 0001"):
         render.run(replace(SMALL, run=str(filmed), seed="7"), tmp_path / "films")
+
+
+def test_image_and_labels_lie_over_one_another_where_their_files_say(tmp_path):
+    image = np.random.default_rng(1).integers(0, 255, (8, 40, 44), np.uint8)
+    labels = (image[2:6, 5:25, 4:40] > 100).astype(np.uint8)
+    for name, array, first in (("image", image, (1, 0, 3)), ("labels", labels, (3, 5, 7))):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["a"] = array
+            file["a"].attrs["resolution"] = (50.0, 10.0, 10.0)
+            file["a"].attrs["offset"] = np.multiply(first, (50.0, 10.0, 10.0))
+    place = {name: str(tmp_path / f"{name}.h5") for name in ("image", "labels")}
+    names = {"voxel_nm": (), "class_names": ("outside", "inside")}
+    found = subjects.open_files(**place, **names)
+    assert found.image is not None
+    np.testing.assert_array_equal(found.image.array[:, :, :], image[2:6, 5:25, 4:40])
+    np.testing.assert_array_equal(found.labels[0].array[:, :, :], labels)
+    with pytest.raises(ValueError, match=r"holds \(4, 20, 36\) voxels .* labels' \(8, 40, 44\)"):
+        subjects.open_files(place["image"], image=place["labels"], **names)

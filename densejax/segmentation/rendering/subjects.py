@@ -16,7 +16,7 @@ from densejax.data.label_values import check_values, relabelled
 from densejax.data.levels import Level, cut, open_levels
 from densejax.data.pyramid import build_pyramid
 from densejax.data.synthetic import platelet_world
-from densejax.data.volumes import open_volume
+from densejax.data.volumes import open_pair, open_volume
 from densejax.plots import style
 
 LAYERS = ("entropy", "disagreement")
@@ -133,8 +133,7 @@ def open_files(
 
     Raises:
       FileNotFoundError: a volume is not there.
-      ValueError: as ``open_volume``, or image and labels differ in shape, or labels are no
-        integers.
+      ValueError: as ``open_pair``, the image does not hold all labels, or labels are no integers.
     """
     levels = open_levels(labels, voxel_nm=tuple(voxel_nm) or None)
     if levels[0].array.dtype.kind not in "iub":
@@ -153,7 +152,13 @@ def open_files(
         names = tuple(style.class_names(None, max(2, min(most + 1, 255))))
     shown = None
     if image:
-        shown = _open_image(image, levels[0].array.shape, voxel_nm=levels[0].voxel_nm)
+        own, seen = open_pair(labels, image, voxel_nm=tuple(voxel_nm) or None)
+        if own.array.shape != levels[0].array.shape:
+            raise ValueError(
+                f"{image}: by the positions that the files state it holds {own.array.shape} voxels "
+                f"(z, y, x) of the labels' {levels[0].array.shape}; expected all of them"
+            )
+        shown = Level(seen.array, levels[0].voxel_nm)
     return Subject(levels, names, shown, name=_name(labels), labels_path=labels, image_path=image)
 
 
