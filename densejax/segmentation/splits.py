@@ -165,37 +165,41 @@ def divided(volume: LabelledVolume, pieces: Sequence[Piece]) -> Division:
 
 
 def draw_divisions(divisions: Sequence[Division], path: Path) -> Path:
-    """Draw how volumes were divided, each seen along y and along z; return the path."""
+    """Draw how volumes were divided, seen along y (strips along z); return the path."""
     # Imported here: --help answers without matplotlib.
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
 
     from densejax.plots import style
 
     colours = ["#ececec", *(style.series_colour(index) for index in range(3)), "#b8b8b8"]
     names = ("not labelled", *PARTS, "labelled, left out")
-    figure = style.new_figure(8, 1.0 + 3.0 * len(divisions))
-    grid = figure.subplots(len(divisions), 2, squeeze=False)
-    for row, division in zip(grid, divisions, strict=True):
+    figure = style.new_figure(6, 0.8 + 2.6 * len(divisions))
+    used: set[int] = set()
+    grid = figure.subplots(len(divisions), 1, squeeze=False)[:, 0]
+    for axes, division in zip(grid, divisions, strict=True):
         z, y, x = division.voxel_nm
-        sides = ((division.front, z / x, "z"), (division.top, y / x, "y"))
-        for axes, (codes, tall, letter) in zip(row, sides, strict=True):
-            wide = codes.shape[1] / max(codes.shape[0] * tall, 1e-9)
-            axes.imshow(
-                codes,
-                cmap=ListedColormap(colours),
-                vmin=-0.5,
-                vmax=4.5,
-                interpolation="nearest",
-                aspect=tall if 0.2 < wide < 5 else "auto",
-            )
-            style.dress(axes, x="x (voxels)", y=f"{letter} (voxels)", grid="")
-        row[0].set_title(Path(division.name).name, **style.LEFT)
-    used = {0, *(int(code) for one in divisions for code in np.unique(one.front))}
+        strips = len(np.unique(division.top[division.top > 0])) > 1
+        view = (division.top, y / x, "y") if strips else (division.front, z / x, "z")
+        codes, tall, letter = view
+        used |= {int(code) for code in np.unique(codes)}
+        wide = codes.shape[1] / max(codes.shape[0] * tall, 1e-9)
+        axes.imshow(
+            codes,
+            cmap=ListedColormap(colours),
+            vmin=-0.5,
+            vmax=4.5,
+            interpolation="nearest",
+            aspect=tall if 0.2 < wide < 5 else "auto",
+        )
+        style.dress(axes, x="x (voxels)", y=f"{letter} (voxels)", grid="")
+        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set_title(Path(division.name).name, **style.LEFT)
     figure.legend(
         handles=[Patch(color=colours[code], label=names[code]) for code in sorted(used)],
         loc="outside lower left",
-        ncols=len(used),
+        ncols=min(len(used), 3),
         frameon=False,
         fontsize=style.TICK_SIZE,
     )

@@ -185,7 +185,7 @@ def test_where_labels_are_in_words():
     assert where_labelled(known).endswith(": 0, 5, ... 45")
 
 
-def test_a_division_is_seen_from_two_sides(tmp_path):
+def test_a_division_is_drawn_from_the_side_that_shows_it(tmp_path):
     volume = volume_of(np.s_[::5])
     division = divided(volume, split_volume(volume))
     assert division.front.shape == (20, 32) and division.top.shape == (24, 32)
