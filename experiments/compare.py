@@ -106,7 +106,7 @@ def _scores(file: Path, score: str, *, until: int) -> list[float]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected one for each finished seed")
     rows = list(_rows(file))
-    scored = [row for row in rows if row.get(score) is not None]
+    scored = [row for row in rows if score in row]
     values = [row[score] for row in scored if not until or row["step"] <= until]
     if scored and not values:
         raise ValueError(

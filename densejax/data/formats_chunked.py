@@ -106,7 +106,11 @@ def open_chunked(path: str | Path, *, dataset: str | None = None) -> Opened:
         return replace(opened, geometry=replace(opened.geometry, level=level))
     store = open_store(driver, name)
     geometry = _of_level(name, root, inner, store) or _array_geometry(name, store, driver, metadata)
-    _count_chunks(store, name, name, ours=OURS in _attributes(metadata))
+    # A level of an image that densejax wrote: blocks of its fill value have no file there.
+    group = {} if is_remote(name) else _around(name.rpartition("/")[0])
+    _count_chunks(
+        store, name, name, ours=any(OURS in _attributes(held) for held in (metadata, group))
+    )
     return _opened(store, name, geometry)
 
 

@@ -80,12 +80,13 @@ ALL = ("features", "weights", "labels", "labelled", "held_out", "passes")
 
 @pytest.mark.parametrize("strategy", select.STRATEGIES)
 def test_every_strategy_serves_files(folder, strategy):
-    assert query(folder, *ALL, strategy=strategy, radius=0.7) == 0
+    used = {"radius": 0.7} if "radius" in select.STRATEGIES[strategy].options else {}
+    assert query(folder, *ALL, strategy=strategy, **used) == 0
     indices, values = read(folder / "q.csv")
     assert len(indices) == len(set(indices)) == len(values) == 7
     assert not set(indices) & {3, 1, 20, 59, 0}
     first = (folder / "q.csv").read_text()
-    assert query(folder, *ALL, strategy=strategy, radius=0.7, overwrite=True) == 0
+    assert query(folder, *ALL, strategy=strategy, overwrite=True, **used) == 0
     assert (folder / "q.csv").read_text() == first
 
 

@@ -141,7 +141,7 @@ def changed(what):
             r"\['layer0'\]\['bias'\] \[8\] float32",
         ),
         ("another depth", "of another network: it has 6 parameter arrays, this one 8"),
-        ("another seed", "of another network: of the same shapes, but the weights"),
+        ("another seed", "of another network: of the same shapes, but the parameters"),
         ("another direction", "of another plane: its second direction differs"),
         ("more points", "of another grid: y has 4 points from -1 to 1 there, 5 points from -1"),
         ("another span", r"of another grid: x has .* from -1 to 1 there, .* from -0.5 to 0.5 here"),
