@@ -36,18 +36,6 @@ SMALL = active.Config(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Programs of one round serve the next, and the next test."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in names]
-    jax.config.update(names[0], str(tmp_path_factory.mktemp("cache")))
-    jax.config.update(names[1], 0.1)
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
-
-
 def test_a_run_leaves_tables_pictures_and_goes_on(tmp_path, capsys):
     published = tmp_path / "paper.csv"
     published.write_text("strategy,12,18\nBASE,0.3,0.5\nRandom Sampler,30,\nOther,1,2\n")
