@@ -173,7 +173,7 @@ def level_geometry(
     stored = [""] * len(axes)
     for letter, place in zip(axes, found.order, strict=True):
         stored[place] = letter
-    # Without a scale, voxels are of one unit since 0.6, and of nobody knows what before.
+    # Since 0.6 a missing scale means 1 unit; before 0.6 the size is then unknown.
     if not systems and not any(_kind(step) == "scale" for step in steps):
         return Geometry(tuple(stored), level=level)
     units = [str(a.get("unit") or "") for a in described]
