@@ -21,7 +21,7 @@ from densejax.data.images import (
     standardise,
     to_unit,
 )
-from densejax.data.patterns import gratings
+from densejax.data.vision import gratings
 from densejax.population import memory_limit
 from densejax.typing import Array, Key
 

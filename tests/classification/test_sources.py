@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from densejax.classification.sources import held_out_rows, load_source
-from densejax.data.patterns import gratings
+from densejax.data.vision import gratings
 
 
 def test_gratings_have_equal_classes_and_are_told_apart_by_direction():

@@ -9,7 +9,7 @@ import pytest
 from densejax.active.rounds.features import open_features
 from densejax.classification.pretrained import Encoder, encode, fresh, save_encoder
 from densejax.data.images import standardise, to_unit
-from densejax.data.patterns import gratings
+from densejax.data.vision import gratings
 from experiments import encode as experiment
 
 
