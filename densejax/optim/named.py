@@ -13,11 +13,12 @@ import optax
 
 from densejax.typing import Array, Params
 
-OptimiserName = Literal["adamw", "sgd"]
+OptimiserName = Literal["adamw", "sgd", "momentum"]
 ScheduleName = Literal["polynomial", "cosine", "constant"]
 
 POLYNOMIAL_POWER = 0.9  # as in nnU-Net
 SGD_MOMENTUM = 0.99
+HEAVY_MOMENTUM = 0.9  # as in DeepLab and SegNet
 
 
 def named_optimiser(
@@ -26,7 +27,8 @@ def named_optimiser(
     """A direction of descent by name; multiply its updates by minus the learning rate.
 
     ``adamw`` decouples the decay from the moments (Loshchilov and Hutter 2019, arXiv 1711.05101);
-    ``sgd`` has Nesterov's momentum of 0.99 and adds the decay to the gradient, as in nnU-Net.
+    ``sgd`` has Nesterov's momentum of 0.99 and adds the decay to the gradient, as in nnU-Net;
+    ``momentum`` is SGD with a heavy ball of 0.9 and the decay in the gradient, as in DeepLab.
     Kernels decay, biases and the scales and shifts of norms do not.
 
     Args:
@@ -44,8 +46,10 @@ def named_optimiser(
         parts = [optax.scale_by_adam(), decay]
     elif name == "sgd":
         parts = [decay, optax.trace(SGD_MOMENTUM, nesterov=True)]
+    elif name == "momentum":
+        parts = [decay, optax.trace(HEAVY_MOMENTUM)]
     else:
-        raise ValueError(f"optimiser {name!r}: expected adamw or sgd")
+        raise ValueError(f"optimiser {name!r}: expected adamw, sgd or momentum")
     return optax.chain(*([optax.clip_by_global_norm(clip)] if clip else []), *parts)
 
 

@@ -24,10 +24,12 @@ from densejax.optim.tensorflow_forms import (
 )
 from densejax.typing import Array, Batch, Key, Measures, Params, Tree
 
-Network = Callable[[Params, Array], tuple[jax.Array, Mapping[str, jax.Array]]]
+Network = Callable[..., Any]
 Draw = Callable[[Key, jax.Array, Batch], tuple[jax.Array, jax.Array, jax.Array]]
 
 PUBLISHED_L2 = {"2d": 10**-4.7, "3d": 1e-5, "head": 1e-9}
+
+_DROPOUT = 0xD20F  # folded into the key, so that no draw of a window is repeated
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Descent:
 
     Attributes:
       steps: of the whole training, over which the schedule falls to 0.
-      optimiser: ``adamw`` or ``sgd``.
+      optimiser: ``adamw``, ``sgd`` or ``momentum``.
       schedule: ``polynomial``, ``cosine`` or ``constant``.
       warmup: steps over which the learning rate rises.
       weight_decay: of kernels.
@@ -83,17 +85,25 @@ class WindowTask:
     ``l2_scale`` (a factor on all penalties), and with a ``descent`` what ``Descent.settings``
     names: they are scalars in the state, so that a grid of them is one population.
 
+    A network with more than parameters is ``stateful``: what ``init_params`` returns are its
+    variables, ``{"params": ..., "batch_stats": ...}``, and in training it is called with
+    ``train=True``, ``mutable=["batch_stats"]`` and a key of its dropout (a module's ``apply``).
+    ``parameters`` are then the variables, with the moments of the norm.
+
     Attributes:
-      init_params: fresh parameters from a key.
-      network: ``(params, [b, z, y, x, 1]) -> (logits [b, z', y', x', c], out)``.
-      draw: ``(key, step, data) -> image [z, y, x], labels and weights [z', y', x']``: the window
-        of a step. The key is the instance's own and never changes; ``step`` tells windows apart.
+      init_params: fresh parameters from a key; of a stateful network its variables.
+      network: ``(params, [b, z, y, x, c]) -> (logits [b, z', y', x', c], out)``.
+      draw: ``(key, step, data) -> image [z, y, x] (or [z, y, x, c]), labels and weights
+        [z', y', x']``: the window of a step. The key is the instance's own and never changes;
+        ``step`` tells windows apart. ``data["settings"]`` are the member's.
       classes: number of classes, c.
       batch: windows a step.
       reduction: of the cross-entropy over voxels; the released code sums.
       score: the measure of ``evaluate`` that ranks, ``miou`` or ``adjusted_rand``.
       stop_below: an instance whose evaluated MIoU is below this at or after ``stop_after`` steps is
         given up (published: 0.3 after ten epochs); 0 never stops.
+      stateful: see above.
+      drawing: further settings in which members may differ, and their defaults; for ``draw``.
     """
 
     init_params: Callable[[Key], Params]
@@ -112,6 +122,8 @@ class WindowTask:
     stop_after: int = 0
     score: str = "miou"
     descent: Descent | None = None
+    stateful: bool = False
+    drawing: Mapping[str, float] | None = None
 
     def init(self, key: Key, settings: Tree) -> Tree:
         """Fresh state: parameters, Adam's moments, the key of the data order, settings."""
@@ -120,6 +132,7 @@ class WindowTask:
             "decay_rate": self.decay_rate,
             "two_d_loss": self.two_d_loss,
             "l2_scale": 1.0,
+            **(self.drawing or {}),
         }
         if self.descent is not None:
             defaults |= self.descent.settings()
@@ -128,6 +141,10 @@ class WindowTask:
             raise ValueError(f"settings {sorted(unknown)} are none of {sorted(defaults)}")
         weights_key, data_key = jax.random.split(key)
         params = self.init_params(weights_key)
+        moving = {}
+        if self.stateful:
+            moving = {name: leaf for name, leaf in params.items() if name != "params"}
+            params = params["params"]
         chosen = {n: jnp.float32(settings.get(n, v)) for n, v in defaults.items()}
         state = {
             "params": params,
@@ -138,17 +155,19 @@ class WindowTask:
         }
         if self._averages:
             state["average"] = params
+        if self.stateful:
+            state["moving"] = moving
         return state
 
     def step(self, state: Tree, data: Batch) -> tuple[Tree, Measures]:
         """One update on ``batch`` windows; measures the loss and its data term."""
         key = jax.random.wrap_key_data(state["key"])
         first = state["step"] * self.batch
-        images, labels, weights = self._draw_batch(key, first, data)
         settings = state["settings"]
+        images, labels, weights = self._draw_batch(key, first, dict(data, settings=settings))
 
-        def loss_of(params: Params) -> tuple[jax.Array, jax.Array]:
-            logits, out = self.network(params, images[..., None])
+        def loss_of(params: Params) -> tuple[jax.Array, tuple[jax.Array, Params]]:
+            (logits, out), moving = self._trained(state, params, images)
             loss = self._loss(logits, labels, weights, settings)
             if out.get("deep"):
                 loss = self._with_coarse(loss, tuple(out["deep"]), labels, weights, settings)
@@ -158,9 +177,9 @@ class WindowTask:
                 loss = loss + settings["two_d_loss"] * coarse
             if self.l2:
                 loss = loss + settings["l2_scale"] * grouped_l2(params, self.l2, self.group_of)
-            return loss, data_loss
+            return loss, (data_loss, moving)
 
-        gradient, data_loss = jax.grad(loss_of, has_aux=True)(state["params"])
+        gradient, (data_loss, moving) = jax.grad(loss_of, has_aux=True)(state["params"])
         directions, moments = self._optimiser(settings).update(
             gradient, state["moments"], state["params"]
         )
@@ -173,7 +192,23 @@ class WindowTask:
             new["average"] = moving_average(
                 state["average"], params, step=state["step"], decay=self.descent.average
             )
+        if self.stateful:
+            new["moving"] = moving
         return new, {"loss": data_loss}
+
+    def _trained(self, state: Tree, params: Params, images: Array) -> tuple[Any, Params]:
+        """(logits, out) of a batch in training, and the moments that the network leaves."""
+        if not self.stateful:
+            return self.network(params, _with_channels(images)), None
+        key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), _DROPOUT)
+        found, changed = self.network(
+            {"params": params, **state["moving"]},
+            _with_channels(images),
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.fold_in(key, state["step"])},
+        )
+        return found, dict(state["moving"], **changed)
 
     def _draw_batch(self, key: Key, first: jax.Array, data: Batch) -> tuple[jax.Array, ...]:
         if self.descent is not None and self.batch > 1:
@@ -244,7 +279,7 @@ class WindowTask:
 
         def one(window: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
             image, labels = window
-            logits = self.network(params, image[None, ..., None])[0][0]
+            logits = self.network(params, _with_channels(image[None]))[0][0]
             total = weighted_cross_entropy(logits, labels, reduction="sum")
             predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
             counts = confusion_counts(labels, predicted, classes=self.classes)
@@ -281,9 +316,15 @@ class WindowTask:
         return {"probabilities": tiles.reshape(-1, self.classes)[data["places"]]}
 
     def parameters(self, state: Tree) -> Params:
-        """The network's parameters, or their average where one is kept."""
-        return state["average"] if self._averages else state["params"]
+        """The network's parameters, or their average where one is kept; with moments if any."""
+        params = state["average"] if self._averages else state["params"]
+        return {"params": params, **state["moving"]} if self.stateful else params
 
     def stop(self, step: int, measures: Mapping[str, Any]) -> bool:
         """The published early stop: evaluation MIoU below a floor after some epochs."""
         return step >= self.stop_after and measures["miou"] < self.stop_below
+
+
+def _with_channels(images: Array) -> Array:
+    """[b, z, y, x] as [b, z, y, x, 1]; pictures with channels stay as they are."""
+    return images if images.ndim == 5 else images[..., None]

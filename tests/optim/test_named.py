@@ -64,12 +64,13 @@ def makers(torch):
     return {
         "adamw": lambda groups: torch.optim.AdamW(groups, lr=1.0),
         "sgd": lambda groups: torch.optim.SGD(groups, lr=1.0, momentum=0.99, nesterov=True),
+        "momentum": lambda groups: torch.optim.SGD(groups, lr=1.0, momentum=0.9),
     }
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.7])
 @pytest.mark.parametrize("decay", [0.0, 0.3])
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "momentum"])
 def test_optimisers_agree_with_torch(name, decay, clip):
     torch = pytest.importorskip("torch")
     # Norms of the gradients on both sides of the clip.
@@ -89,7 +90,7 @@ def test_optimisers_agree_with_torch(name, decay, clip):
     )
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "momentum"])
 def test_kernels_decay_and_vectors_do_not(name):
     nothing = [jax.tree.map(np.zeros_like, gradient) for gradient in gradients()]
     found = descend(named_optimiser(name, weight_decay=0.1), nothing, [0.5] * STEPS)
@@ -103,7 +104,7 @@ def test_kernels_decay_and_vectors_do_not(name):
         np.testing.assert_allclose(kernel, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "momentum"])
 def test_the_weight_decay_of_an_instance_is_data(name):
     params = jax.tree.map(jnp.asarray, parameters())
     given = gradients()[:2]
@@ -127,7 +128,7 @@ def test_the_weight_decay_of_an_instance_is_data(name):
 
 
 def test_unknown_names_and_negative_clips_are_refused():
-    with pytest.raises(ValueError, match=r"'adam'.*adamw or sgd"):
+    with pytest.raises(ValueError, match=r"'adam'.*adamw, sgd or momentum"):
         named_optimiser("adam")
     with pytest.raises(ValueError, match=r"clip is -1"):
         named_optimiser("sgd", clip=-1)
