@@ -174,31 +174,51 @@ def check_window(network: str, window: Sizes, smallest: Sizes) -> Sizes:
     return window
 
 
-def check_input(network: str, x: Array) -> None:
-    """Raises: ValueError where ``x`` is not [b, z, y, x, 1]."""
-    if x.ndim != 5 or x.shape[-1] != 1:
-        raise ValueError(f"{network}: expected an input [b, z, y, x, 1], found shape {x.shape}")
+def check_input(network: str, x: Array, *, channels: int | None = 1) -> None:
+    """Raises: ValueError where ``x`` is not [b, z, y, x, channels]; None takes any number."""
+    if x.ndim != 5 or channels not in (None, x.shape[-1]):
+        expected = f"[b, z, y, x, {'c' if channels is None else channels}]"
+        raise ValueError(f"{network}: expected an input {expected}, found shape {x.shape}")
+
+
+def as_planes(network: str, x: Array, dtype: Any) -> jax.Array:
+    """[b, z, y, x, c] -> pictures [b * z, y, x, c] of ``dtype``. Raises: as ``check_input``."""
+    check_input(network, x, channels=None)
+    return jnp.asarray(x, dtype).reshape(-1, *x.shape[2:])
+
+
+def as_volumes(planes: Array, like: Array) -> jax.Array:
+    """The inverse of ``as_planes``: pictures -> the [b, z] of ``like``, channels as they are."""
+    return jnp.asarray(planes).reshape(*like.shape[:2], *planes.shape[1:])
+
+
+def scaled(channels: int, width: float) -> int:
+    """Channels of a layer in a network of so many times the published width; at least one."""
+    return max(1, round(channels * width))
 
 
 def draw_parameters(key: Key, model: nn.Module, input_shape: Sizes) -> Params:
     """Fresh parameters of a segmentation network, all kernels from one draw of random numbers.
 
     The distribution is that of ``model.init``: kernels Glorot-uniform (Glorot and Bengio 2010),
-    biases and shifts zero, scales one. XLA compiles each random draw for itself, and the program
+    biases and shifts zero, scales one. A network whose ``DRAW`` is ``he`` gets kernels uniform with
+    the variance 2 / fan in of He et al. 2015, as published for it. Running means are zero, running
+    variances one. XLA compiles each random draw for itself, and the program
     that fills a slot of the narrow hybrid took 15 to 28 s to compile on a busy CPU; one draw for
     all layers avoids that.
 
     Args:
       key: a jax key.
       model: a network made of this module's layers.
-      input_shape: [b, z, y, x, 1] of an input.
+      input_shape: [b, z, y, x, c] of an input.
 
     Returns:
-      The variables, ``{"params": ...}``, float32.
+      The variables, ``{"params": ...}``, and ``batch_stats`` where the network has batch norm;
+      float32.
 
     Raises:
       ValueError: the network has a parameter that is none of ``kernel``, ``bias``, ``scale`` and
-        ``shift``.
+        ``shift``, and no moment.
     """
     example = jax.ShapeDtypeStruct(tuple(input_shape), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), example)
@@ -208,17 +228,18 @@ def draw_parameters(key: Key, model: nn.Module, input_shape: Sizes) -> Params:
     drawn, start = [], 0
     for (path, leaf), size in zip(leaves, sizes, strict=True):
         name = str(getattr(path[-1], "key", path[-1]))
-        if name in ("bias", "shift"):
+        if name in ("bias", "shift", "mean"):
             drawn.append(jnp.zeros(leaf.shape, jnp.float32))
-        elif name == "scale":
+        elif name in ("scale", "var"):
             drawn.append(jnp.ones(leaf.shape, jnp.float32))
         elif name == "kernel":
-            field = math.prod(leaf.shape[:-2])
-            limit = math.sqrt(6 / (field * (leaf.shape[-2] + leaf.shape[-1])))
+            he = getattr(model, "DRAW", "glorot") == "he"
+            fans = leaf.shape[-2] if he else leaf.shape[-2] + leaf.shape[-1]
+            limit = math.sqrt(6 / (math.prod(leaf.shape[:-2]) * fans))
             drawn.append(limit * numbers[start : start + size].reshape(leaf.shape))
         else:
             path_name = jax.tree_util.keystr(path)
-            raise ValueError(f"{path_name} is none of kernel, bias, scale and shift")
+            raise ValueError(f"{path_name} is none of kernel, bias, scale and shift, and no moment")
         start += size
     return jax.tree_util.tree_unflatten(structure, drawn)
 

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from drawing import drawn, shapes
@@ -17,6 +18,15 @@ SMALL = {"classes": 3, "width": 2}
 def test_published_parameter_count(padding):
     _, variables = shapes(UNet(padding=padding), (1, 572, 572))
     assert sum(math.prod(p.shape) for p in jax.tree.leaves(variables)) == 31_030_983
+
+
+@pytest.mark.parametrize(("width", "scales", "count"), [(16, 5, 1_940_834), (8, 4, 120_690)])
+def test_counts_of_label_less(width, scales, count):
+    model = UNet(2, width=width, scales=scales, padding="SAME", logit_relu=False, drop=0.5)
+    (logits, out), variables = shapes(model, (1, 128, 128))
+    assert sum(math.prod(p.shape) for p in jax.tree.leaves(variables)) == count
+    assert logits.shape == (2, 1, 128, 128, 2)
+    assert out["bottleneck"].shape[2:] == (128 >> (scales - 1),) * 2 + (width << (scales - 1),)
 
 
 def test_published_window():
@@ -104,3 +114,47 @@ def test_planes_are_labelled_each_for_itself(norm):
     found, other = apply(x), apply(alone)
     np.testing.assert_allclose(found[:, 1], other[:, 1], rtol=1e-5, atol=1e-6)
     assert np.abs(found - other)[:, ::2].max() > 1e-2
+
+
+def test_dropout_acts_in_training_and_where_asked_and_only_there():
+    model = UNet(**SMALL, scales=3, padding="SAME", logit_relu=False, channels=3, drop=0.5)
+    x = jax.random.normal(jax.random.key(1), (1, 1, 20, 21, 3))
+    variables = draw_parameters(jax.random.key(0), model, x.shape)
+
+    @jax.jit
+    def run(keys):
+        ways = ({"train": True}, {"dropout": True}, {"train": True, "dropout": False}, {})
+        once = [
+            jax.vmap(lambda key, way=way: model.apply(variables, x, rngs={"dropout": key}, **way))(
+                keys
+            )
+            for way in ways
+        ]
+        return once, model.clone(drop=0.0).apply(variables, x, train=True)
+
+    found, expected = run(jax.random.split(jax.random.key(0), 2))
+    for (logits, out), drops in zip(found, (True, True, False, False), strict=True):
+        assert np.array_equal(logits[0], logits[1]) != drops
+        assert np.allclose(logits[0], expected[0], rtol=1e-5, atol=1e-6) != drops
+        zeros = np.mean(np.asarray(out["bottleneck"]) == 0)
+        base = np.mean(np.asarray(expected[1]["bottleneck"]) == 0)
+        assert abs(zeros - (1 + base) / 2 if drops else zeros - base) < 0.1
+    with pytest.raises(ValueError, match="dropout is 1; expected"):
+        shapes(UNet(drop=1), (1, 572, 572))
+
+
+@pytest.mark.parametrize(("scales", "dropped"), [(5, 4), (4, 4), (3, 4), (2, 3)])
+def test_dropout_sits_behind_the_two_deepest_blocks_and_those_opposite(scales, dropped):
+    model = UNet(2, width=2, scales=scales, padding="SAME", drop=0.5)
+    x = jax.ShapeDtypeStruct((1, 1, 32, 32, 1), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+
+    def draws(rate):
+        network = model.clone(drop=rate)
+        traced = jax.make_jaxpr(
+            lambda v, x, key: network.apply(v, x, train=True, rngs={"dropout": key})
+        )
+        return str(traced(variables, x, jax.random.key(0))).count("name=_bernoulli")
+
+    assert draws(0.0) == 0
+    assert draws(0.5) == dropped
