@@ -25,7 +25,7 @@ hours on one GPU.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -109,7 +109,7 @@ class Config:
     radius: float | None = option(None, "probcover (needed), max_herding, uncertainty_herding")
     passes: int = option(10, "bald, mean_entropy, vote_entropy, batch_bald: of the dropout")
     odin_temperature: float = option(0.1, "odin: of the softmax")
-    odin_step: float = option(0.0014, "odin: of pictures in [0, 1], or features, to certainty")
+    odin_step: float = option(0.0, "odin: of pictures in [0, 1], or features, to certainty")
     vaal_steps: int | None = option(
         None, "vaal: of a training; none is the classifier's, whole", fast=VAAL_FAST["steps"]
     )
@@ -224,6 +224,7 @@ def run(config: Config, workdir: Path) -> report.Results:
     """All rounds, and what they came to."""
     from densejax.active.rounds.engine import Rounds
     from densejax.active.rounds.oracles import KnownLabels, LabelFile
+    from densejax.active.rounds.pictures import Pictures
     from densejax.classification.sources import held_out_rows
 
     given, config = config, filled(config)
@@ -232,7 +233,7 @@ def run(config: Config, workdir: Path) -> report.Results:
         return combine(given, workdir)
     source = load(config)
     task = build(config, source, 1)
-    same = ("initial", "budget", "rounds", "patience", "weighted", "evaluate_every", "keep")
+    same = ("initial", "budget", "rounds", "patience", "evaluate_every", "keep")
     plan = Plan(
         ask(config, source, task),
         config.seeds,
@@ -246,9 +247,9 @@ def run(config: Config, workdir: Path) -> report.Results:
     oracle: Any = KnownLabels(source.labels, classes=len(names))
     if config.oracle == "file":
         oracle = LabelFile(class_names=names, files=source.files)
+    instances = len(config.seeds) * len(plan.strategies)
     rounds = Rounds(
-        replace(task, largest=plan.largest),
-        samples,
+        Pictures(task, samples, instances, bool(config.weighted)),
         oracle,
         plan,
         workdir=workdir,
@@ -266,7 +267,7 @@ def combine(config: Config, workdir: Path) -> report.Results:
         if not (folder / "config.json").exists():
             raise FileNotFoundError(f"{folder}: no run of active learning, it has no config.json")
         check_same_config(config, folder, ignore=(*VARYING, "seeds", "combine"))
-    rounds = together([read_rounds(Path(folder)) for folder in config.combine])
+    rounds = together([read_rounds(Path(folder), Trained) for folder in config.combine])
     start_folder(config, workdir, ignore=(*VARYING, "seeds", "combine"))
     return summarise(config, load(filled(config)), rounds, workdir)
 

@@ -95,6 +95,7 @@ class Pool:
         labels of labelled samples alone. A score of every pixel's error takes [n, (z,) y, x].
       labelled: [n] bool, samples that have been labelled; none where None.
       held_out: [n] bool, samples that must never be chosen (evaluation); none where None.
+      columns: scores [n] by name that somebody has computed already (``scores.column``).
 
     Raises:
       ValueError: shapes do not agree, a sample is labelled and held out, or nothing is given.
@@ -111,9 +112,11 @@ class Pool:
     labels: Array | None = None
     labelled: Array | None = None
     held_out: Array | None = None
+    columns: Mapping[str, Array] | None = None
 
     def __post_init__(self) -> None:
         sizes = {name: array.shape[0] for name, array in self._rows().items()}
+        sizes |= {f"column {n}": len(a) for n, a in (self.columns or {}).items()}
         if not sizes:
             raise ValueError("a pool needs features, logits, probabilities, passes or labels")
         if len(set(sizes.values())) > 1:

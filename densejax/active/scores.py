@@ -1,7 +1,7 @@
 """How much a network doubts: scores of a sample, of an image's pixels, of stochastic passes.
 
 A ``Score`` is made by a function of its name (``margin()``), and made a selector by ``ranked``:
-``ranked(margin())(key, pool, budget)``. The *expert query* of Chen 2020 (2.5) is any of them on a
+``ranked(margin())(key, pool, budget)``. The *expert query* of Chen 2020 (3.2.2) is any of them on a
 pool whose arrays come from a network trained on all data; his inverse query is ``inverse(score)``.
 
 Where the sources disagree on a name: Roels & Saeys 2019 call ``mean_entropy`` BALD; ``bald`` is the
@@ -173,6 +173,30 @@ def ranked(score: Score) -> Selector:
             return Selection(np.zeros(0, np.int64), np.zeros(0, np.float32))
         values = evaluate(score, pool)
         chosen = first(values, pool.available, budget, largest_first=score.largest_first)
+        return Selection(chosen, values[chosen])
+
+    return select
+
+
+def column(name: str, *, largest_first: bool = True) -> Selector:
+    """The selector that ranks by a column that the pool has already (``Pool.columns``).
+
+    Args:
+      name: of the column.
+      largest_first: whether the largest values are queried first, or the smallest.
+
+    Returns:
+      ``selector(key, pool, budget)``, ties by lowest index. When used it raises a ValueError where
+      the pool has no such column.
+    """
+
+    def select(key: Key, pool: Pool, budget: int) -> Selection:
+        del key
+        check_budget(pool, budget)
+        if name not in (pool.columns or {}):
+            raise ValueError(f"the pool has no column {name!r}, only {list(pool.columns or {})}")
+        values = np.asarray((pool.columns or {})[name], np.float32)
+        chosen = first(values, pool.available, budget, largest_first=largest_first)
         return Selection(chosen, values[chosen])
 
     return select
@@ -370,12 +394,12 @@ MEASURES: dict[str, tuple[str, Callable[..., jax.Array]]] = {
     "error": ("probabilities", _error),
 }
 
-# Chen 2020, section 2.3; of the margin also 0.8.
+# Chen 2020, 2.2.2; of the margin also 0.8.
 THRESHOLDS = {"entropy": float(np.log(2)), "max_softmax": 0.5, "margin": 0.9}
 
 
-def _bound(measure: str, classes: int) -> float:
-    """The largest value that a measure of ``MEASURES`` can take with that many classes."""
+def largest_value(measure: str, classes: int) -> float:
+    """The largest value that a measure of ``MEASURES`` can take with so many classes."""
     if measure in ("margin", "error"):
         return 1.0
     return 1 - 1 / classes if measure == "max_softmax" else float(np.log(classes))
@@ -390,7 +414,7 @@ def over_pixels(
     relative: bool = False,
     masked: bool = False,
 ) -> Score:
-    """One value an image from a value a pixel (Chen 2020, 2.3), largest first.
+    """One value an image from a value a pixel (Chen 2020, 1.3.2), largest first.
 
     Pixels that are labelled -1 (``error``) or masked out count nowhere; an image without any other
     has value 0. Roels & Saeys 2019 add the pixels up: the order of ``average`` where all images
@@ -451,7 +475,7 @@ def _over_pixels(
 ) -> jax.Array:
     values, weights = _pixels(measure, array, extra)
     if threshold is not None:
-        most = _bound(measure, array.shape[-1])
+        most = largest_value(measure, array.shape[-1])
         level = threshold * most if relative else threshold
         if level >= most - 1e-6:
             raise ValueError(
@@ -484,7 +508,7 @@ def pixel_quantile(
         raise ValueError(f"measure {measure!r}: expected one of {', '.join(MEASURES)}")
     if not 0 <= quantile <= 1:
         raise ValueError(f"quantile {quantile}: expected 0 to 1")
-    most = _bound(measure, pool.classes)
+    most = largest_value(measure, pool.classes)
     needs = (MEASURES[measure][0], *_extra(measure, masked))
     score = Score("histogram", needs, _histogram(measure, most, bins))
     counts = np.zeros(bins, np.int64)

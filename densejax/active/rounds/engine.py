@@ -11,11 +11,12 @@ order are the same network, and trained once: in the first round, all of a seed.
 """
 
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import jax
 import numpy as np
@@ -23,32 +24,32 @@ import numpy as np
 from densejax.active.pool import Pool, Selection
 from densejax.active.rounds.oracles import Oracle
 from densejax.active.rounds.records import (
+    Labelled,
     Plan,
     Query,
-    Samples,
-    Trained,
+    Record,
     check_selection,
     read_record,
     round_folder,
     write_record,
 )
+from densejax.active.rounds.subject import Look, Row, Subject
 from densejax.active.strategies.random import balanced_random, random
-from densejax.classification.task import ImageTask, Predictor, head_of, image_data
+from densejax.io import read_json, write_json, write_npz
 from densejax.population import Strategy as Side
 from densejax.training.checkpoint import restore_tree
 from densejax.training.folders import Member, Outcome
 from densejax.training.logs import Reporter
-from densejax.training.sweep import Schedule, Sweep
-from densejax.typing import UNLABELLED, Batch, Params
+from densejax.training.sweep import Sweep
+from densejax.typing import UNLABELLED, Params, Tree
 
 
-class Rounds:
-    """A run of active learning in a folder."""
+class Rounds(Generic[Record]):
+    """A run of active learning in a folder, whatever its subject: pictures, or segmentation."""
 
     def __init__(
         self,
-        task: ImageTask,
-        samples: Samples,
+        subject: Subject[Record],
         oracle: Oracle,
         plan: Plan,
         *,
@@ -60,8 +61,7 @@ class Rounds:
         """Check everything that can be checked before any training.
 
         Args:
-          task: what a network is; its ``largest`` is the plan's.
-          samples: what there is to learn from.
+          subject: what there is to learn from, and what a network is.
           oracle: who knows the labels.
           plan: how many rounds of what.
           workdir: the run's folder.
@@ -70,21 +70,16 @@ class Rounds:
           say: where a line of progress goes.
 
         Raises:
-          ValueError: the plan wants more samples than there are, the task does not fit it, or a
-            strategy needs labels that the oracle does not know beforehand.
+          ValueError: the plan wants more samples than there are, or a strategy needs labels that
+            the oracle does not know beforehand.
         """
-        self.task, self.samples, self.oracle, self.plan = task, samples, oracle, plan
+        self.subject, self.oracle, self.plan = subject, oracle, plan
         self._workdir, self._slots, self._side, self._say = workdir, slots, side, say
-        free = len(samples.images) - int(self._held_out.sum())
+        free = subject.size - int(subject.held_out.sum())
         if plan.largest > free:
             raise ValueError(
                 f"{plan.rounds} rounds from {plan.initial} samples by {plan.budget} want "
                 f"{plan.largest}; the pool has {free} that are not held out"
-            )
-        if task.largest != plan.largest or task.classes != len(samples.class_names):
-            raise ValueError(
-                f"the task is of {task.largest} samples and {task.classes} classes; expected "
-                f"{plan.largest} and {len(samples.class_names)}"
             )
         strategies = plan.strategies.items()
         cheats = [n for n, s in strategies if s.truth or s.sequential or s.expert]
@@ -92,38 +87,37 @@ class Rounds:
         if not hasattr(oracle, "labels") and (cheats or starts):
             what = ", ".join(cheats) or "a balanced start"
             raise ValueError(f"{what} needs labels before they are asked for: a known oracle")
-        looks = any(s.network for s in plan.strategies.values())
         self._experts: dict[int, Params] = {}
-        rows = len(plan.strategies) * len(plan.seeds)
-        size = min(rows, len(jax.local_devices()))
-        self._predictor = Predictor(task, size, features=looks)
         self._rows = {
             (name, seed): row
             for row, (name, seed) in enumerate((n, s) for n in plan.strategies for s in plan.seeds)
         }
 
-    def run(self) -> list[Trained]:
+    def run(self) -> list[Record]:
         """Train and query until all rounds are there; those that are there are read.
 
         Raises:
           ValueError: a round in the folder is another run's, or the oracle cannot answer
             (``LabelsNeededError`` where a person is to write labels first).
         """
-        done: list[Trained] = []
+        done: list[Record] = []
         for number in range(self.plan.rounds):
             folder = round_folder(self._workdir, number)
-            trained = read_record(Trained, folder / "trained.npz")
+            trained = read_record(self.subject.record, folder / "trained.npz")
             if trained is None:
                 folder.mkdir(parents=True, exist_ok=True)
                 trained = self._train(number, folder, done)
                 write_record(trained, folder / "trained.npz")
             self._check(trained, done, folder)
             self._tidy(folder)
+            if self.plan.warm_start and number and not self.plan.keep:
+                before = round_folder(self._workdir, number - 1)
+                shutil.rmtree(before / "seeds", ignore_errors=True)
             done.append(trained)
             self._tell(number, trained)
         return done
 
-    def _train(self, number: int, folder: Path, done: Sequence[Trained]) -> Trained:
+    def _train(self, number: int, folder: Path, done: Sequence[Record]) -> Record:
         names, seeds, sets, labels = self._labelled(number, folder, done)
         rows = [self._rows[name, seed] for name, seed in zip(names, seeds, strict=True)]
         # Rows of one seed with the same set are one network: that of the first of them.
@@ -131,7 +125,7 @@ class Rounds:
         for place, (seed, one) in enumerate(zip(seeds, sets, strict=True)):
             same.setdefault((int(seed), one.tobytes()), []).append(place)
         leaders = [places[0] for places in same.values()]
-        known = np.full(len(self.samples.labels), UNLABELLED, np.int32)
+        known = np.full(self.subject.size, UNLABELLED, np.int32)
         known[sets.ravel()] = labels.ravel()
         by_row = dict(zip(rows, sets, strict=True))
         query_sets = [by_row.get(row, ()) for row in range(len(self._rows))]
@@ -140,65 +134,75 @@ class Rounds:
             f"round {number + 1} of {self.plan.rounds}: {sets.shape[1]} labelled samples, "
             f"{len(members)} networks for {len(rows)} strategies and seeds"
         )
+        begin = self._begin(number, done, dict(zip(rows, range(len(rows)), strict=True)))
+        start = time.monotonic()
         outcomes = self._sweep(
-            self.task,
-            self._data(known, query_sets, self.task),
+            known,
+            query_sets,
             members,
+            largest=self.plan.largest,
             workdir=folder,
             samples=sets.shape[1],
+            number=number,
             base_seed=_number(self._key("training", number)),
+            begin=begin,
         )
-        tested = self._test(outcomes)
+        tested = self.subject.test(outcomes)
+        write_json(folder / "seconds.json", {"train": time.monotonic() - start})
         of = np.empty(len(rows), np.int64)
         for place, places in enumerate(same.values()):
             of[places] = place
-        return Trained(names, seeds, sets, labels, *(column[of] for column in tested))
+        return self.subject.record(names, seeds, sets, labels, *(column[of] for column in tested))
 
-    def _data(self, known: np.ndarray, sets: Sequence[Any], task: ImageTask) -> Batch:
-        """Pictures, labels and query sets of a sweep of networks."""
-        return image_data(
-            self.samples.images,
-            known,
-            sets,
-            evaluation_images=np.asarray(self.samples.images)[self._held_out],
-            evaluation_labels=np.asarray(self.samples.labels)[self._held_out],
-            classes=task.classes,
-            largest=task.largest,
-            weighted=self.plan.weighted,
-        )
+    def _begin(
+        self, number: int, done: Sequence[Record], place_of: dict[int, int]
+    ) -> Callable[[Member, Tree], Tree] | None:
+        """What a member starts from: fresh weights, or those of its row's network before."""
+        if not (self.plan.warm_start and number):
+            return None
+        before = done[-1]
+        kept = np.flatnonzero(before.alive)
+        folder = round_folder(self._workdir, number - 1)
+
+        def begin(member: Member, slot: Tree) -> Tree:
+            place = int(kept[place_of[int(member.settings["query_set"])]])
+            return self.subject.begin(slot, self._best(self._folder_of(folder, before, place)))
+
+        return begin
 
     def _sweep(
         self,
-        task: ImageTask,
-        data: Batch,
+        known: np.ndarray,
+        sets: Sequence[Any],
         members: Sequence[Member],
         *,
+        largest: int,
         workdir: Path,
         samples: int,
+        number: int,
         base_seed: int,
+        begin: Callable[[Member, Tree], Tree] | None = None,
     ) -> list[Outcome]:
         """Train networks on so many samples each; those that are there are read."""
-        reporter = _Quiet(score=self.task.score)
+        task = self.subject.task(largest, samples, number)
+        reporter = _Quiet(score=task.score)
         outcomes = Sweep(
             task,
-            data,
+            self.subject.data(known, sets, largest),
             members,
             workdir=workdir,
-            schedule=self._schedule(samples),
+            schedule=self.subject.schedule(samples, number, self.plan),
             slots=self._slots,
             strategy=self._side,
             base_seed=base_seed,
             reporter=reporter,
+            begin=begin,
         ).run()
         reporter.close()
         return outcomes
 
-    @property
-    def _held_out(self) -> np.ndarray:
-        return np.asarray(self.samples.held_out)
-
     def _labelled(
-        self, number: int, folder: Path, done: Sequence[Trained]
+        self, number: int, folder: Path, done: Sequence[Record]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Names, seeds, labelled sets and their labels, of the rows that take part."""
         if not done:
@@ -208,7 +212,7 @@ class Rounds:
             return names, seeds, sets, self._reveal(sets, np.full(sets.shape, -1), folder)
         before = done[-1]
         query = self._query(number - 1, before)
-        kept = np.isfinite(before.accuracy)
+        kept = before.alive
         answers = self._reveal(query.indices, query.predicted, folder)
         sets = np.concatenate([before.sets[kept], query.indices], axis=1)
         labels = np.concatenate([before.labels[kept], answers], axis=1)
@@ -219,8 +223,8 @@ class Rounds:
         key = self._key("start", seed)
         balance = self.plan.start == "balanced" or self.plan.strategies[name].balanced_start
         pool = Pool(
-            labels=getattr(self.oracle, "labels", None) if balance else self.samples.labels,
-            held_out=self.samples.held_out,
+            labels=self.oracle.labels if balance else np.zeros(self.subject.size, np.int32),  # type: ignore[attr-defined]
+            held_out=self.subject.held_out,
         )
         choose = balanced_random if balance else random
         return choose(key, pool, self.plan.initial).indices
@@ -231,62 +235,44 @@ class Rounds:
         answers = self.oracle.reveal(unique, folder=folder, predicted=predicted.ravel()[first])
         return np.asarray(answers, np.int32)[back].reshape(asked.shape)
 
-    def _schedule(self, samples: int) -> Schedule:
-        plan, epoch = self.plan, self.task.steps_of(samples)
-        interval = epoch * plan.evaluate_every
-        return Schedule(
-            steps=epoch * self.task.epochs,
-            log_every=interval,
-            evaluate_every=interval,
-            checkpoint_every=interval * max(1, plan.checkpoint_every // plan.evaluate_every),
-            patience=epoch * plan.patience,
-            later_wins=True,
-        )
-
-    def _test(self, outcomes: Sequence[Outcome]) -> list[np.ndarray]:
-        """The columns of ``Trained`` from the accuracy on."""
-        labels, classes = np.asarray(self.samples.test_labels), self.task.classes
-        found = np.full((len(outcomes), 2 + classes), np.nan)
-        sizes = np.bincount(labels, minlength=classes)
-        done = [place for place, o in enumerate(outcomes) if o.status == "DONE"]
-        for group in _groups(done, self._predictor.size):
-            members = [self._best(outcomes[place].folder) for place in group]
-            ranks = np.zeros((len(group), len(labels)), np.int64)
-            for rows, logits, _ in self._predictor(members, self.samples.test_images):
-                true = np.take_along_axis(logits, labels[None, rows, None], axis=-1)
-                earlier = np.arange(classes) < labels[rows, None]
-                ranks[:, rows] = ((logits > true) | ((logits == true) & earlier)).sum(axis=-1)
-            for place, rank in zip(group, ranks, strict=True):
-                hits = np.bincount(labels[rank == 0], minlength=classes)
-                each = np.where(sizes > 0, hits / np.maximum(sizes, 1), np.nan)
-                found[place] = [(rank == 0).mean(), (rank < 5).mean(), *each]
-        validation = np.array([o.best_score for o in outcomes], np.float64)
-        counters = [np.array([getattr(o, n) for o in outcomes]) for n in ("best_step", "step")]
-        return [found[:, 0], found[:, 1], found[:, 2:], validation, *counters]
-
-    def _query(self, number: int, trained: Trained) -> Query:
+    def _query(self, number: int, trained: Record) -> Query:
         """What is labelled after a round; read, or chosen and published."""
         folder = round_folder(self._workdir, number)
         query = read_record(Query, folder / "query.npz")
         if query is not None:
             return query
-        kept = np.flatnonzero(np.isfinite(trained.accuracy))
+        kept = np.flatnonzero(trained.alive)
         if not kept.size:
             raise ValueError(f"{folder}: every network failed; nothing can be queried")
         strategies = self.plan.strategies
         found: dict[int, tuple[Selection, np.ndarray]] = {}
-        looks = [place for place in kept.tolist() if strategies[trained.names[place]].network]
-        for place in sorted(set(kept.tolist()) - set(looks)):
-            found[place] = self._choose(number, trained, place, {}, None)
-        for group in _groups(looks, self._predictor.size):
-            members = [self._looked_at(folder, trained, place) for place in group]
-            parts = list(self._predictor(members, self.samples.images))
-            for at, place in enumerate(group):
-                logits = np.concatenate([part[1][at] for part in parts])
-                features = np.concatenate([part[2][at] for part in parts if part[2] is not None])
-                kernel, bias = head_of(members[at])
-                arrays = {"features": features, "kernel": kernel, "bias": bias}
-                found[place] = self._choose(number, trained, place, arrays, logits, members[at])
+        looks: list[Row] = []
+        for place in kept.tolist():
+            name, seed = str(trained.names[place]), int(trained.seeds[place])
+            if not strategies[name].network:
+                found[place] = self._choose(number, trained, place, Look(place))
+                continue
+            network = str(seed)
+            if not strategies[name].expert:
+                network = str(self._folder_of(folder, trained, place))
+            looks.append(Row(place, name, seed, strategies[name], network))
+        columns: dict[int, dict[str, np.ndarray]] = {}
+        seconds = {"look": 0.0, "choose": 0.0}
+        start = time.monotonic()
+        key = self._key("look", number)
+        for look in self.subject.look(looks, partial(self._looked_at, folder, trained), key):
+            looked = time.monotonic()
+            found[look.place] = self._choose(number, trained, look.place, look)
+            if look.columns:
+                columns[look.place] = dict(look.columns)
+            chosen = time.monotonic()
+            seconds["look"] += looked - start
+            seconds["choose"] += chosen - looked
+            start = chosen
+        if columns:
+            self._keep_columns(folder, trained, columns)
+        before = read_json(folder / "seconds.json") if (folder / "seconds.json").exists() else {}
+        write_json(folder / "seconds.json", before | seconds)
         rows = [found[place] for place in kept.tolist()]
         query = Query(
             trained.names[kept],
@@ -299,42 +285,52 @@ class Rounds:
         self._tidy(folder)
         return query
 
+    def _keep_columns(
+        self, folder: Path, trained: Record, columns: dict[int, dict[str, np.ndarray]]
+    ) -> None:
+        """Write ``look.npz``: the scores [k', s, n] that all looks have in common."""
+        places = sorted(columns)
+        names = [n for n in columns[places[0]] if all(n in columns[p] for p in places)]
+        write_npz(
+            folder / "look.npz",
+            {
+                "names": trained.names[places],
+                "seeds": trained.seeds[places],
+                "scores": np.array(names),
+                "values": np.stack([[columns[p][n] for n in names] for p in places]),
+            },
+            compressed=True,
+        )
+
     def _choose(
-        self,
-        number: int,
-        trained: Trained,
-        place: int,
-        arrays: dict[str, Any],
-        logits: np.ndarray | None,
-        variables: Params | None = None,
+        self, number: int, trained: Record, place: int, look: Look
     ) -> tuple[Selection, np.ndarray]:
         name, seed = str(trained.names[place]), int(trained.seeds[place])
         strategy, own = self.plan.strategies[name], trained.sets[place]
-        labelled = np.zeros(len(self.samples.labels), bool)
+        labelled = np.zeros(self.subject.size, bool)
         labelled[own] = True
         labels = np.full(len(labelled), UNLABELLED, np.int32)
         labels[own] = trained.labels[place]
         known = getattr(self.oracle, "labels", None)
         pool = Pool(
-            **arrays,
-            logits=logits,
-            images=self.samples.images if strategy.images else None,
+            **look.arrays,
+            columns=look.columns or None,
+            images=self.subject.images if strategy.images else None,
             labels=known if strategy.truth else labels,
             labelled=labelled,
-            held_out=self.samples.held_out,
+            held_out=self.subject.held_out,
         )
-        options: dict[str, Any] = {"variables": variables} if strategy.variables else {}
+        options: dict[str, Any] = {"variables": look.variables} if strategy.variables else {}
         if strategy.sequential and known is not None:
             options["reveal"] = lambda row: int(known[row])
         key = jax.random.fold_in(self._key("query", seed, number), zlib.crc32(name.encode()))
         chosen = strategy.select(key, pool, self.plan.budget, **options)
         check_selection(chosen, pool, self.plan.budget, name)
-        guess = np.full(self.plan.budget, -1, np.int32)
-        if logits is not None:
-            guess = np.argmax(logits[chosen.indices], axis=-1).astype(np.int32)
-        return chosen, guess
+        if look.predicted is None:
+            return chosen, np.full(self.plan.budget, -1, np.int32)
+        return chosen, np.asarray(look.predicted)[chosen.indices].astype(np.int32)
 
-    def _looked_at(self, folder: Path, trained: Trained, place: int) -> Params:
+    def _looked_at(self, folder: Path, trained: Record, place: int) -> Params:
         """Variables of the network that a row's strategy looks at."""
         if not self.plan.strategies[str(trained.names[place])].expert:
             return self._best(self._folder_of(folder, trained, place))
@@ -343,21 +339,22 @@ class Rounds:
         return self._experts[int(trained.seeds[place])]
 
     def _train_experts(self) -> dict[int, Params]:
-        """One network a seed that learns from all labels, all in one program (Chen 2020, 2.5).
+        """One network a seed that learns from all labels, all in one program (Chen 2020, 3.2.2).
 
         They learn from every sample that has a label and is not held out, as long as the networks
         of the rounds. Those that are there are read.
         """
         known = np.asarray(getattr(self.oracle, "labels", None), np.int32)  # checked at the start
-        rows = np.flatnonzero(~self._held_out & (known >= 0))
-        task = replace(self.task, largest=len(rows))
+        rows = np.flatnonzero(~self.subject.held_out & (known >= 0))
         self._say(f"experts: {len(self.plan.seeds)} networks on all {len(rows)} labels")
         outcomes = self._sweep(
-            task,
-            self._data(known, [rows], task),
+            known,
+            [rows],
             [Member(int(seed)) for seed in self.plan.seeds],
+            largest=len(rows),
             workdir=self._workdir / "experts",
             samples=len(rows),
+            number=0,
             base_seed=_number(self._key("expert")),
         )
         found = {}
@@ -368,7 +365,7 @@ class Rounds:
             found[outcome.member.seed] = self._best(outcome.folder)
         return found
 
-    def _folder_of(self, folder: Path, trained: Trained, place: int) -> Path:
+    def _folder_of(self, folder: Path, trained: Record, place: int) -> Path:
         """The published folder of the network of a row: that of the first with the same set."""
         for other in range(place + 1):
             same = trained.seeds[other] == trained.seeds[place]
@@ -378,15 +375,15 @@ class Rounds:
         return folder / "seeds" / Member(int(trained.seeds[other]), {"query_set": row}).name
 
     def _best(self, folder: Path) -> Params:
-        template = jax.eval_shape(self.task.init_variables, jax.random.key(0))
+        template = jax.eval_shape(self.subject.init_variables, jax.random.key(0))
         return restore_tree(folder / "best", template)
 
-    def _check(self, trained: Trained, done: Sequence[Trained], folder: Path) -> None:
+    def _check(self, trained: Record, done: Sequence[Record], folder: Path) -> None:
         """Refuse a round that another run has left in the folder."""
         found = _rows_of(trained)
         expected = list(self._rows)
         if done:
-            alive = np.isfinite(done[-1].accuracy).tolist()
+            alive = done[-1].alive.tolist()
             expected = [row for row, there in zip(_rows_of(done[-1]), alive, strict=True) if there]
         size = self.plan.initial + self.plan.budget * len(done)
         if found != expected or trained.sets.shape[1] != size:
@@ -400,18 +397,20 @@ class Rounds:
         """Remove what nothing needs any more: last parameters, and best ones if not kept."""
         for last in folder.glob("seeds/*/last"):
             shutil.rmtree(last, ignore_errors=True)
-        if (folder / "query.npz").exists() and not self.plan.keep:
+        needed = self.plan.keep or self.plan.warm_start
+        if (folder / "query.npz").exists() and not needed:
             shutil.rmtree(folder / "seeds", ignore_errors=True)
 
-    def _tell(self, number: int, trained: Trained) -> None:
-        for name in dict.fromkeys(trained.names.tolist()):
-            scores = trained.accuracy[trained.names == name]
+    def _tell(self, number: int, trained: Record) -> None:
+        score, where = self.subject.score, trained.names
+        for name in dict.fromkeys(where.tolist()):
+            scores = trained.scores[where == name]
             scores = scores[np.isfinite(scores)]
             mean = f"{scores.mean():.4f}" if scores.size else "failed"
-            failed = int((trained.names == name).sum()) - scores.size
+            failed = int((where == name).sum()) - scores.size
             more = f", {failed} failed" if failed else ""
             self._say(
-                f"round {number + 1}  {trained.sets.shape[1]} labelled  {name}: test accuracy "
+                f"round {number + 1}  {trained.sets.shape[1]} labelled  {name}: test {score} "
                 f"{mean} (mean of {scores.size} seeds{more})"
             )
 
@@ -432,15 +431,11 @@ class _Quiet(Reporter):
         super().interval(occupants, steps, seconds, False)
 
 
-def _groups(places: Sequence[int], size: int) -> list[list[int]]:
-    return [list(places[start : start + size]) for start in range(0, len(places), size)]
-
-
 def _number(key: jax.Array) -> int:
     return int(jax.random.bits(key, (), np.uint32)) >> 1
 
 
-def _rows_of(trained: Trained) -> list[tuple[str, int]]:
+def _rows_of(trained: Labelled) -> list[tuple[str, int]]:
     return list(zip(trained.names.tolist(), trained.seeds.tolist(), strict=True))
 
 

@@ -12,8 +12,6 @@ from densejax.active.strategies import Strategy
 from densejax.io import read_npz, write_npz
 from densejax.typing import Array
 
-Record = TypeVar("Record")
-
 
 @dataclass(frozen=True)
 class Samples:
@@ -61,9 +59,10 @@ class Plan:
       patience: epochs without a better evaluation after which a network ends; 0 never.
       evaluate_every: epochs between evaluations.
       checkpoint_every: epochs between checkpoints, a multiple of ``evaluate_every``.
-      weighted: whether the loss is weighted by class.
       keep: whether a round's best parameters stay on disk when the next samples are chosen.
       base_seed: from which everything is drawn.
+      warm_start: whether a round's networks start from those of the round before (Roels & Saeys
+        2019), or afresh.
     """
 
     strategies: Mapping[str, Strategy]
@@ -75,9 +74,9 @@ class Plan:
     patience: int = 0
     evaluate_every: int = 1
     checkpoint_every: int = 10
-    weighted: bool = False
     keep: bool = True
     base_seed: int = 0
+    warm_start: bool = False
 
     def __post_init__(self) -> None:
         counts = ("initial", "budget", "rounds", "evaluate_every", "checkpoint_every")
@@ -96,14 +95,39 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One round's networks; k rows, one for each strategy and seed that takes part.
+class Labelled:
+    """One round's labelled sets; k rows, one for each strategy and seed that takes part.
+
+    A subject adds columns of what its networks came to; the first of them is the score.
 
     Attributes:
       names: [k] str, strategies.
       seeds: [k] int64.
       sets: [k, l] int64, labelled samples in the order of their labelling.
-      labels: [k, l] int32, theirs.
+      labels: [k, l] int32, theirs; 0 where a label is a mask.
+    """
+
+    names: np.ndarray
+    seeds: np.ndarray
+    sets: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def scores(self) -> np.ndarray:
+        """[k] float64, the first column of the subject; nan for a network that failed."""
+        return np.asarray(getattr(self, fields(self)[4].name), np.float64)
+
+    @property
+    def alive(self) -> np.ndarray:
+        """[k] bool, whether a network has a score."""
+        return np.isfinite(self.scores)
+
+
+@dataclass(frozen=True)
+class Trained(Labelled):
+    """One round's classifiers.
+
+    Attributes:
       accuracy: [k] float64, top 1 on the test set; nan for a network that failed.
       top5: [k] float64, the true class among the five largest logits (all, below five classes).
       class_accuracy: [k, c] float64, of each true class; nan where the test set has none.
@@ -112,10 +136,6 @@ class Trained:
       steps: [k] int64, how many were made.
     """
 
-    names: np.ndarray
-    seeds: np.ndarray
-    sets: np.ndarray
-    labels: np.ndarray
     accuracy: np.ndarray
     top5: np.ndarray
     class_accuracy: np.ndarray
@@ -129,6 +149,10 @@ class Trained:
         classes = self.class_accuracy.shape[1]
         rows = [np.bincount(row, minlength=classes) for row in self.labels]
         return np.stack(rows)
+
+
+Record = TypeVar("Record", bound=Labelled)
+Stored = TypeVar("Stored")
 
 
 @dataclass(frozen=True)
@@ -155,40 +179,42 @@ def round_folder(workdir: Path, number: int) -> Path:
     return workdir / "rounds" / f"{number:02d}"
 
 
-def write_record(record: Trained | Query, path: Path) -> None:
+def write_record(record: Labelled | Query, path: Path) -> None:
     """Write a record as ``.npz``, whole or not at all."""
     arrays = {field.name: getattr(record, field.name) for field in fields(record)}
     write_npz(path, arrays, durable=True)
 
 
-def read_record(kind: type[Record], path: Path) -> Record | None:
+def read_record(kind: type[Stored], path: Path) -> Stored | None:
     """A record that ``write_record`` wrote, or None where there is none."""
     return kind(**read_npz(path)) if path.exists() else None
 
 
-def read_rounds(folder: Path) -> list[Trained]:
+def read_rounds(folder: Path, kind: type[Record]) -> list[Record]:
     """The rounds that have ended in a run's folder, the first first.
+
+    Args:
+      folder: of the run.
+      kind: of record, such as ``Trained``.
 
     Raises:
       FileNotFoundError: there is none.
     """
-    found: list[Trained] = []
-    while (
-        one := read_record(Trained, round_folder(folder, len(found)) / "trained.npz")
-    ) is not None:
+    found: list[Record] = []
+    while (one := read_record(kind, round_folder(folder, len(found)) / "trained.npz")) is not None:
         found.append(one)
     if not found:
         raise FileNotFoundError(f"{folder}: no round of active learning has ended in it")
     return found
 
 
-def together(runs: Sequence[Sequence[Trained]]) -> list[Trained]:
+def together(runs: Sequence[Sequence[Record]]) -> list[Record]:
     """Runs of other seeds as one: the rounds that all of them have.
 
     Raises:
       ValueError: a seed is in two runs, or a round is larger in one than in another.
     """
-    found: list[Trained] = []
+    found: list[Record] = []
     for rounds in zip(*runs, strict=False):
         seeds, counts = np.unique(
             np.concatenate([np.unique(one.seeds) for one in rounds]), return_counts=True
@@ -198,9 +224,10 @@ def together(runs: Sequence[Sequence[Trained]]) -> list[Trained]:
         sizes = sorted({one.sets.shape[1] for one in rounds})
         if len(sizes) > 1:
             raise ValueError(f"round {len(found)} has {sizes} labelled samples in different runs")
-        names = [field.name for field in fields(Trained)]
+        kind = type(rounds[0])
+        names = [field.name for field in fields(kind)]
         arrays = {n: np.concatenate([getattr(one, n) for one in rounds]) for n in names}
-        found.append(Trained(**arrays))
+        found.append(kind(**arrays))
     return found
 
 

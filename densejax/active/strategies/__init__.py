@@ -67,7 +67,7 @@ class Options:
     task: "ImageTask | None" = None
     images: Array | None = None
     odin_temperature: float = 0.1
-    odin_step: float = 0.0014
+    odin_step: float = 0.0
     vaal: Mapping[str, Any] | None = None
 
 
@@ -251,7 +251,7 @@ IN_ROUNDS: dict[str, Entry] = STRATEGIES | {
         ("task", "images", "odin_temperature", "odin_step"),
     ),
     "vaal": Entry(_vaal, IMAGES, {"images": True, "network": False}, ("task", "images", "vaal")),
-    # Chen 2020, 2.5: the entropy of a network that has learnt from all labels.
+    # Chen 2020, 3.2.2: the entropy of a network that has learnt from all labels.
     "expert": _score("entropy", PROBABILITIES, asks={"expert": True}),
 }
 

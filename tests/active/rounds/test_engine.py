@@ -14,6 +14,7 @@ import pytest
 from densejax.active import scores
 from densejax.active.rounds.engine import Rounds
 from densejax.active.rounds.oracles import KnownLabels, LabelFile, LabelsNeededError
+from densejax.active.rounds.pictures import Pictures
 from densejax.active.rounds.records import Plan, Samples, Trained, read_record
 from densejax.active.strategies import Strategy, balancing, base, random
 from densejax.classification.task import ImageTask
@@ -55,11 +56,11 @@ def task_of(plan, **options):
     return ImageTask(init, model.apply, CLASSES, largest=plan.largest, **(given | options))
 
 
-def rounds_of(samples, workdir, plan=PLAN, *, oracle=None, task=None, **options):
+def rounds_of(samples, workdir, plan=PLAN, *, oracle=None, task=None, weighted=False, **options):
     oracle = oracle or KnownLabels(samples.labels, classes=CLASSES)
+    size = len(plan.seeds) * len(plan.strategies)
     return Rounds(
-        task or task_of(plan),
-        samples,
+        Pictures(task or task_of(plan), samples, size, weighted),
         oracle,
         plan,
         workdir=workdir,
@@ -215,8 +216,8 @@ def test_strategies_that_know_more_are_given_it(samples, tmp_path):
         "most_incorrect": Strategy(scores.ranked(scores.most_incorrect()), truth=True),
         "base": Strategy(partial(base.base, order="block")),
     }
-    plan = replace(PLAN, strategies=strategies, seeds=(0,), rounds=2, weighted=True)
-    done = rounds_of(samples, tmp_path, plan).run()
+    plan = replace(PLAN, strategies=strategies, seeds=(0,), rounds=2)
+    done = rounds_of(samples, tmp_path, plan, weighted=True).run()
     first = done[0]
     assert np.ptp(first.class_counts[0]) <= 1
     np.testing.assert_array_equal(first.sets[1], first.sets[2])
@@ -274,8 +275,8 @@ def test_what_cannot_be_is_refused_before_training(samples, tmp_path):
         rounds_of(samples, tmp_path, replace(PLAN, budget=36))
     with pytest.raises(ValueError, match="budget must be at least 1, found -1"):
         replace(PLAN, budget=-1)
-    with pytest.raises(ValueError, match="the task is of 14 samples"):
-        rounds_of(samples, tmp_path, replace(PLAN, rounds=2), task=task_of(PLAN))
+    with pytest.raises(ValueError, match="the task is of 3 classes; expected 2"):
+        rounds_of(replace(samples, class_names=("a", "b")), tmp_path)
     with pytest.raises(ValueError, match="no sample is held out"):
         replace(samples, held_out=np.zeros(70, bool))
     with pytest.raises(ValueError, match="do not agree"):

@@ -10,6 +10,7 @@ import pytest
 from densejax.active import scores
 from densejax.active.rounds.engine import Rounds
 from densejax.active.rounds.oracles import KnownLabels, LabelFile
+from densejax.active.rounds.pictures import Pictures
 from densejax.active.rounds.records import Plan, Query, Samples, read_record
 from densejax.active.strategies import Strategy, random
 from densejax.classification.task import ImageTask
@@ -39,7 +40,11 @@ def rounds_of(samples, workdir, plan=PLAN, oracle=None):
     task = ImageTask(init, MODEL.apply, 3, largest=plan.largest, **options)
     oracle = oracle or KnownLabels(samples.labels, classes=3)
     said = []
-    return Rounds(task, samples, oracle, plan, workdir=workdir, say=said.append), task, said
+    return (
+        Rounds(Pictures(task, samples, 2), oracle, plan, workdir=workdir, say=said.append),
+        task,
+        said,
+    )
 
 
 def test_the_query_is_the_experts_and_it_learns_once(samples, tmp_path):

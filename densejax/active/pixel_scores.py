@@ -1,0 +1,463 @@
+"""All scores of a pool of units by one pass of a network: values of pixels, put together by unit.
+
+A program takes a chunk of units through the network (and through stochastic passes, or the members
+of a committee) and returns one number a unit of every score that is asked for. The maps of a chunk
+live inside it; none is stored, so that the cost of one more score is the sum over a map.
+
+A score is called ``measure:aggregation``, such as ``entropy:mean`` or ``margin:count0.8``.
+
+Measures: ``entropy``, ``max_softmax`` (1 - max P; least confidence), ``margin`` (1 - (P1 - P2));
+``odin`` with its temperature and step, such as ``odin0.1`` or ``odin1000-0.0014``; of the passes
+``bald``, ``mean_entropy`` ("BALD" of Roels & Saeys 2019), ``vote_entropy``; and the same three of a
+committee, ``ensemble_bald`` and so on. ``error`` is 1 - P of the true class: it cheats.
+
+Aggregations (Chen 2020, 1.3.2): ``mean``; ``count``, the fraction of the pixels above Chen's
+threshold (2.2.2) or a number that is given, such as ``count0.8``; ``fraction``, with a number that
+is a fraction of what the measure can be at most; and ``quantile``, above the quantile (0.9 where no
+number is given) of the pool's pixels before the first query, frozen so that it means the same in
+all rounds.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from densejax.active.scores import MEASURES, THRESHOLDS, entropy_of, largest_value
+from densejax.active.strategies.odin import move, others
+from densejax.data.images import to_unit
+from densejax.typing import Array, Key, Params
+
+STOCHASTIC = ("bald", "mean_entropy", "vote_entropy")
+COMMITTEE = tuple(f"ensemble_{name}" for name in STOCHASTIC)
+PLAIN = ("entropy", "max_softmax", "margin")
+# Bins of the histogram from which the threshold of a quantile is read.
+BINS = 4096
+
+_NAME = re.compile(
+    r"(?P<measure>[a-z_]+?)(?P<t>[0-9][0-9.e]*)?(-(?P<e>[0-9.e-]+))?"
+    r":(?P<how>mean|count|fraction|quantile)(?P<level>[0-9.]+)?"
+)
+
+
+@dataclass(frozen=True)
+class PixelScore:
+    """One column: a measure of pixels and how it is put together.
+
+    Attributes:
+      name: as it is asked for.
+      measure: without its numbers.
+      aggregation: ``mean``, ``count``, ``fraction`` or ``quantile``.
+      level: the number of the aggregation; None where none is given.
+      temperature: of ODIN.
+      step: of ODIN, of pictures in [0, 1].
+    """
+
+    name: str
+    measure: str
+    aggregation: str
+    level: float | None = None
+    temperature: float = 1.0
+    step: float = 0.0
+
+    @property
+    def source(self) -> str:
+        """``passes``, ``committee`` or ``network``: what the measure is of."""
+        if self.measure in COMMITTEE:
+            return "committee"
+        return "passes" if self.measure in STOCHASTIC else "network"
+
+    @property
+    def map(self) -> tuple[str, float, float]:
+        """What tells the maps of pixels apart."""
+        return self.measure, self.temperature, self.step
+
+    def bound(self, classes: int) -> float:
+        """The largest value that a pixel can have."""
+        measure = self.measure.removeprefix("ensemble_")
+        return largest_value("max_softmax" if measure == "odin" else measure, classes)
+
+
+@cache
+def pixel_score(name: str) -> PixelScore:
+    """The score of a name.
+
+    Raises:
+      ValueError: the name is none; the message has all measures and aggregations.
+    """
+    found = _NAME.fullmatch(name)
+    measures = (*PLAIN, "odin", *STOCHASTIC, *COMMITTEE, "error")
+    if found is None or found["measure"] not in measures:
+        raise ValueError(
+            f"score {name!r}: expected MEASURE:AGGREGATION, a measure of {', '.join(measures)} "
+            "(odin with a temperature, odin0.1) and mean, count, fraction or quantile"
+        )
+    if (found["measure"] == "odin") != (found["t"] is not None):
+        raise ValueError(f"score {name!r}: odin has a temperature, such as odin0.1, others none")
+    level = None if found["level"] is None else float(found["level"])
+    how = found["how"]
+    if how == "mean" and level is not None:
+        raise ValueError(f"score {name!r}: a mean has no threshold")
+    if how == "count" and level is None and found["measure"] not in THRESHOLDS:
+        raise ValueError(f"score {name!r}: Chen gives no threshold; write count and a number")
+    if how == "fraction" and not 0 < (level or 0) < 1:
+        raise ValueError(f"score {name!r}: expected fraction and a number between 0 and 1")
+    if how == "quantile" and not 0 < (0.9 if level is None else level) < 1:
+        raise ValueError(f"score {name!r}: expected a quantile between 0 and 1")
+    temperature, step = float(found["t"] or 1), float(found["e"] or 0)
+    if not temperature > 0:
+        raise ValueError(f"score {name!r}: expected a temperature above 0")
+    return PixelScore(name, found["measure"], how, level, temperature, step)
+
+
+@dataclass(frozen=True)
+class PixelNetwork:
+    """A network of stored pictures, uint8 or in [0, 1].
+
+    Attributes:
+      init: fresh variables from a key.
+      apply: ``(variables, [b, z, y, x, c'], **options) -> (logits [b, z, y, x, c], out)``; where
+        ``out`` has a ``bottleneck`` [b, z', y', x', d], it is the embedding.
+      passes: ``(variables, images, key)`` likewise, with the dropout of queries; None without any.
+    """
+
+    init: Callable[[Key], Params]
+    apply: Callable[..., Any]
+    passes: Callable[[Params, Array, Key], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What one pass tells of n units.
+
+    Attributes:
+      columns: [n] float32 by score, large where in doubt.
+      embedding: [n, d] float32, the bottleneck averaged over space (or flattened).
+      probabilities: [n, c] float32, the mean over the pixels.
+      shares: [n, c] float32, of the pixels that each class is predicted for.
+      context: [n, c, c] float32: for each predicted class the mean softmax of its pixels, weighted
+        by their entropy (Agarwal et al. 2020, CDAL); 0 where it is predicted nowhere. None where
+        it was not asked for.
+    """
+
+    columns: dict[str, np.ndarray]
+    embedding: np.ndarray
+    probabilities: np.ndarray
+    shares: np.ndarray
+    context: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class PixelScores:
+    """Which scores to compute, by which passes.
+
+    Attributes:
+      network: whose.
+      classes: c.
+      scores: columns; ``with_thresholds`` must have replaced quantiles before they are used.
+      passes: stochastic passes, m.
+      flatten: whether the embedding is the whole bottleneck in place of its mean over space.
+      context: whether ``Looks.context`` is wanted.
+      chunk: units at once.
+
+    Raises:
+      ValueError: a threshold that no pixel can exceed, or stochastic scores without dropout.
+    """
+
+    network: PixelNetwork
+    classes: int
+    scores: tuple[PixelScore, ...]
+    passes: int = 10
+    flatten: bool = False
+    context: bool = False
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        for score in self.scores:
+            if score.source == "passes" and self.network.passes is None:
+                raise ValueError(
+                    f"score {score.name} needs stochastic passes, and the network has no dropout: "
+                    "give it some (--query_drop), or a committee (ensemble_...)"
+                )
+            level, most = _level(score, self.classes), score.bound(self.classes)
+            if level is not None and level >= most - 1e-6:
+                raise ValueError(
+                    f"score {score.name}: no {score.measure} of {self.classes} classes exceeds "
+                    f"{level:.4g} (at most {most:.4g}); expected a lower number, or "
+                    f"{score.measure}:quantile"
+                )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What is needed besides the network itself: of ``passes`` and ``committee``."""
+        return tuple(s for s in ("passes", "committee") if any(s == o.source for o in self.scores))
+
+
+def _level(score: PixelScore, classes: int) -> float | None:
+    if score.aggregation == "count":
+        return THRESHOLDS[score.measure] if score.level is None else score.level
+    if score.aggregation == "fraction":
+        return (score.level or 0.0) * score.bound(classes)
+    return None
+
+
+def with_thresholds(scores: Sequence[PixelScore], thresholds: Mapping[str, float]) -> Any:
+    """The scores, quantiles as counts above their frozen thresholds, under the same names."""
+    return tuple(
+        replace(s, aggregation="count", level=float(thresholds[s.name]))
+        if s.aggregation == "quantile"
+        else s
+        for s in scores
+    )
+
+
+def _maps(
+    plan: PixelScores,
+    variables: Params,
+    committee: Params | None,
+    images: jax.Array,
+    labels: jax.Array | None,
+    key: jax.Array,
+) -> tuple[dict[tuple[str, float, float], jax.Array], jax.Array, Any]:
+    """Maps [s, pixels] by what tells them apart, probabilities [s, pixels, c] and ``out``."""
+    network, x = plan.network, to_unit(images) if images.dtype == jnp.uint8 else images
+    logits, out = network.apply(variables, x)
+
+    def flat(array: jax.Array) -> jax.Array:
+        return array.reshape(len(images), -1, plan.classes)
+
+    probabilities = jax.nn.softmax(flat(logits))
+    maps = {}
+    sources = {
+        "passes": (
+            plan.passes,
+            lambda i: _passed(network, variables, x, jax.random.fold_in(key, i)),
+        ),
+        "committee": (
+            len(jax.tree.leaves(committee)[0]) if committee is not None else 0,
+            lambda i: network.apply(jax.tree.map(lambda leaf: leaf[i], committee), x)[0],
+        ),
+    }
+    for source, prefix in (("passes", ""), ("committee", "ensemble_")):
+        if source not in plan.sources:
+            continue
+        number, logits_of = sources[source]
+
+        def add(sums: Any, i: jax.Array, of: Any = logits_of) -> tuple[Any, None]:
+            one = jax.nn.softmax(flat(of(i)))
+            votes = jax.nn.one_hot(jnp.argmax(one, axis=-1), plan.classes, dtype=one.dtype)
+            return (sums[0] + one, sums[1] + entropy_of(one), sums[2] + votes), None
+
+        nothing = jnp.zeros_like(probabilities)
+        sums, _ = jax.lax.scan(add, (nothing, nothing[..., 0], nothing), jnp.arange(number))
+        mean, entropies, votes = (a / number for a in sums)
+        whole = entropy_of(mean)
+        maps[f"{prefix}mean_entropy", 1.0, 0.0] = whole
+        maps[f"{prefix}bald", 1.0, 0.0] = jnp.maximum(whole - entropies, 0)
+        maps[f"{prefix}vote_entropy", 1.0, 0.0] = entropy_of(votes)
+    for score in plan.scores:
+        if score.map in maps:
+            continue
+        if score.measure == "odin":
+            moved, step, temperature = flat(logits), score.step, score.temperature
+            if step:
+                moved_x = move(
+                    lambda x: network.apply(variables, x)[0], x, temperature=temperature, step=step
+                )
+                moved = flat(network.apply(variables, moved_x)[0])
+            maps[score.map] = others(moved / temperature)
+        elif score.measure == "error":
+            assert labels is not None
+            known = labels.reshape(len(images), -1)
+            values = MEASURES["error"][1](probabilities, known)
+            maps[score.map] = jnp.where(known >= 0, values, jnp.nan)
+        else:
+            maps[score.map] = MEASURES[score.measure][1](probabilities)
+    return maps, probabilities, out
+
+
+def _passed(
+    network: PixelNetwork, variables: Params, x: jax.Array, key: jax.Array, number: jax.Array
+) -> jax.Array:
+    assert network.passes is not None
+    return network.passes(variables, x, jax.random.fold_in(key, number))[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def _chunk(
+    plan: PixelScores,
+    variables: Params,
+    committee: Params | None,
+    images: jax.Array,
+    labels: jax.Array | None,
+    key: jax.Array,
+) -> dict[str, Any]:
+    maps, probabilities, out = _maps(plan, variables, committee, images, labels, key)
+    columns = []
+    for score in plan.scores:
+        values, level = maps[score.map], _level(score, plan.classes)
+        counted = values if level is None else jnp.where(values > level, 1.0, 0.0 * values)
+        columns.append(jnp.nan_to_num(jnp.nanmean(counted, axis=1)))
+    classes = jax.nn.one_hot(jnp.argmax(probabilities, axis=-1), plan.classes)
+    bottleneck = jnp.asarray(out["bottleneck"]).astype(jnp.float32)
+    flat = bottleneck.reshape(len(images), -1, bottleneck.shape[-1])
+    found = {
+        "columns": jnp.stack(columns, axis=-1) if columns else jnp.zeros((len(images), 0)),
+        "embedding": flat.reshape(len(images), -1) if plan.flatten else flat.mean(axis=1),
+        "probabilities": probabilities.mean(axis=1),
+        "shares": classes.mean(axis=1),
+    }
+    if plan.context:
+        weights = entropy_of(probabilities)[..., None] * classes
+        sums = jnp.einsum("spk,spc->skc", weights, probabilities)
+        total = weights.sum(axis=1)[..., None]
+        found["context"] = jnp.where(total > 0, sums / jnp.where(total > 0, total, 1), 0)
+    return found
+
+
+@partial(jax.jit, static_argnums=0)
+def _count(
+    plan: PixelScores,
+    variables: Params,
+    committee: Params | None,
+    images: jax.Array,
+    real: jax.Array,
+    key: jax.Array,
+) -> jax.Array:
+    """[q, bins] pixels in each bin of each score's measure; units beyond ``real`` do not count."""
+    maps, _, _ = _maps(plan, variables, committee, images, None, key)
+    found = []
+    for score in plan.scores:
+        values, most = maps[score.map], score.bound(plan.classes)
+        # A bin holds its upper edge, so that "above the threshold" is above all of its bin.
+        place = jnp.clip(jnp.ceil(values / most * BINS) - 1, 0, BINS - 1).astype(jnp.int32)
+        weights = jnp.broadcast_to((jnp.arange(len(images)) < real)[:, None], place.shape)
+        found.append(jnp.zeros(BINS, jnp.int32).at[place].add(weights))
+    return jnp.stack(found)
+
+
+def _pieces(images: Array, chunk: int) -> Any:
+    """(start, real, part) of chunks of one shape; the last is padded by its last unit."""
+    size = min(chunk, len(images))
+    for start in range(0, len(images), size):
+        part = np.asarray(images[start : start + size])
+        real = len(part)
+        if real < size:
+            part = np.concatenate([part, np.repeat(part[-1:], size - real, axis=0)])
+        yield start, real, part
+
+
+def look(
+    plan: PixelScores,
+    variables: Params,
+    images: Array,
+    *,
+    key: Key,
+    committee: Params | None = None,
+    labels: Array | None = None,
+) -> Looks:
+    """Score all units, one pass over them; compiled once a plan.
+
+    Args:
+      plan: what to compute.
+      variables: of the network.
+      images: [n, z, y, x, c'] uint8, or floating in [0, 1]; a memory map is read as it is needed.
+      key: a jax key; pass i of the chunk at unit a draws from (key, a, i).
+      committee: variables with a leading axis of e members, for the scores of a committee.
+      labels: int [n, z, y, x] for ``error``, -1 where void.
+
+    Raises:
+      ValueError: a quantile without its threshold, a committee that is missing or of one member, or
+        labels that are missing.
+    """
+    _check(plan, committee)
+    wants_labels = any(score.measure == "error" for score in plan.scores)
+    if wants_labels and labels is None:
+        raise ValueError("score error needs the true labels of the units")
+    if odd := [s.name for s in plan.scores if s.aggregation == "quantile"]:
+        raise ValueError(f"score {odd[0]} needs its threshold first (freeze_quantiles)")
+    parts = []
+    for start, real, part in _pieces(images, plan.chunk):
+        truth = None
+        if wants_labels:
+            known = np.asarray(labels[start : start + real])  # type: ignore[index]
+            truth = np.concatenate([known, np.repeat(known[-1:], len(part) - real, axis=0)])
+        found = _chunk(plan, variables, committee, part, truth, jax.random.fold_in(key, start))
+        parts.append({name: np.asarray(values)[:real] for name, values in found.items()})
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    columns = {s.name: whole["columns"][:, q] for q, s in enumerate(plan.scores)}
+    return Looks(columns, **{n: a for n, a in whole.items() if n != "columns"})
+
+
+def freeze_quantiles(
+    plan: PixelScores,
+    variables: Params,
+    images: Array,
+    *,
+    key: Key,
+    committee: Params | None = None,
+) -> dict[str, float]:
+    """Thresholds of the plan's ``quantile`` scores by name, from the pixels of a pool.
+
+    From histograms of 4096 bins between 0 and what a measure can be at most.
+
+    Raises:
+      ValueError: as of ``look``.
+    """
+    wanted = replace(plan, scores=tuple(s for s in plan.scores if s.aggregation == "quantile"))
+    if not wanted.scores:
+        return {}
+    _check(wanted, committee)
+    counts = np.zeros((len(wanted.scores), BINS), np.int64)
+    for start, real, part in _pieces(images, plan.chunk):
+        inner = jax.random.fold_in(key, start)
+        counts += np.asarray(_count(wanted, variables, committee, part, np.int32(real), inner))
+    found = {}
+    for score, row in zip(wanted.scores, counts, strict=True):
+        quantile = 0.9 if score.level is None else score.level
+        edge = int(np.searchsorted(np.cumsum(row), quantile * row.sum()))
+        found[score.name] = score.bound(plan.classes) * (min(edge, BINS - 1) + 1) / BINS
+    return found
+
+
+def _check(plan: PixelScores, committee: Params | None) -> None:
+    if "committee" not in plan.sources:
+        return
+    members = 0 if committee is None else len(jax.tree.leaves(committee)[0])
+    if members < 2:
+        names = [score.name for score in plan.scores if score.source == "committee"]
+        raise ValueError(
+            f"score {names[0]} needs a committee of 2 or more members, found {members}: train more "
+            "seeds (--seeds)"
+        )
+
+
+def class_context_distances(context: Array, others: Array) -> jax.Array:
+    """Mean symmetrised KL between class contexts, over the classes that both units have.
+
+    Agarwal et al. 2020 (CDAL); the published code skips what is not a number without a word. Here a
+    class counts where both units predict it somewhere, probabilities are bounded by 1e-8 from
+    below, and units that share no class are as far apart as such bounds allow: -log 1e-8.
+
+    Args:
+      context: [s, c, c] float32.
+      others: [r, c, c] float32.
+
+    Returns:
+      [s, r] float32, from 0.
+    """
+    a, b = (jnp.maximum(jnp.asarray(part), 1e-8) for part in (context, others))
+    here = (jnp.asarray(context).sum(axis=-1) > 0)[:, None] & (jnp.asarray(others).sum(axis=-1) > 0)
+    logs = [jnp.log(part) for part in (a, b)]
+    # KL(a, b) + KL(b, a) = sum (a - b)(log a - log b), as four products.
+    own = [jnp.einsum("skc,skc->sk", part, log) for part, log in zip((a, b), logs, strict=True)]
+    cross = jnp.einsum("skc,rkc->srk", a, logs[1]) + jnp.einsum("skc,rkc->srk", logs[0], b)
+    each = (own[0][:, None] + own[1][None] - cross) / 2
+    number = here.sum(axis=-1)
+    mean = jnp.where(here, each, 0).sum(axis=-1) / jnp.maximum(number, 1)
+    return jnp.where(number > 0, jnp.maximum(mean, 0), -jnp.log(1e-8))
