@@ -8,8 +8,9 @@ A score is called ``measure:aggregation``, such as ``entropy:mean`` or ``margin:
 
 Measures: ``entropy``, ``max_softmax`` (1 - max P; least confidence), ``margin`` (1 - (P1 - P2));
 ``odin`` with its temperature and step, such as ``odin0.1`` or ``odin1000-0.0014``; of the passes
-``bald``, ``mean_entropy`` ("BALD" of Roels & Saeys 2019), ``vote_entropy``; and the same three of a
-committee, ``ensemble_bald`` and so on. ``error`` is 1 - P of the true class: it cheats.
+``bald``, ``mean_entropy`` ("BALD" of Roels & Saeys 2019) and ``vote_entropy``; and the same three
+of a committee, ``ensemble_bald`` and so on. ``error`` is 1 - P of the true class, and ``miou`` is
+1 - the mean IoU of the unit's own classes (Chen 2020, 3.2: "lowest mIOU"): these two cheat.
 
 Aggregations (Chen 2020, 1.3.2): ``mean``; ``count``, the fraction of the pixels above Chen's
 threshold (2.2.2) or a number that is given, such as ``count0.8``; ``fraction``, with a number that
@@ -19,7 +20,7 @@ all rounds.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -36,6 +37,7 @@ from densejax.typing import Array, Key, Params
 STOCHASTIC = ("bald", "mean_entropy", "vote_entropy")
 COMMITTEE = tuple(f"ensemble_{name}" for name in STOCHASTIC)
 PLAIN = ("entropy", "max_softmax", "margin")
+CHEATS = ("error", "miou")
 # Bins of the histogram from which the threshold of a quantile is read.
 BINS = 4096
 
@@ -80,6 +82,8 @@ class PixelScore:
     def bound(self, classes: int) -> float:
         """The largest value that a pixel can have."""
         measure = self.measure.removeprefix("ensemble_")
+        if measure == "miou":
+            return 1.0
         return largest_value("max_softmax" if measure == "odin" else measure, classes)
 
 
@@ -91,7 +95,7 @@ def pixel_score(name: str) -> PixelScore:
       ValueError: the name is none; the message has all measures and aggregations.
     """
     found = _NAME.fullmatch(name)
-    measures = (*PLAIN, "odin", *STOCHASTIC, *COMMITTEE, "error")
+    measures = (*PLAIN, "odin", *STOCHASTIC, *COMMITTEE, *CHEATS)
     if found is None or found["measure"] not in measures:
         raise ValueError(
             f"score {name!r}: expected MEASURE:AGGREGATION, a measure of {', '.join(measures)} "
@@ -101,6 +105,8 @@ def pixel_score(name: str) -> PixelScore:
         raise ValueError(f"score {name!r}: odin has a temperature, such as odin0.1, others none")
     level = None if found["level"] is None else float(found["level"])
     how = found["how"]
+    if found["measure"] == "miou" and how != "mean":
+        raise ValueError(f"score {name!r}: expected miou:mean, a number of whole units")
     if how == "mean" and level is not None:
         raise ValueError(f"score {name!r}: a mean has no threshold")
     if how == "count" and level is None and found["measure"] not in THRESHOLDS:
@@ -137,7 +143,7 @@ class Looks:
 
     Attributes:
       columns: [n] float32 by score, large where in doubt.
-      embedding: [n, d] float32, the bottleneck averaged over space (or flattened).
+      embedding: [n, d] float32, the bottleneck averaged over space.
       probabilities: [n, c] float32, the mean over the pixels.
       shares: [n, c] float32, of the pixels that each class is predicted for.
       context: [n, c, c] float32: for each predicted class the mean softmax of its pixels, weighted
@@ -150,6 +156,7 @@ class Looks:
     probabilities: np.ndarray
     shares: np.ndarray
     context: np.ndarray | None = None
+    flat: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -159,9 +166,9 @@ class PixelScores:
     Attributes:
       network: whose.
       classes: c.
-      scores: columns; ``with_thresholds`` must have replaced quantiles before they are used.
+      scores: columns.
       passes: stochastic passes, m.
-      flatten: whether the embedding is the whole bottleneck in place of its mean over space.
+      flatten: whether ``Looks.flat`` is wanted.
       context: whether ``Looks.context`` is wanted.
       chunk: units at once.
 
@@ -206,14 +213,17 @@ def _level(score: PixelScore, classes: int) -> float | None:
     return None
 
 
-def with_thresholds(scores: Sequence[PixelScore], thresholds: Mapping[str, float]) -> Any:
-    """The scores, quantiles as counts above their frozen thresholds, under the same names."""
-    return tuple(
-        replace(s, aggregation="count", level=float(thresholds[s.name]))
-        if s.aggregation == "quantile"
-        else s
-        for s in scores
-    )
+def _levels(plan: PixelScores, thresholds: Mapping[str, float]) -> np.ndarray:
+    """[q] float32: above which number pixels count; nan for a mean."""
+    found = []
+    for score in plan.scores:
+        level = _level(score, plan.classes)
+        if score.aggregation == "quantile":
+            if score.name not in thresholds:
+                raise ValueError(f"score {score.name} needs its threshold first (freeze_quantiles)")
+            level = thresholds[score.name]
+        found.append(np.nan if level is None else level)
+    return np.array(found, np.float32)
 
 
 def _maps(
@@ -271,6 +281,9 @@ def _maps(
                 )
                 moved = flat(network.apply(variables, moved_x)[0])
             maps[score.map] = others(moved / temperature)
+        elif score.measure == "miou":
+            assert labels is not None
+            maps[score.map] = _unit_miou(probabilities, labels)
         elif score.measure == "error":
             assert labels is not None
             known = labels.reshape(len(images), -1)
@@ -279,6 +292,17 @@ def _maps(
         else:
             maps[score.map] = MEASURES[score.measure][1](probabilities)
     return maps, probabilities, out
+
+
+def _unit_miou(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
+    """[s, 1]: 1 - the mean IoU over the classes of a unit that it has or that are predicted."""
+    classes = jnp.arange(probabilities.shape[-1])
+    known = labels.reshape(len(labels), -1)
+    predicted = jnp.where(known >= 0, jnp.argmax(probabilities, axis=-1), -1)
+    one, other = (a[..., None] == classes for a in (known, predicted))
+    union = (one | other).sum(axis=1)
+    iou = (one & other).sum(axis=1) / jnp.maximum(union, 1)
+    return 1 - (iou.sum(axis=-1) / jnp.maximum((union > 0).sum(axis=-1), 1))[:, None]
 
 
 def _passed(
@@ -295,23 +319,27 @@ def _chunk(
     committee: Params | None,
     images: jax.Array,
     labels: jax.Array | None,
+    levels: jax.Array,
     key: jax.Array,
 ) -> dict[str, Any]:
     maps, probabilities, out = _maps(plan, variables, committee, images, labels, key)
     columns = []
-    for score in plan.scores:
-        values, level = maps[score.map], _level(score, plan.classes)
-        counted = values if level is None else jnp.where(values > level, 1.0, 0.0 * values)
-        columns.append(jnp.nan_to_num(jnp.nanmean(counted, axis=1)))
+    for number, score in enumerate(plan.scores):
+        values = maps[score.map]
+        if score.aggregation != "mean":
+            values = jnp.where(jnp.isnan(values), values, values > levels[number])
+        columns.append(jnp.nan_to_num(jnp.nanmean(values, axis=1)))
     classes = jax.nn.one_hot(jnp.argmax(probabilities, axis=-1), plan.classes)
     bottleneck = jnp.asarray(out["bottleneck"]).astype(jnp.float32)
     flat = bottleneck.reshape(len(images), -1, bottleneck.shape[-1])
     found = {
         "columns": jnp.stack(columns, axis=-1) if columns else jnp.zeros((len(images), 0)),
-        "embedding": flat.reshape(len(images), -1) if plan.flatten else flat.mean(axis=1),
+        "embedding": flat.mean(axis=1),
         "probabilities": probabilities.mean(axis=1),
         "shares": classes.mean(axis=1),
     }
+    if plan.flatten:
+        found["flat"] = flat.reshape(len(images), -1)
     if plan.context:
         weights = entropy_of(probabilities)[..., None] * classes
         sums = jnp.einsum("spk,spc->skc", weights, probabilities)
@@ -360,6 +388,7 @@ def look(
     key: Key,
     committee: Params | None = None,
     labels: Array | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> Looks:
     """Score all units, one pass over them; compiled once a plan.
 
@@ -369,25 +398,26 @@ def look(
       images: [n, z, y, x, c'] uint8, or floating in [0, 1]; a memory map is read as it is needed.
       key: a jax key; pass i of the chunk at unit a draws from (key, a, i).
       committee: variables with a leading axis of e members, for the scores of a committee.
-      labels: int [n, z, y, x] for ``error``, -1 where void.
+      labels: int [n, z, y, x] for ``error`` and ``miou``, -1 where void.
+      thresholds: of the plan's ``quantile`` scores by name (``freeze_quantiles``).
 
     Raises:
       ValueError: a quantile without its threshold, a committee that is missing or of one member, or
         labels that are missing.
     """
     _check(plan, committee)
-    wants_labels = any(score.measure == "error" for score in plan.scores)
+    wants_labels = any(score.measure in CHEATS for score in plan.scores)
     if wants_labels and labels is None:
-        raise ValueError("score error needs the true labels of the units")
-    if odd := [s.name for s in plan.scores if s.aggregation == "quantile"]:
-        raise ValueError(f"score {odd[0]} needs its threshold first (freeze_quantiles)")
+        raise ValueError("scores error and miou need the true labels of the units")
+    levels = _levels(plan, thresholds or {})
     parts = []
     for start, real, part in _pieces(images, plan.chunk):
         truth = None
         if wants_labels:
             known = np.asarray(labels[start : start + real])  # type: ignore[index]
             truth = np.concatenate([known, np.repeat(known[-1:], len(part) - real, axis=0)])
-        found = _chunk(plan, variables, committee, part, truth, jax.random.fold_in(key, start))
+        inner = jax.random.fold_in(key, start)
+        found = _chunk(plan, variables, committee, part, truth, levels, inner)
         parts.append({name: np.asarray(values)[:real] for name, values in found.items()})
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     columns = {s.name: whole["columns"][:, q] for q, s in enumerate(plan.scores)}
