@@ -246,7 +246,7 @@ def _maps(
     sources = {
         "passes": (
             plan.passes,
-            lambda i: _passed(network, variables, x, jax.random.fold_in(key, i)),
+            lambda i: _passed(network, variables, x, key, i),
         ),
         "committee": (
             len(jax.tree.leaves(committee)[0]) if committee is not None else 0,

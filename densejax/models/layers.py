@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from densejax.ops.convolution import convolution, transposed_convolution
+from densejax.ops.convolution import convolution, dilated_convolution, transposed_convolution
 from densejax.typing import Array, Key, Params
 
 Sizes = tuple[int, ...]
@@ -192,6 +192,15 @@ def as_volumes(planes: Array, like: Array) -> jax.Array:
     return jnp.asarray(planes).reshape(*like.shape[:2], *planes.shape[1:])
 
 
+def check_batch(network: str, planes: Array, *, train: bool) -> None:
+    """Raises: ValueError where one plane alone should give a batch norm its moments."""
+    if train and planes.shape[0] < 2:
+        raise ValueError(
+            f"{network}: a training step of 1 plane; batch norm needs 2 or more: raise the batch, "
+            "or freeze the norm (frozen_norm)"
+        )
+
+
 def scaled(channels: int, width: float) -> int:
     """Channels of a layer in a network of so many times the published width; at least one."""
     return max(1, round(channels * width))
@@ -262,6 +271,7 @@ class Conv2d(nn.Module):
       use_bias: add a bias, zero at first.
       initialiser: of the kernel [kernel, kernel, c_in, features] float32.
       dtype: of the computation.
+      dilation: pixels from tap to tap; above 1, the kernel is odd, the stride 1 and the size kept.
     """
 
     features: int
@@ -271,6 +281,7 @@ class Conv2d(nn.Module):
     use_bias: bool = False
     initialiser: Any = HE_FAN_OUT
     dtype: Any = jnp.float32
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> jax.Array:
@@ -278,7 +289,14 @@ class Conv2d(nn.Module):
         w = self.param("kernel", self.initialiser, shape, jnp.float32).astype(self.dtype)
         pad = self.kernel // 2 if self.padding is None else self.padding
         x = jnp.asarray(x, self.dtype)
-        if self.kernel == 1 and pad == 0:
+        if self.dilation > 1:
+            if self.stride != 1 or self.padding is not None:
+                raise ValueError(
+                    f"Conv2d: dilation {self.dilation} with stride {self.stride} and padding "
+                    f"{self.padding}: expected stride 1 and no padding of its own"
+                )
+            y = dilated_convolution(x[:, None], w[None], dilation=self.dilation)[:, 0]
+        elif self.kernel == 1 and pad == 0:
             y = jnp.einsum("byxi,io->byxo", x[:, :: self.stride, :: self.stride], w[0, 0])
         elif self.stride == 1 and 2 * pad + 1 == self.kernel:
             y = convolution(x[:, None], w[None])[:, 0]
@@ -352,6 +370,36 @@ class BatchNorm(nn.Module):
                 var.value = (1 - self.momentum) * var.value + self.momentum * unbiased
         y = (y - centre) * (scale * lax.rsqrt(spread + self.epsilon)) + bias
         return y.astype(self.dtype)
+
+
+class ConvNorm2d(nn.Module):
+    """``Conv2d``, ``BatchNorm`` and, where ``relu``, a ReLU: [b, y, x, c_in] -> [b, y', x', c].
+
+    Parameters of 'conv' and 'norm', each as in its layer.
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    dilation: int = 1
+    use_bias: bool = False
+    relu: bool = True
+    frozen_norm: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> jax.Array:
+        conv = Conv2d(
+            self.features,
+            self.kernel,
+            self.stride,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            dilation=self.dilation,
+            name="conv",
+        )
+        y = BatchNorm(self.frozen_norm, dtype=self.dtype, name="norm")(conv(x), train=train)
+        return nn.relu(y) if self.relu else y
 
 
 class Linear(nn.Module):

@@ -131,7 +131,10 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, [b, y, x, c] -> [b, y / stride, x / stride, c']; see ``ResNet``."""
+    """A residual block, [b, y, x, c] -> [b, y / stride, x / stride, c']; see ``ResNet``.
+
+    With a ``dilation`` the taps of its 3x3 convolutions of stride 1 lie so many pixels apart.
+    """
 
     width: int
     stride: int
@@ -142,17 +145,22 @@ class Block(nn.Module):
     leak: float
     epsilon: float
     dtype: Any = jnp.float32
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> jax.Array:
+        residual = self._residual(jnp.asarray(x), train)
+        return _activate(self, residual + self._skip(jnp.asarray(x), residual.shape[-1], train))
+
+    def _residual(self, x: jax.Array, train: bool) -> jax.Array:
         w, s = self.width, self.stride
         convs = ((w, 1, 1), (w, 3, s), (4 * w, 1, 1)) if self.bottleneck else ((w, 3, s), (w, 3, 1))
-        y = jnp.asarray(x)
+        y = x
         for i, (features, kernel, stride) in enumerate(convs, 1):
             y = _activate(self, y) if i > 1 else y
             y = self._conv(f"conv{i}", features, kernel, stride)(y)
             y = _norm(self, f"norm{i}", y, train)
-        return _activate(self, y + self._skip(jnp.asarray(x), convs[-1][0], train))
+        return y
 
     def _skip(self, x: jax.Array, features: int, train: bool) -> jax.Array:
         if self.stride == 1 and x.shape[-1] == features:
@@ -163,7 +171,9 @@ class Block(nn.Module):
         return _padded(x, features, self.stride, mean=self.shortcut == "pool")
 
     def _conv(self, name: str, features: int, kernel: int, stride: int) -> Conv2d:
-        return Conv2d(features, kernel, stride, use_bias=not self.norm, dtype=self.dtype, name=name)
+        options: dict[str, Any] = {"use_bias": not self.norm, "dtype": self.dtype, "name": name}
+        dilation = self.dilation if kernel > 1 and stride == 1 else 1
+        return Conv2d(features, kernel, stride, dilation=dilation, **options)
 
 
 class PreBlock(nn.Module):

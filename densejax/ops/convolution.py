@@ -99,6 +99,64 @@ def portable() -> Iterator[None]:
         _LEAVING.reset(token)
 
 
+def dilated_convolution(
+    x: Array, w: Array, *, dilation: int, implementation: Implementation = "auto"
+) -> jax.Array:
+    """Convolve planes with a kernel whose taps lie ``dilation`` pixels apart; size kept by zeros.
+
+    Where folded, every dilation-th pixel of a row and of a column is a plane of its own, and what
+    is left is ``convolution`` without a dilation over dilation^2 times as many planes. Along an
+    axis that is no longer than the dilation only the middle of the kernel meets any pixel.
+
+    Args:
+      x: [b, z, y, x, c_in], floating.
+      w: [1, ky, kx, c_in, c_out], floating, ky and kx odd. Promoted with ``x``.
+      dilation: pixels from tap to tap along y and x; 1 is ``convolution``.
+      implementation: as in ``convolution``.
+
+    Returns:
+      [b, z, y, x, c_out], of the promoted dtype.
+
+    Raises:
+      ValueError: as ``convolution``; or the kernel is deep or even, or the dilation below 1.
+    """
+    x, w = jnp.asarray(x), jnp.asarray(w)
+    _check(x.shape, w.shape, "SAME", implementation)
+    if w.shape[0] != 1 or not w.shape[1] % 2 == w.shape[2] % 2 == 1 or dilation < 1:
+        raise ValueError(
+            f"dilated_convolution: dilation {dilation} of a kernel {w.shape[:3]}: expected 1 or "
+            "more, and a kernel of one plane with an odd number of rows and of columns"
+        )
+    native = jax.default_backend() != "cpu" if implementation == "auto" else None
+    if dilation > 1 and (native or implementation == "native"):
+        dtype = jnp.promote_types(x.dtype, w.dtype)
+        return _native(x.astype(dtype), w.astype(dtype), _pads(w.shape[:3], "SAME"), dilation)
+    steps = []
+    for axis, size in ((1, x.shape[2]), (2, x.shape[3])):
+        reach = (size - 1) // dilation
+        surplus = max(0, w.shape[axis] // 2 - reach)
+        w = lax.slice_in_dim(w, surplus, w.shape[axis] - surplus, axis=axis)
+        steps.append(dilation if w.shape[axis] > 1 else 1)
+    y = convolution(_residues(x, *steps), w, implementation=implementation)
+    return _interleaved(y, *steps, x.shape)
+
+
+def _residues(x: jax.Array, sy: int, sx: int) -> jax.Array:
+    """[b, z, y, x, c] -> [b, sy * sx * z, y / sy, x / sx, c], padded by zeros to whole steps."""
+    b, z, rows, columns, c = x.shape
+    pads = ((0, 0), (0, 0), (0, -rows % sy), (0, -columns % sx), (0, 0))
+    x = jnp.pad(x, pads).reshape(b, z, -(-rows // sy), sy, -(-columns // sx), sx, c)
+    return x.transpose(0, 3, 5, 1, 2, 4, 6).reshape(b, sy * sx * z, x.shape[2], x.shape[4], c)
+
+
+def _interleaved(y: jax.Array, sy: int, sx: int, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of ``_residues``; ``shape`` is that of the array before it."""
+    b, z, rows, columns, _ = shape
+    y = y.reshape(b, sy, sx, z, *y.shape[2:]).transpose(0, 3, 4, 1, 5, 2, 6)
+    y = y.reshape(b, z, y.shape[2] * sy, y.shape[4] * sx, y.shape[-1])
+    return y[:, :, :rows, :columns]
+
+
 def _check(x_shape: tuple, w_shape: tuple, padding: str, implementation: str) -> None:
     if len(x_shape) != 5 or len(w_shape) != 5:
         raise ValueError(
@@ -130,19 +188,20 @@ def _pads(kernel: tuple[int, ...], padding: str) -> Pads:
     return tuple(((k - 1) // 2, k // 2) for k in kernel)
 
 
-def _native(x: jax.Array, w: jax.Array, pads: Pads) -> jax.Array:
+def _native(x: jax.Array, w: jax.Array, pads: Pads, dilation: int = 1) -> jax.Array:
     """XLA's convolution; a kernel of one plane as 2-D, which every backend has tuned best."""
     if w.shape[0] > 1:
         dims = ("NDHWC", "DHWIO", "NDHWC")
         return lax.conv_general_dilated(x, w, (1, 1, 1), pads, dimension_numbers=dims)
     b, z = x.shape[:2]
-    y = _conv2d(x.reshape(b * z, *x.shape[2:]), w[0], pads[1:])
+    pads = tuple((lo * dilation, hi * dilation) for lo, hi in pads[1:])
+    y = _conv2d(x.reshape(b * z, *x.shape[2:]), w[0], pads, dilation)
     return y.reshape(b, z, *y.shape[1:])
 
 
-def _conv2d(x: jax.Array, w: jax.Array, pads: Pads) -> jax.Array:
-    dims = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, w, (1, 1), pads, dimension_numbers=dims)
+def _conv2d(x: jax.Array, w: jax.Array, pads: Pads, dilation: int = 1) -> jax.Array:
+    dims, steps = ("NHWC", "HWIO", "NHWC"), (dilation, dilation)
+    return lax.conv_general_dilated(x, w, (1, 1), pads, rhs_dilation=steps, dimension_numbers=dims)
 
 
 def _shifts_in_channels(x: jax.Array, kz: int, pad: tuple[int, int]) -> jax.Array:
