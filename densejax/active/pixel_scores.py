@@ -38,8 +38,8 @@ STOCHASTIC = ("bald", "mean_entropy", "vote_entropy")
 COMMITTEE = tuple(f"ensemble_{name}" for name in STOCHASTIC)
 PLAIN = ("entropy", "max_softmax", "margin")
 CHEATS = ("error", "miou")
-# Bins of the histogram from which the threshold of a quantile is read.
-BINS = 4096
+# Pixels of a pool, spread evenly over its units, of which the threshold of a quantile is taken.
+SAMPLED = 2**20
 
 _NAME = re.compile(
     r"(?P<measure>[a-z_]+?)(?P<t>[0-9][0-9.e]*)?(-(?P<e>[0-9.e-]+))?"
@@ -79,11 +79,11 @@ class PixelScore:
         """What tells the maps of pixels apart."""
         return self.measure, self.temperature, self.step
 
-    def bound(self, classes: int) -> float:
-        """The largest value that a pixel can have."""
+    def bound(self, classes: int, voters: int) -> float:
+        """The largest value that a pixel can have with so many passes or members."""
         measure = self.measure.removeprefix("ensemble_")
-        if measure == "miou":
-            return 1.0
+        if measure in ("bald", "vote_entropy"):
+            return float(np.log(min(classes, voters)))
         return largest_value("max_softmax" if measure == "odin" else measure, classes)
 
 
@@ -105,8 +105,8 @@ def pixel_score(name: str) -> PixelScore:
         raise ValueError(f"score {name!r}: odin has a temperature, such as odin0.1, others none")
     level = None if found["level"] is None else float(found["level"])
     how = found["how"]
-    if found["measure"] == "miou" and how != "mean":
-        raise ValueError(f"score {name!r}: expected miou:mean, a number of whole units")
+    if found["measure"] in CHEATS and how != "mean":
+        raise ValueError(f"score {name!r}: expected {found['measure']}:mean")
     if how == "mean" and level is not None:
         raise ValueError(f"score {name!r}: a mean has no threshold")
     if how == "count" and level is None and found["measure"] not in THRESHOLDS:
@@ -168,6 +168,7 @@ class PixelScores:
       classes: c.
       scores: columns.
       passes: stochastic passes, m.
+      members: of a committee.
       flatten: whether ``Looks.flat`` is wanted.
       context: whether ``Looks.context`` is wanted.
       chunk: units at once.
@@ -180,6 +181,7 @@ class PixelScores:
     classes: int
     scores: tuple[PixelScore, ...]
     passes: int = 10
+    members: int = 2
     flatten: bool = False
     context: bool = False
     chunk: int = 64
@@ -191,7 +193,7 @@ class PixelScores:
                     f"score {score.name} needs stochastic passes, and the network has no dropout: "
                     "give it some (--query_drop), or a committee (ensemble_...)"
                 )
-            level, most = _level(score, self.classes), score.bound(self.classes)
+            level, most = _level(self, score), score.bound(self.classes, self.voters(score))
             if level is not None and level >= most - 1e-6:
                 raise ValueError(
                     f"score {score.name}: no {score.measure} of {self.classes} classes exceeds "
@@ -199,17 +201,21 @@ class PixelScores:
                     f"{score.measure}:quantile"
                 )
 
+    def voters(self, score: PixelScore) -> int:
+        """Passes of a score, or the least number of members of its committee (a bound for many)."""
+        return self.passes if score.source == "passes" else self.members
+
     @property
     def sources(self) -> tuple[str, ...]:
         """What is needed besides the network itself: of ``passes`` and ``committee``."""
         return tuple(s for s in ("passes", "committee") if any(s == o.source for o in self.scores))
 
 
-def _level(score: PixelScore, classes: int) -> float | None:
+def _level(plan: PixelScores, score: PixelScore) -> float | None:
     if score.aggregation == "count":
         return THRESHOLDS[score.measure] if score.level is None else score.level
     if score.aggregation == "fraction":
-        return (score.level or 0.0) * score.bound(classes)
+        return (score.level or 0.0) * score.bound(plan.classes, plan.voters(score))
     return None
 
 
@@ -217,7 +223,7 @@ def _levels(plan: PixelScores, thresholds: Mapping[str, float]) -> np.ndarray:
     """[q] float32: above which number pixels count; nan for a mean."""
     found = []
     for score in plan.scores:
-        level = _level(score, plan.classes)
+        level = _level(plan, score)
         if score.aggregation == "quantile":
             if score.name not in thresholds:
                 raise ValueError(f"score {score.name} needs its threshold first (freeze_quantiles)")
@@ -302,7 +308,8 @@ def _unit_miou(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
     one, other = (a[..., None] == classes for a in (known, predicted))
     union = (one | other).sum(axis=1)
     iou = (one & other).sum(axis=1) / jnp.maximum(union, 1)
-    return 1 - (iou.sum(axis=-1) / jnp.maximum((union > 0).sum(axis=-1), 1))[:, None]
+    number = (union > 0).sum(axis=-1)
+    return jnp.where(number > 0, 1 - iou.sum(axis=-1) / jnp.maximum(number, 1), 0)[:, None]
 
 
 def _passed(
@@ -344,29 +351,27 @@ def _chunk(
         weights = entropy_of(probabilities)[..., None] * classes
         sums = jnp.einsum("spk,spc->skc", weights, probabilities)
         total = weights.sum(axis=1)[..., None]
-        found["context"] = jnp.where(total > 0, sums / jnp.where(total > 0, total, 1), 0)
+        # A class that is predicted without any doubt has the plain mean of its pixels.
+        plain = jnp.einsum("spk,spc->skc", classes, probabilities)
+        number = jnp.maximum(classes.sum(axis=1)[..., None], 1)
+        found["context"] = jnp.where(
+            total > 0, sums / jnp.where(total > 0, total, 1), plain / number
+        )
     return found
 
 
-@partial(jax.jit, static_argnums=0)
-def _count(
+@partial(jax.jit, static_argnums=(0, 1))
+def _sample(
     plan: PixelScores,
+    step: int,
     variables: Params,
     committee: Params | None,
     images: jax.Array,
-    real: jax.Array,
     key: jax.Array,
 ) -> jax.Array:
-    """[q, bins] pixels in each bin of each score's measure; units beyond ``real`` do not count."""
+    """[q, s, pixels / step] values of every ``step``-th pixel."""
     maps, _, _ = _maps(plan, variables, committee, images, None, key)
-    found = []
-    for score in plan.scores:
-        values, most = maps[score.map], score.bound(plan.classes)
-        # A bin holds its upper edge, so that "above the threshold" is above all of its bin.
-        place = jnp.clip(jnp.ceil(values / most * BINS) - 1, 0, BINS - 1).astype(jnp.int32)
-        weights = jnp.broadcast_to((jnp.arange(len(images)) < real)[:, None], place.shape)
-        found.append(jnp.zeros(BINS, jnp.int32).at[place].add(weights))
-    return jnp.stack(found)
+    return jnp.stack([maps[score.map][:, ::step] for score in plan.scores])
 
 
 def _pieces(images: Array, chunk: int) -> Any:
@@ -434,7 +439,8 @@ def freeze_quantiles(
 ) -> dict[str, float]:
     """Thresholds of the plan's ``quantile`` scores by name, from the pixels of a pool.
 
-    From histograms of 4096 bins between 0 and what a measure can be at most.
+    Of about a million pixels, spread evenly over the units; of fewer where the pool has fewer. What
+    is not above the threshold is at least the quantile's share of them, also where many are equal.
 
     Raises:
       ValueError: as of ``look``.
@@ -443,16 +449,18 @@ def freeze_quantiles(
     if not wanted.scores:
         return {}
     _check(wanted, committee)
-    counts = np.zeros((len(wanted.scores), BINS), np.int64)
+    step = max(1, len(images) * int(np.prod(images.shape[1:-1])) // SAMPLED)
+    parts = []
     for start, real, part in _pieces(images, plan.chunk):
         inner = jax.random.fold_in(key, start)
-        counts += np.asarray(_count(wanted, variables, committee, part, np.int32(real), inner))
-    found = {}
-    for score, row in zip(wanted.scores, counts, strict=True):
-        quantile = 0.9 if score.level is None else score.level
-        edge = int(np.searchsorted(np.cumsum(row), quantile * row.sum()))
-        found[score.name] = score.bound(plan.classes) * (min(edge, BINS - 1) + 1) / BINS
-    return found
+        found = np.asarray(_sample(wanted, step, variables, committee, part, inner))
+        parts.append(found[:, :real].reshape(len(wanted.scores), -1))
+    values = np.sort(np.concatenate(parts, axis=1), axis=1)
+    places = [
+        int(np.ceil((0.9 if s.level is None else s.level) * values.shape[1])) - 1
+        for s in wanted.scores
+    ]
+    return {s.name: float(values[q, places[q]]) for q, s in enumerate(wanted.scores)}
 
 
 def _check(plan: PixelScores, committee: Params | None) -> None:

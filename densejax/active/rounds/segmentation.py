@@ -231,6 +231,7 @@ class Segmentation:
       test_labels: int [e, z, y, x], -1 where void.
       names: strategies of the run, whose scores are computed.
       passes: stochastic passes.
+      members: seeds of a strategy, a committee.
       chunk: units that a network looks at at once.
       thresholds: file of the thresholds of quantiles, which are frozen before the first query.
       mask: labels [z, y, x] of a unit, where a person gives them; the units' own where None.
@@ -244,6 +245,7 @@ class Segmentation:
     test_labels: Array
     names: tuple[str, ...]
     passes: int = 10
+    members: int = 1
     chunk: int = 64
     thresholds: Path | None = None
     mask: Callable[[int], np.ndarray] | None = None
@@ -366,6 +368,7 @@ class Segmentation:
             self.classes,
             tuple(scores),
             passes=self.passes,
+            members=max(2, self.members),
             flatten=any(name.endswith(":flat") for name in self.names),
             context="core_set:context" in self.names,
             chunk=self.chunk,
