@@ -159,7 +159,8 @@ def _read(
     codes: Mapping[int, int],
     class_names: Sequence[str],
 ) -> PictureSet:
-    images, labels = [], []
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     table = np.full(256, -2, np.int8)
     for code, label in codes.items():
         if code >= 0:
