@@ -159,7 +159,8 @@ def _read(
     codes: Mapping[int, int],
     class_names: Sequence[str],
 ) -> PictureSet:
-    images, labels = [], []
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     table = np.full(256, -2, np.int8)
     for code, label in codes.items():
         if code >= 0:
@@ -184,10 +185,11 @@ def _read(
                 f"{picture}: {image.shape[1]} x {image.shape[0]} pixels; {pictures[0].name} has "
                 f"{images[0].shape[1]} x {images[0].shape[0]}: units must have one size"
             )
-        known = table[np.clip(truth, 0, 255)]
-        if (known < UNLABELLED).any() or truth.max() > 255:
+        codes_seen = np.clip(truth, 0, 255)
+        known = table[codes_seen]
+        if (wrong := (known < UNLABELLED) | (truth != codes_seen)).any():
             raise ValueError(
-                f"{mask}: label {truth[known < UNLABELLED].max()}; expected one of "
+                f"{mask}: label {truth[wrong].max()}; expected one of "
                 f"{sorted(c for c in codes if c >= 0)[:20]}"
             )
         images.append(image)

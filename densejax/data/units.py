@@ -60,7 +60,7 @@ class Units:
     def counts(self, rows: Array) -> np.ndarray:
         """[r, c] int64, labelled pixels of each class in each of some units."""
         classes = len(self.class_names)
-        labels = self.labels[np.asarray(rows, np.int64)].reshape(len(rows), -1)
+        labels = self.labels[np.asarray(rows, np.int64)].reshape(len(rows), self.pixels)
         found = [np.bincount(one[one >= 0].astype(np.int64), minlength=classes) for one in labels]
         return np.stack(found) if found else np.zeros((0, classes), np.int64)
 
@@ -244,7 +244,14 @@ def binned(images: Array, labels: Array, factor: int, *, classes: int) -> tuple[
       labels: int [z, y, x]; the class of most of the pixels (void included), the lowest of equals.
       factor: pixels to one; a rest at the far edges is left out.
       classes: c.
+
+    Raises:
+      ValueError: the factor is below 1 or above the size.
     """
+    if not 1 <= factor <= min(np.shape(labels)[1:]):
+        raise ValueError(
+            f"binning by {factor} of {np.shape(labels)}; expected 1 to {min(np.shape(labels)[1:])}"
+        )
     if factor == 1:
         return images, labels
 

@@ -82,7 +82,7 @@ def test_a_person_cannot_teach_an_expert(samples, tmp_path):
 def test_an_expert_that_diverges_is_named(samples, tmp_path):
     broken = replace(samples, images=np.where(samples.images < 0, 0, np.nan).astype(np.float32))
     rounds = rounds_of(samples, tmp_path)[0]
-    rounds.samples = broken
+    rounds.subject = replace(rounds.subject, samples=broken)
     with pytest.raises(ValueError, match=r"experts/seeds/0000: the expert failed"):
         rounds._train_experts()
 
