@@ -386,11 +386,11 @@ def _pieces(images: Array, chunk: int) -> Any:
 
 
 def look(
+    key: Key,
     plan: PixelScores,
     variables: Params,
     images: Array,
     *,
-    key: Key,
     committee: Params | None = None,
     labels: Array | None = None,
     thresholds: Mapping[str, float] | None = None,
@@ -398,10 +398,11 @@ def look(
     """Score all units, one pass over them; compiled once a plan.
 
     Args:
+      key: a jax key; pass i of the chunk at unit a draws from (key, a, i): stochastic scores, and
+        no others, hang on the size of chunks.
       plan: what to compute.
       variables: of the network.
       images: [n, z, y, x, c'] uint8, or floating in [0, 1]; a memory map is read as it is needed.
-      key: a jax key; pass i of the chunk at unit a draws from (key, a, i).
       committee: variables with a leading axis of e members, for the scores of a committee.
       labels: int [n, z, y, x] for ``error`` and ``miou``, -1 where void.
       thresholds: of the plan's ``quantile`` scores by name (``freeze_quantiles``).
@@ -430,11 +431,11 @@ def look(
 
 
 def freeze_quantiles(
+    key: Key,
     plan: PixelScores,
     variables: Params,
     images: Array,
     *,
-    key: Key,
     committee: Params | None = None,
 ) -> dict[str, float]:
     """Thresholds of the plan's ``quantile`` scores by name, from the pixels of a pool.

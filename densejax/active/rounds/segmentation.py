@@ -420,10 +420,10 @@ class Segmentation:
         plan = self._plan(scores)
         labels = None if self.mask is not None else self.units.labels
         return look(
+            own,
             plan,
             variables,
             self.units.images,
-            key=own,
             committee=committee,
             labels=labels,
             thresholds=self._frozen(plan, variables, committee, own, row),
@@ -443,9 +443,7 @@ class Segmentation:
         )
         if missing:
             part = replace(plan, scores=missing)
-            known |= freeze_quantiles(
-                part, variables, self.units.images, key=key, committee=committee
-            )
+            known |= freeze_quantiles(key, part, variables, self.units.images, committee=committee)
             write_json(path, known)
         return known
 
