@@ -426,6 +426,8 @@ def run(config: Config, workdir: Path) -> "Results":
         oracle = LabelFolder(parts.units, workdir)
         more = {"mask": oracle.mask}
     subject = subject_of(config, parts, workdir, **more)
+    if config.oracle == "file":
+        oracle.predict = subject.predict
     rounds = Rounds(subject, oracle, plan, workdir=workdir, slots=config.slots, side=config.side)
     start_folder(given, workdir, ignore=VARYING)
     _same_pool(parts.units, workdir)

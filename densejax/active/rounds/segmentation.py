@@ -236,6 +236,7 @@ class Segmentation:
       thresholds: file of the thresholds of quantiles, which are frozen before the first query.
       mask: labels [z, y, x] of a unit, where a person gives them; the units' own where None.
       binary: whether the score is the IoU of class 1 in place of the mean over the classes.
+      seen: variables of the network that has looked last, for ``predict``.
     """
 
     units: Units
@@ -250,6 +251,7 @@ class Segmentation:
     thresholds: Path | None = None
     mask: Callable[[int], np.ndarray] | None = None
     binary: bool = False
+    seen: dict[str, Params] = field(default_factory=dict, compare=False, repr=False)
 
     record = Segmented
 
@@ -413,6 +415,7 @@ class Segmentation:
             if s in asked or s.source == "network" or (s.source == "passes" and "passes" in sources)
         ]
         variables, committee = load(row.place), None
+        self.seen["network"] = variables
         if rows:
             members = [load(other.place) for other in rows if other.name == row.name]
             committee = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
@@ -446,6 +449,14 @@ class Segmentation:
             known |= freeze_quantiles(key, part, variables, self.units.images, committee=committee)
             write_json(path, known)
         return known
+
+    def predict(self, row: int) -> np.ndarray | None:
+        """What a network of the last look takes a unit for, int [z, y, x]; None before any."""
+        if "network" not in self.seen:
+            return None
+        images = self.units.images[row : row + 1]
+        logits, _ = self.network.apply(self.seen["network"], jnp.asarray(images))
+        return np.asarray(jnp.argmax(logits[0], axis=-1))
 
     def _as_pool(self, row: Row, found: Looks) -> Look:
         arrays: dict[str, Any] = {"probabilities": found.probabilities}
