@@ -279,8 +279,8 @@ def _load_volume(config: Config) -> Parts:
         images, labels, names = volume.images, volume.labels, volume.class_names
         if images.dtype != np.uint8:
             raise ValueError(f"{volume.name}: {images.dtype} images; expected uint8 (convert them)")
-    images, labels = units.binned(images, labels, config.bin or 1, classes=len(names))
-    (train, train_labels), (test, test_labels) = units.halves(images, labels)
+    small, small_labels = units.binned(images, labels, config.bin or 1, classes=len(names))
+    (train, train_labels), (test, test_labels) = units.halves(small, small_labels)
     key = jax.random.fold_in(jax.random.key(config.base_seed), 1)
     pool = units.windows(
         key,
@@ -292,7 +292,8 @@ def _load_volume(config: Config) -> Parts:
         group=config.data,
     )
     keep = slice(config.test_limit or None)
-    return Parts(pool, np.asarray(test)[keep][:, None, ..., None], test_labels[keep][:, None])
+    images, labels = (np.asarray(a)[keep][:, None] for a in (test, test_labels))
+    return Parts(pool, images[..., None], labels)
 
 
 def _open(config: Config, datasets: Any) -> Any:

@@ -353,10 +353,8 @@ def _chunk(
         total = weights.sum(axis=1)[..., None]
         # A class that is predicted without any doubt has the plain mean of its pixels.
         plain = jnp.einsum("spk,spc->skc", classes, probabilities)
-        number = jnp.maximum(classes.sum(axis=1)[..., None], 1)
-        found["context"] = jnp.where(
-            total > 0, sums / jnp.where(total > 0, total, 1), plain / number
-        )
+        here = jnp.maximum(classes.sum(axis=1)[..., None], 1)
+        found["context"] = jnp.where(total > 0, sums / jnp.where(total > 0, total, 1), plain / here)
     return found
 
 

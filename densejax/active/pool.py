@@ -503,7 +503,14 @@ def open_pool(paths: Mapping[str, str]) -> Pool:
     members = {
         name: open_members(given[name], size) for name in ("labelled", "held_out") if name in given
     }
-    return Pool(**arrays, kernel=kernel, bias=bias, labels=labels, **members)
+    return Pool(
+        **arrays,
+        kernel=kernel,
+        bias=bias,
+        labels=labels,
+        labelled=members.get("labelled"),
+        held_out=members.get("held_out"),
+    )
 
 
 def _check_widths(

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -215,9 +215,10 @@ def subset(pool: Pool, rows: np.ndarray) -> Pool:
     """
     names = (*READABLE, "labelled", "held_out")
     present = {name: array for name in names if (array := getattr(pool, name)) is not None}
-    return dataclasses.replace(
-        pool, **{name: take_rows(array, rows) for name, array in present.items()}
-    )
+    parts: dict[str, Any] = {name: take_rows(array, rows) for name, array in present.items()}
+    if pool.columns is not None:
+        parts["columns"] = {name: np.asarray(a)[rows] for name, a in pool.columns.items()}
+    return dataclasses.replace(pool, **parts)
 
 
 def _nothing() -> Selection:
@@ -302,6 +303,6 @@ def _themselves(passes: jax.Array) -> jax.Array:
     return passes
 
 
-def _membership(pool: Pool) -> dict[str, np.ndarray | None]:
+def _membership(pool: Pool) -> dict[str, Any]:
     held_out = None if pool.held_out is None else np.asarray(pool.held_out)
     return {"labelled": pool.is_labelled, "held_out": held_out}

@@ -159,14 +159,16 @@ class DeepLab(nn.Module):
         bottleneck = self._conv("project", 256, 1)(jnp.concatenate(branches, -1), train=train)
         active = train if dropout is None else dropout
         y = nn.Dropout(self.drop, deterministic=not active)(bottleneck)
-        y = resize_aligned(y[:, None], low.shape[1:3])[:, 0]
+        y = resize_aligned(y[:, None], (low.shape[1], low.shape[2]))[:, 0]
         y = jnp.concatenate([y, self._conv("low", 48, 1)(low, train=train)], -1)
         for i in range(2):
             y = self._conv(f"decoder{i}", 256, 3)(y, train=train)
         predictor = layers.Conv2d(
             self.classes, 1, use_bias=True, dtype=self.dtype, name="predictor"
         )
-        logits = resize_aligned(predictor(y).astype(jnp.float32)[:, None], planes.shape[1:3])
+        logits = resize_aligned(
+            predictor(y).astype(jnp.float32)[:, None], (planes.shape[1], planes.shape[2])
+        )
         out = {"features": layers.as_volumes(y, x), "bottleneck": layers.as_volumes(bottleneck, x)}
         return layers.as_volumes(logits[:, 0], x), out
 

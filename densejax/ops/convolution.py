@@ -138,7 +138,7 @@ def dilated_convolution(
         w = lax.slice_in_dim(w, surplus, w.shape[axis] - surplus, axis=axis)
         steps.append(dilation if w.shape[axis] > 1 else 1)
     y = convolution(_residues(x, *steps), w, implementation=implementation)
-    return _interleaved(y, *steps, x.shape)
+    return _interleaved(y, steps[0], steps[1], x.shape)
 
 
 def _residues(x: jax.Array, sy: int, sx: int) -> jax.Array:

@@ -67,9 +67,9 @@ class UnitDraw:
         crop_key, flip_key = jax.random.split(jax.random.fold_in(unit_key, step))
         if self.crop is not None:
             image, labels = self._cut(crop_key, image, labels)
-        image, labels = reflect_window(flip_key, image, labels, axes=self.flips)
-        weights = jnp.asarray(data["class_weights"])[row][jnp.maximum(labels, 0)]
-        return image, labels, weights
+        flipped, known = reflect_window(flip_key, image, labels, axes=self.flips)
+        weights = jnp.asarray(data["class_weights"])[row][jnp.maximum(known, 0)]
+        return jnp.asarray(flipped), jnp.asarray(known), weights
 
     def _cut(self, key: Key, image: Array, labels: Array) -> tuple[jax.Array, jax.Array]:
         assert self.crop is not None
@@ -186,7 +186,7 @@ def unit_data(
     labels = np.asarray(units.labels)
     query_sets = np.full((len(sets), largest), -1, np.int32)
     weights = np.ones((len(sets), classes), np.float32)
-    used = np.unique(np.concatenate([np.asarray(one, np.int64) for one in sets] or [[]]))
+    used = np.unique(np.concatenate([np.zeros(0, np.int64), *sets]).astype(np.int64))
     if used.size and not 0 <= used[0] <= used[-1] < len(labels):
         raise ValueError(f"units {used[0]} to {used[-1]}: expected 0 to {len(labels) - 1}")
     tables = {int(row): _histogram(labels[int(row)], classes, int(row)) for row in used}

@@ -352,7 +352,7 @@ class Segmentation:
                 confusion[place] = rows[-1]["confusion"]
         miou = np.full(len(outcomes), np.nan)
         class_iou = np.full((len(outcomes), self.classes), np.nan)
-        for place in np.flatnonzero(np.isfinite(confusion[:, 0, 0])):
+        for place in np.flatnonzero(np.isfinite(confusion[:, 0, 0])).tolist():
             counts = jnp.asarray(confusion[place])
             class_iou[place] = np.asarray(iou(counts))
             miou[place] = class_iou[place, 1] if self.binary else float(mean_iou(counts))

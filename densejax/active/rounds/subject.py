@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from densejax.active.rounds.records import Plan, Record
+from densejax.active.rounds.records import Labelled, Plan
 from densejax.active.strategies import Strategy
 from densejax.training.folders import Outcome
 from densejax.training.sweep import Schedule
 from densejax.training.task import Task
 from densejax.typing import Array, Batch, Key, Params, Tree
+
+Of = TypeVar("Of", bound=Labelled, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,21 @@ class Look:
     predicted: Array | None = None
 
 
-class Subject(Protocol[Record]):
+class Subject(Protocol[Of]):
     """Everything of a run that depends on what is learnt.
 
-    Attributes:
-      record: of a round: ``Labelled`` with the columns of ``test``.
-      score: name of the first of them.
-      size: samples of the pool, n.
-      held_out: [n] bool, never queried.
-      images: [n, ...], for strategies that look at them.
+    Strategies of a seed are paired: nothing that a subject draws may hang on their company.
     """
 
-    record: type[Record]
-    score: str
+    @property
+    def record(self) -> type[Of]:
+        """Of a round: ``Labelled`` with the columns of ``test``."""
+        ...
+
+    @property
+    def score(self) -> str:
+        """Name of the first column of ``test``."""
+        ...
 
     @property
     def size(self) -> int:
