@@ -171,7 +171,7 @@ def test_pixels_are_averaged_and_counted(space, measure, masked):
     for options, level in [
         ({}, scores.THRESHOLDS[measure]),
         ({"threshold": 0.4}, 0.4),
-        ({"threshold": 0.6, "relative": True}, 0.6 * scores._bound(measure, 5)),
+        ({"threshold": 0.6, "relative": True}, 0.6 * scores.largest_value(measure, 5)),
     ]:
         count = scores.over_pixels(measure, aggregation="count", masked=masked, **options)
         expected = ((values > level) * weights).sum(axes) / number
@@ -204,7 +204,7 @@ def test_published_thresholds_say_nothing_of_two_classes(measure):
         evaluate(scores.over_pixels(measure, aggregation="count"), pool)
     level = scores.pixel_quantile(measure, pool, 0.9)
     values = MAPS[measure](p.astype(np.float64))
-    assert abs(level - np.quantile(values, 0.9)) < 2 * scores._bound(measure, 2) / 4096 + 1e-3
+    assert abs(level - np.quantile(values, 0.9)) < 2 * scores.largest_value(measure, 2) / 4096 + 1e-3
     count = scores.over_pixels(measure, aggregation="count", threshold=level)
     found = evaluate(count, pool)
     assert abs(found.mean() - 0.1) < 2e-3
