@@ -204,7 +204,9 @@ def test_published_thresholds_say_nothing_of_two_classes(measure):
         evaluate(scores.over_pixels(measure, aggregation="count"), pool)
     level = scores.pixel_quantile(measure, pool, 0.9)
     values = MAPS[measure](p.astype(np.float64))
-    assert abs(level - np.quantile(values, 0.9)) < 2 * scores.largest_value(measure, 2) / 4096 + 1e-3
+    assert (
+        abs(level - np.quantile(values, 0.9)) < 2 * scores.largest_value(measure, 2) / 4096 + 1e-3
+    )
     count = scores.over_pixels(measure, aggregation="count", threshold=level)
     found = evaluate(count, pool)
     assert abs(found.mean() - 0.1) < 2e-3
