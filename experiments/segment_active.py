@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from densejax.active.rounds.segmentation import Segmentation, Training
     from densejax.active.rounds.segmentation_report import Results
     from densejax.data.units import Units
+    from densejax.stats import Finding
 
 # Settings that change no number of a round: a run may go on with others.
 VARYING = ("slots", "side", "rounds", "data_folder", "published")
@@ -195,6 +196,61 @@ class Config:
         "map", "networks of one device one after another, side by side, or the faster of the two"
     )
     base_seed: int = option(0, "from which everything is drawn")
+
+
+# Claims: in words, where, the strategy that is said to lie above, and the one below. Without a source
+# it is an observation of ours.
+CLAIMS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
+    "roels": (
+        ("entropy above random", "figure 2", "entropy:mean", "random"),
+        ("least confidence above random", "figure 2", "max_softmax:mean", "random"),
+        (
+            "entropy of the mean of the passes above random",
+            "figure 2",
+            "mean_entropy:mean",
+            "random",
+        ),
+        ("k-means below random", "figure 2", "random", "k_means"),
+        ("core-set not below random", "figure 2", "core_set", "random"),
+        ("mutual information above random", "", "bald:mean", "random"),
+        ("core-set on class contexts above core-set", "", "core_set:context", "core_set"),
+        ("entropy by classes above entropy", "", "balanced(entropy:mean)", "entropy:mean"),
+        ("entropy counted above a quantile above its mean", "", "entropy:quantile", "entropy:mean"),
+    ),
+    "chen": (
+        ("entropy above random", "2.2.1", "entropy:mean", "random"),
+        ("margin above random", "2.2.1", "margin:mean", "random"),
+        ("max-softmax above random", "2.2.1", "max_softmax:mean", "random"),
+        ("entropy counted above averaged", "table 2.1", "entropy:count", "entropy:mean"),
+        ("margin counted above averaged", "table 2.1", "margin:count", "margin:mean"),
+        (
+            "max-softmax counted above averaged",
+            "table 2.1",
+            "max_softmax:count",
+            "max_softmax:mean",
+        ),
+        ("BALD above entropy", "figure 2.9", "bald:mean", "entropy:mean"),
+        ("entropy above vote entropy", "figure 2.9", "entropy:mean", "vote_entropy:mean"),
+        ("random above the order of the files", "3.3", "random", "order"),
+        ("entropy above the lowest mIoU", "3.2", "entropy:mean", "miou:mean"),
+        ("random above inverse entropy", "3.2", "random", "inverse(entropy:mean)"),
+    ),
+}
+
+
+def findings(results: "Results", protocol: str) -> list["Finding"]:
+    """What the runs say of a protocol's claims: paired areas under the curves, Holm's adjustment."""
+    from densejax.active.rounds.curves import alc
+    from densejax.stats import judge_pairs
+
+    areas: dict[str, dict[int, float]] = {}
+    for name, scores in zip(results.strategies, results.score, strict=True):
+        whole = [k for k in range(len(scores)) if np.isfinite(scores[k]).all()]
+        areas[name] = {results.seeds[k]: float(alc(results.labelled, scores[k])) for k in whole}
+    return judge_pairs(
+        (claim, published, areas.get(above, {}), areas.get(below, {}))
+        for claim, published, above, below in CLAIMS.get(protocol, ())
+    )
 
 
 def filled(config: Config) -> Config:

@@ -1,5 +1,7 @@
 """Rounds of segmentation by the experiment: presets, files, a person as oracle, refusals."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -79,6 +81,54 @@ def test_a_person_labels_what_each_round_asks_for(config, tmp_path):
     assert rounds == 2
     np.testing.assert_array_equal(results.score, known.score)
     assert (tmp_path / "person/summary/curves.png").stat().st_size > 1000
+
+
+@pytest.mark.slow  # twenty starts of the program: four minutes
+def test_twenty_kills_end_in_the_same_queries(config, tmp_path):
+    said = {
+        "data": "files",
+        "image": config.image,
+        "labels": config.labels,
+        "class_names": "outside,inside",
+        "voxel_nm": "50,10,10",
+        "queries": "entropy,bald",
+        "strategies": "random,k_means",
+        "seeds": "0:2",
+        "rounds": "4",
+        "initial": "2",
+        "budget": "2",
+        "steps": "600",
+        "warm_start": "true",
+        "warm_steps": "400",
+    }
+    for name in ("size", "bin", "count", "width", "scales", "batch"):
+        said[name] = str(getattr(config, name))
+    command = [sys.executable, "-m", "experiments.segment_active"]
+    command += [f"--{name}={value}" for name, value in said.items()]
+
+    def start(folder):
+        return subprocess.Popen(
+            [*command, f"--workdir={folder}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0, whole.stderr.read().decode()[-2000:]
+    rng, kills, ended = np.random.default_rng(0), 0, False
+    while not ended:
+        process = start(tmp_path / "killed")
+        try:
+            ended = process.wait(timeout=rng.uniform(4, 9) if kills < 20 else 300) == 0
+            assert ended, process.stderr.read().decode()[-2000:]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert kills >= 4
+    for number in range(4):
+        for name in ("query.npz", "look.npz") if number < 3 else ("trained.npz",):
+            paths = [tmp_path / run / f"rounds/{number:02d}" / name for run in ("whole", "killed")]
+            assert paths[0].read_bytes() == paths[1].read_bytes(), (number, name)
+    print(f"{kills} kills")
 
 
 def test_a_pool_that_changes_is_refused(config, tmp_path):

@@ -22,7 +22,7 @@ from densejax.io import (
     write_json,
     write_text,
 )
-from densejax.stats import paired_tests, student_mean
+from densejax.stats import Finding, findings_table, paired_tests, student_mean
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,12 @@ def published_areas(path: str | Path) -> dict[str, float]:
 
 
 def summarise(
-    results: Results, folder: Path, *, title: str = "", published: str | None = None
+    results: Results,
+    folder: Path,
+    *,
+    title: str = "",
+    published: str | None = None,
+    findings: Sequence[Finding] = (),
 ) -> list[Path]:
     """Write tables, statistics and pictures of all rounds, and print the table.
 
@@ -247,6 +252,7 @@ def summarise(
       folder: ``summary`` of the run; what is there is replaced.
       title: of the pictures.
       published: CSV of a paper's areas, tabulated beside.
+      findings: on claims, tabulated below.
 
     Returns:
       ``rounds.csv`` (a row a network), ``summary.json``, ``summary.md``, and the pictures.
@@ -275,6 +281,8 @@ def summarise(
     lines = markdown(_HEADER, table)
     if published:
         lines += ["", *markdown(["published", "alc"], [*published_areas(published).items()])]
+    if findings:
+        lines += ["", *findings_table(findings)]
     write_text(paths[2], f"# {title}\n\n" + "\n".join(lines) + "\n")
     for line in lines:
         print(line)
