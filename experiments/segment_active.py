@@ -198,18 +198,13 @@ class Config:
     base_seed: int = option(0, "from which everything is drawn")
 
 
-# Claims: in words, where, the strategy that is said to lie above, and the one below. Without a source
-# it is an observation of ours.
+# Claims: in words, where, the strategy that is said to lie above, and the one below. What has no
+# source is an observation of ours.
 CLAIMS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
     "roels": (
         ("entropy above random", "figure 2", "entropy:mean", "random"),
         ("least confidence above random", "figure 2", "max_softmax:mean", "random"),
-        (
-            "entropy of the mean of the passes above random",
-            "figure 2",
-            "mean_entropy:mean",
-            "random",
-        ),
+        ("entropy of the passes' mean above random", "figure 2", "mean_entropy:mean", "random"),
         ("k-means below random", "figure 2", "random", "k_means"),
         ("core-set not below random", "figure 2", "core_set", "random"),
         ("mutual information above random", "", "bald:mean", "random"),
@@ -224,7 +219,7 @@ CLAIMS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
         ("entropy counted above averaged", "table 2.1", "entropy:count", "entropy:mean"),
         ("margin counted above averaged", "table 2.1", "margin:count", "margin:mean"),
         (
-            "max-softmax counted above averaged",
+            "max-softmax counted above mean",
             "table 2.1",
             "max_softmax:count",
             "max_softmax:mean",
@@ -239,7 +234,7 @@ CLAIMS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
 
 
 def findings(results: "Results", protocol: str) -> list["Finding"]:
-    """What the runs say of a protocol's claims: paired areas under the curves, Holm's adjustment."""
+    """What the runs say of a protocol's claims, by areas under the curves paired by seed."""
     from densejax.active.rounds.curves import alc
     from densejax.stats import judge_pairs
 
