@@ -492,7 +492,13 @@ def run(config: Config, workdir: Path) -> "Results":
     done = rounds.run()
     results = report.collect(done, parts.units, workdir, score=subject.score)
     title = f"{config.data}, {len(parts.units):,} units, {len(config.seeds)} seeds"
-    report.summarise(results, workdir / "summary", title=title, published=config.published or None)
+    report.summarise(
+        results,
+        workdir / "summary",
+        title=title,
+        published=config.published or None,
+        findings=findings(results, config.protocol),
+    )
     return results
 
 
