@@ -130,7 +130,7 @@ def top_k_curve(
 
 
 def round_curves(
-    labelled: ArrayLike,
+    labelled: ArrayLike | Mapping[str, ArrayLike],
     curves: Mapping[str, ArrayLike],
     *,
     intervals: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
@@ -147,7 +147,7 @@ def round_curves(
     """A score of each strategy over the number of labelled samples, with bands.
 
     Args:
-      labelled: ``[t]`` int, rising.
+      labelled: ``[t]`` int, rising; or of each strategy its own costs, by name.
       curves: ``[t]`` float a strategy, by name, in the order of the legend; nan and infinity leave
         a gap.
       intervals: low and high ``[t]`` of a strategy's score.
@@ -168,11 +168,14 @@ def round_curves(
     Raises:
       ValueError: there is no curve, shapes do not match, or the name does not end in ``.png``.
     """
-    x = np.asarray(labelled, float)
     values = {name: np.asarray(curve, float) for name, curve in curves.items()}
-    wrong = [name for name, curve in values.items() if curve.shape != x.shape]
-    if wrong or not values or x.ndim != 1:
-        raise ValueError(f"labelled {x.shape} and curves of {wrong or 'nobody'}: expected [t] each")
+    own = labelled if isinstance(labelled, Mapping) else dict.fromkeys(values, labelled)
+    places = {name: np.asarray(own.get(name, ()), float) for name in values}
+    wrong = [name for name, curve in values.items() if curve.shape != places[name].shape]
+    if wrong or not values or any(x.ndim != 1 for x in places.values()):
+        shape = np.shape(next(iter(places.values()), ()))
+        raise ValueError(f"labelled {shape} and curves of {wrong or 'nobody'}: expected [t] each")
+    x = np.concatenate(list(places.values()))
     figure = style.new_figure(5.4, 3.7)
     axes = figure.add_subplot()
     style.dress(axes, x=x_label, y=label)
@@ -180,12 +183,14 @@ def round_curves(
     for name, curve in values.items():
         if intervals and name in intervals:
             low, high = np.asarray(intervals[name], float)
-            axes.fill_between(x, low, high, color=looks[name]["color"], alpha=0.14, linewidth=0)
+            axes.fill_between(
+                places[name], low, high, color=looks[name]["color"], alpha=0.14, linewidth=0
+            )
         seen = np.where(np.isfinite(curve), curve, np.nan)
-        axes.plot(x, seen, linewidth=1.6, markersize=3.6, label=name, **looks[name])
-    for name, (places, scores) in (published or {}).items():
+        axes.plot(places[name], seen, linewidth=1.6, markersize=3.6, label=name, **looks[name])
+    for name, (sizes, scores) in (published or {}).items():
         axes.plot(
-            np.asarray(places, float),
+            np.asarray(sizes, float),
             np.asarray(scores, float),
             color=looks[name]["color"] if name in looks else style.FAINT,
             linewidth=0.9,
@@ -198,7 +203,7 @@ def round_curves(
     style.whole_ticks(axes.xaxis)
     axes.margins(x=0.02)
     if not any(np.isfinite(curve).any() for curve in values.values()):
-        axes.set_xlim(x[0] - 0.5, x[-1] + 0.5)
+        axes.set_xlim(x.min() - 0.5, x.max() + 0.5)
         axes.set_yticks([])
         middle, size = axes.transAxes, style.TITLE_SIZE
         axes.text(0.5, 0.5, "no finite value", transform=middle, ha="center", fontsize=size)

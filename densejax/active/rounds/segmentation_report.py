@@ -63,6 +63,7 @@ COSTS = {
     "boundary": "length of the labelled masks' class borders (pixel edges)",
 }
 REFERENCE = "random"
+BANDS = 4  # strategies up to which each has the band of its interval
 
 
 def collect(
@@ -286,7 +287,7 @@ def summarise(
     write_text(paths[2], f"# {title}\n\n" + "\n".join(lines) + "\n")
     for line in lines:
         print(line)
-    return paths + _draw(results, folder, title)
+    return paths + _draw(results, folder, title, numbers)
 
 
 _HEADER = (
@@ -343,63 +344,78 @@ def _rows(results: Results) -> list[list[Any]]:
     return found
 
 
-def _draw(results: Results, folder: Path, title: str) -> list[Path]:
+def _draw(results: Results, folder: Path, title: str, numbers: dict[str, Any]) -> list[Path]:
     from densejax.plots.curves import round_curves
 
-    paths = []
     means = dict(zip(results.strategies, _mean(results.score), strict=True))
-    bands = {}
-    for name, scores in zip(results.strategies, results.score, strict=True):
-        ends = [student_mean(column) for column in scores.T]
-        bands[name] = ([e.low for e in ends], [e.high for e in ends])
-    paths.append(folder / "curves.png")
-    round_curves(
-        results.labelled,
-        means,
-        intervals=bands,
-        reference=REFERENCE,
-        label=f"test {results.score_name}",
-        x_label=COSTS["labels"],
-        title=title,
-        path=paths[-1],
-    )
-    share = dict(zip(results.strategies, _mean(results.foreground), strict=True))
+    bands = None
+    # More bands than a handful cover each other; the intervals are in the picture of differences.
+    if len(means) <= BANDS:
+        ends = {
+            n: [student_mean(c) for c in s.T] for n, s in zip(means, results.score, strict=True)
+        }
+        bands = {n: ([e.low for e in one], [e.high for e in one]) for n, one in ends.items()}
+    label = f"test {results.score_name}"
+    paths = []
+    for cost, x_label in COSTS.items():
+        paths.append(folder / ("curves.png" if cost == "labels" else f"curves_{cost}.png"))
+        prices = dict(zip(results.strategies, _mean(results.costs[cost]), strict=True))
+        round_curves(
+            prices,
+            means,
+            intervals=bands if cost == "labels" else None,
+            reference=REFERENCE,
+            label=label,
+            x_label=x_label,
+            title=title,
+            path=paths[-1],
+        )
     paths.append(folder / "foreground.png")
     round_curves(
         results.labelled,
-        share,
+        dict(zip(results.strategies, _mean(results.foreground), strict=True)),
         reference=REFERENCE,
         label=f"share of pixels not {results.class_names[0]}",
         x_label="labelled units after the query",
         title=title,
         path=paths[-1],
     )
-    for cost in ("distinct_pixels", "boundary"):
-        paths.append(folder / f"curves_{cost}.png")
-        _costs_picture(results, cost, title).savefig(paths[-1], dpi=200)
+    if any("against_random" in entry for entry in numbers.values()):
+        paths.append(folder / "against_random.png")
+        _differences_picture(results, numbers, title, paths[-1])
     if results.agreement:
         paths.append(folder / "agreement.png")
         _agreement_picture(results, title).savefig(paths[-1], dpi=200)
     return paths
 
 
-def _costs_picture(results: Results, cost: str, title: str) -> Any:
-    """Mean scores over the mean costs of each strategy's rounds."""
+def _differences_picture(results: Results, numbers: dict[str, Any], title: str, path: Path) -> None:
+    """Each strategy's gain over random, over the whole curve and in the last round."""
     from densejax.plots import style
 
-    figure = style.new_figure(5.4, 3.7)
+    names = [n for n in results.strategies if "against_random" in numbers[n]]
+    names.sort(key=lambda name: numbers[name]["against_random"]["difference"]["value"])
+    base = results.score[results.strategies.index(REFERENCE), :, -1]
+    figure = style.new_figure(5.6, 1.2 + 0.28 * len(names))
     axes = figure.add_subplot()
-    for name, scores, prices in zip(
-        results.strategies, _mean(results.score), _mean(results.costs[cost]), strict=True
-    ):
-        reference = name == REFERENCE
-        look: dict[str, Any] = {"color": "0.4", "linestyle": "--"} if reference else {}
-        axes.plot(prices, scores, marker="o", markersize=3, label=name, **look)
-    axes.set_xlabel(COSTS[cost])
-    axes.set_ylabel(f"test {results.score_name}")
-    axes.set_title(title, fontsize=9)
-    axes.legend(fontsize=6, frameon=False)
-    return figure
+    style.dress(axes, x=f"test {results.score_name} beyond random's, same seed", grid="x")
+    for place, name in enumerate(names):
+        own = results.score[results.strategies.index(name), :, -1]
+        last = student_mean((own - base)[np.isfinite(own - base)])
+        whole = numbers[name]["against_random"]["difference"]
+        pairs = ((whole["value"], whole["low"], whole["high"]), (last.value, last.low, last.high))
+        labels = ("mean over the curve", f"at {results.labelled[-1]} units")
+        for shift, (middle, low, high), label in zip((0.12, -0.12), pairs, labels, strict=True):
+            colour = style.series_colour(0 if shift > 0 else 1)
+            y = place + shift
+            axes.plot([low, high], [y, y], color=colour, linewidth=1.4)
+            axes.plot(
+                middle, y, "o", color=colour, markersize=4, label=label if not place else None
+            )
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    axes.set_yticks(range(len(names)), names)
+    style.legend(axes, title=f"{title}; 95 % intervals")
+    style.save(figure, path)
 
 
 def _agreement_picture(results: Results, title: str) -> Any:
