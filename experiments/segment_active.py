@@ -159,7 +159,9 @@ class Config:
     rounds: int | None = option(None, "trainings; more of them extend a run", fast=2)
     initial: int | None = option(None, "units labelled at the start", fast=4)
     budget: int | None = option(None, "units queried a round", fast=4)
-    network: Literal["unet", "deeplab"] | None = option(None, "architecture")
+    network: Literal["unet", "deeplab", "segnet", "segnet_basic"] | None = option(
+        None, "architecture; segnet with --train_drop=0.5 is Bayesian SegNet"
+    )
     width: float | None = option(
         None, "channels of a U-Net's finest scale, or a factor on those of the others"
     )
@@ -391,7 +393,12 @@ def build(config: Config, parts: Parts) -> "PixelNetwork":
                 f"scales takes multiples of {multiple} (--size, --scales)"
             )
     else:
-        module = models.DeepLab(classes, width=width, drop=drop)
+        kinds = {
+            "deeplab": models.DeepLab,
+            "segnet": models.SegNet,
+            "segnet_basic": models.SegNetBasic,
+        }
+        module = kinds[config.network or ""](classes, width=width, drop=drop)
     return network_of(module, parts.units, query_drop=config.query_drop or 0.0)
 
 

@@ -10,6 +10,8 @@ from .resnet import ResNet as ResNet
 from .resnet import resnet18 as resnet18
 from .resnet import resnet20 as resnet20
 from .resnet import resnet50 as resnet50
+from .segnet import SegNet as SegNet
+from .segnet import SegNetBasic as SegNetBasic
 from .unet import UNet as UNet
 from .unet3d import UNet3D as UNet3D
 from .vae import VAE as VAE
