@@ -159,7 +159,7 @@ class Config:
     rounds: int | None = option(None, "trainings; more of them extend a run", fast=2)
     initial: int | None = option(None, "units labelled at the start", fast=4)
     budget: int | None = option(None, "units queried a round", fast=4)
-    network: Literal["unet", "deeplab", "segnet", "segnet_basic"] | None = option(
+    network: Literal["unet", "deeplab", "segnet", "segnet_basic", "fcn"] | None = option(
         None, "architecture; segnet with --train_drop=0.5 is Bayesian SegNet"
     )
     width: float | None = option(
@@ -397,6 +397,7 @@ def build(config: Config, parts: Parts) -> "PixelNetwork":
             "deeplab": models.DeepLab,
             "segnet": models.SegNet,
             "segnet_basic": models.SegNetBasic,
+            "fcn": models.FCN8s,
         }
         module = kinds[config.network or ""](classes, width=width, drop=drop)
     return network_of(module, parts.units, query_drop=config.query_drop or 0.0)

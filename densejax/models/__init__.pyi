@@ -2,6 +2,7 @@ from .cost import gflop as gflop
 from .cost import parameters as parameters
 from .deeplab import DeepLab as DeepLab
 from .encoder_decoder import EncoderDecoder as EncoderDecoder
+from .fcn import FCN8s as FCN8s
 from .hybrid import Hybrid2D3D as Hybrid2D3D
 from .layers import draw_parameters as draw_parameters
 from .mlp import MLP as MLP
