@@ -13,13 +13,14 @@ manner), all 18. *chunks*: the 18 in PyTorch, as many pictures at once as densej
 its heuristics with ``reduction="mean"``, 5 of the 18; left out where it is not installed. *read
 once*: the array summed by jax in the same chunks; no contender can take less.
 
-Peers are spared what is not the scores: loading, superpixels, a second softmax of the same logits.
+Peers are spared what is not the scores: loading, superpixels, a second softmax of the same logits;
+each has the number of PyTorch's threads that is fastest for it.
 Values are compared before anything is timed. *Peak*: the most memory that a first call in a fresh
 process adds to the imports and the array (Linux). Writes ``pixel_scores``.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib import util
@@ -28,6 +29,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 
 from densejax.active.pixel_scores import PixelNetwork, PixelScores, look, pixel_score
 from densejax.cli import option
@@ -55,7 +57,7 @@ GOAL = Goal(
     least=10.0,
     of=lambda row: row["contender"] in (VIEWAL, BAAL),
 )
-COLUMNS = ("contender", "columns", "ms (cpu)", *RATIOS, "largest difference", "peak GiB")
+COLUMNS = ("contender", "columns", "threads", "ms (cpu)", *RATIOS, "largest difference", "peak GiB")
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,20 @@ def contenders(config: Config, x: np.ndarray) -> dict[str, Callable[[], Columns]
     )
 
 
+def fastest(call: Callable[[], Columns], options: Iterable[int]) -> int:
+    """Threads of PyTorch with which a call takes the least wall time."""
+    seconds = {}
+    for threads in options:
+        torch.set_num_threads(threads)
+        seconds[threads] = measure.best_seconds(call, repeats=2)
+    return min(seconds, key=lambda threads: seconds[threads])
+
+
+def _with_threads(threads: int, call: Callable[[], Columns]) -> Columns:
+    torch.set_num_threads(threads)
+    return call()
+
+
 def agreement(name: str, found: Columns, reference: Columns, *, pixels: int) -> float:
     """Largest difference of a peer's columns, of the largest value of each.
 
@@ -144,7 +160,11 @@ def run(config: Config) -> None:
         return
     words = [f"--{name}={getattr(config, name)}" for name in ("maps", "side", "passes", "chunk")]
     ceilings, x, total = measure.ceilings(), stored(config), jax.jit(jnp.sum)
-    calls = contenders(config, x)
+    calls, few = contenders(config, x), contenders(config, x[: config.chunk])
+    threads, options = {}, sorted({1, torch.get_num_threads()})
+    for name in [name for name in calls if name != OURS]:
+        threads[name] = fastest(few[name], options)
+        calls[name] = partial(_with_threads, threads[name], calls[name])
     found = {name: call() for name, call in calls.items()}
     pixels = config.side**2
     gaps = {n: agreement(n, found[n], found[OURS], pixels=pixels) for n in calls if n != OURS}
@@ -165,6 +185,7 @@ def run(config: Config) -> None:
     swapped = {name: [lap[::-1] for lap in laps] for name, laps in seconds.items()}
     for name in report.each(seconds):
         row = {"contender": name, "columns": len(found.get(name, ())), "seconds": seconds[name]}
+        row["threads"] = threads.get(name, "")
         for column, laps in zip(RATIOS, (seconds, swapped), strict=True):
             row[column] = measure.ratio(laps, name, OURS)
         if name in found:
