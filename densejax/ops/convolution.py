@@ -17,6 +17,7 @@ and ``vmap`` over kernels visits one instance after another and never groups cha
 import contextlib
 import contextvars
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -42,6 +43,9 @@ LARGE_PLANE = 128**2
 MANY_CHANNELS = 48
 FEW_CHANNELS = 2
 CACHED_BYTES = 20 * 2**20
+# Every dilation-th pixel of a plane: so few are convolved tap by tap (14 times faster at 2 x 3, the
+# same at 3 x 3 of few channels, a third as fast at 6 x 8, in a loop on the same cores).
+FEW_PIXELS = 12
 # Up to this many instances are unrolled under vmap; more are looped, so compile time stays flat.
 MAX_UNROLL = 4
 
@@ -105,8 +109,9 @@ def dilated_convolution(
     """Convolve planes with a kernel whose taps lie ``dilation`` pixels apart; size kept by zeros.
 
     Where folded, every dilation-th pixel of a row and of a column is a plane of its own, and what
-    is left is ``convolution`` without a dilation over dilation^2 times as many planes. Along an
-    axis that is no longer than the dilation only the middle of the kernel meets any pixel.
+    is left is ``convolution`` without a dilation over dilation^2 times as many planes. Where such a
+    plane has up to ``FEW_PIXELS`` pixels, each tap is one matrix product over the pixels that it
+    meets. Inside a loop on a CPU, XLA's own is 15 times slower than either.
 
     Args:
       x: [b, z, y, x, c_in], floating.
@@ -131,29 +136,41 @@ def dilated_convolution(
     if dilation > 1 and (native or implementation == "native"):
         dtype = jnp.promote_types(x.dtype, w.dtype)
         return _native(x.astype(dtype), w.astype(dtype), _pads(w.shape[:3], "SAME"), dilation)
-    steps = []
-    for axis, size in ((1, x.shape[2]), (2, x.shape[3])):
-        reach = (size - 1) // dilation
-        surplus = max(0, w.shape[axis] // 2 - reach)
-        w = lax.slice_in_dim(w, surplus, w.shape[axis] - surplus, axis=axis)
-        steps.append(dilation if w.shape[axis] > 1 else 1)
-    y = convolution(_residues(x, *steps), w, implementation=implementation)
-    return _interleaved(y, steps[0], steps[1], x.shape)
+    rows, columns = (-(-n // dilation) for n in x.shape[2:4])
+    if dilation > 1 and rows * columns <= FEW_PIXELS:
+        return _tap_by_tap(x, w[0], dilation)
+    y = convolution(_residues(x, dilation), w, implementation=implementation)
+    return _interleaved(y, dilation, x.shape)
 
 
-def _residues(x: jax.Array, sy: int, sx: int) -> jax.Array:
-    """[b, z, y, x, c] -> [b, sy * sx * z, y / sy, x / sx, c], padded by zeros to whole steps."""
+def _tap_by_tap(x: jax.Array, w: jax.Array, dilation: int) -> jax.Array:
+    """A dilated convolution as the sum of one product a tap, zeros outside not multiplied."""
+    _, _, rows, columns, _ = x.shape
+    ky, kx = w.shape[:2]
+    y: Any = 0
+    for i, j in itertools.product(range(ky), range(kx)):
+        dy, dx = (i - ky // 2) * dilation, (j - kx // 2) * dilation
+        if abs(dy) < rows and abs(dx) < columns:
+            part = x[:, :, max(dy, 0) : rows + min(dy, 0), max(dx, 0) : columns + min(dx, 0)]
+            met = jnp.einsum("bzyxi,io->bzyxo", part, w[i, j])
+            ends = [(max(-d, 0), max(d, 0)) for d in (dy, dx)]
+            y = y + jnp.pad(met, [(0, 0), (0, 0), *ends, (0, 0)])
+    return y
+
+
+def _residues(x: jax.Array, step: int) -> jax.Array:
+    """[b, z, y, x, c] -> [b, step^2 * z, y / step, x / step, c], padded by zeros to whole steps."""
     b, z, rows, columns, c = x.shape
-    pads = ((0, 0), (0, 0), (0, -rows % sy), (0, -columns % sx), (0, 0))
-    x = jnp.pad(x, pads).reshape(b, z, -(-rows // sy), sy, -(-columns // sx), sx, c)
-    return x.transpose(0, 3, 5, 1, 2, 4, 6).reshape(b, sy * sx * z, x.shape[2], x.shape[4], c)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, -rows % step), (0, -columns % step), (0, 0)))
+    x = x.reshape(b, z, x.shape[2] // step, step, x.shape[3] // step, step, c)
+    return x.transpose(0, 3, 5, 1, 2, 4, 6).reshape(b, -1, x.shape[2], x.shape[4], c)
 
 
-def _interleaved(y: jax.Array, sy: int, sx: int, shape: tuple[int, ...]) -> jax.Array:
+def _interleaved(y: jax.Array, step: int, shape: tuple[int, ...]) -> jax.Array:
     """The inverse of ``_residues``; ``shape`` is that of the array before it."""
     b, z, rows, columns, _ = shape
-    y = y.reshape(b, sy, sx, z, *y.shape[2:]).transpose(0, 3, 4, 1, 5, 2, 6)
-    y = y.reshape(b, z, y.shape[2] * sy, y.shape[4] * sx, y.shape[-1])
+    y = y.reshape(b, step, step, z, *y.shape[2:]).transpose(0, 3, 4, 1, 5, 2, 6)
+    y = y.reshape(b, z, y.shape[2] * step, y.shape[4] * step, y.shape[-1])
     return y[:, :, :rows, :columns]
 
 

@@ -69,6 +69,7 @@ def agrees(found, expected):
         np.testing.assert_allclose(a, last(b, a), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_training_step_agrees_with_torch():
     torch = pytest.importorskip("torch")
     model = DeepLab(**SMALL, drop=0.0)
