@@ -71,8 +71,8 @@ class FCN8s(nn.Module):
         bottleneck = y
         logits = self._scores("score", y)
         for name, level in (("score_pool4", pooled[3]), ("score_pool3", pooled[2])):
-            logits = self._scores(name, level) + _enlarged(logits, level)
-        logits = _enlarged(logits, planes)
+            logits = self._scores(name, level) + _enlarged(logits, 2, level)
+        logits = _enlarged(logits, 8, planes)
         deep = layers.as_volumes(bottleneck, x)
         return layers.as_volumes(logits, x), {"features": deep, "bottleneck": deep}
 
@@ -85,6 +85,8 @@ class FCN8s(nn.Module):
         return conv(y).astype(jnp.float32)
 
 
-def _enlarged(scores: jax.Array, like: jax.Array) -> jax.Array:
-    shape = (scores.shape[0], like.shape[1], like.shape[2], scores.shape[-1])
-    return jax.image.resize(scores, shape, "linear")
+def _enlarged(scores: jax.Array, factor: int, like: jax.Array) -> jax.Array:
+    """Enlarge by a whole factor; poolings round sizes up, so that what is too many is at the end."""
+    b, rows, columns, c = scores.shape
+    whole = jax.image.resize(scores, (b, factor * rows, factor * columns, c), "linear")
+    return whole[:, : like.shape[1], : like.shape[2]]
