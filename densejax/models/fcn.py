@@ -86,7 +86,7 @@ class FCN8s(nn.Module):
 
 
 def _enlarged(scores: jax.Array, factor: int, like: jax.Array) -> jax.Array:
-    """Enlarge by a whole factor; poolings round sizes up, so that what is too many is at the end."""
+    """Enlarge by a whole factor and cut the end off, where poolings rounded sizes up."""
     b, rows, columns, c = scores.shape
     whole = jax.image.resize(scores, (b, factor * rows, factor * columns, c), "linear")
     return whole[:, : like.shape[1], : like.shape[2]]
