@@ -19,6 +19,7 @@ number is given) of the pool's pixels before the first query, frozen so that it 
 all rounds.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -41,9 +42,10 @@ CHEATS = ("error", "miou")
 # Pixels of a pool, spread evenly over its units, of which the threshold of a quantile is taken.
 SAMPLED = 2**20
 
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?"
 _NAME = re.compile(
-    r"(?P<measure>[a-z_]+?)(?P<t>[0-9][0-9.e]*)?(-(?P<e>[0-9.e-]+))?"
-    r":(?P<how>mean|count|fraction|quantile)(?P<level>[0-9.]+)?"
+    rf"(?P<measure>[a-z_]+?)(?P<t>{_NUMBER})?(?:-(?P<e>{_NUMBER}))?"
+    rf":(?P<how>mean|count|fraction|quantile)(?P<level>{_NUMBER})?"
 )
 
 
@@ -101,8 +103,11 @@ def pixel_score(name: str) -> PixelScore:
             f"score {name!r}: expected MEASURE:AGGREGATION, a measure of {', '.join(measures)} "
             "(odin with a temperature, odin0.1) and mean, count, fraction or quantile"
         )
-    if (found["measure"] == "odin") != (found["t"] is not None):
-        raise ValueError(f"score {name!r}: odin has a temperature, such as odin0.1, others none")
+    if (found["measure"] == "odin") != (found["t"] is not None) or (found["e"] and not found["t"]):
+        raise ValueError(
+            f"score {name!r}: odin has a temperature and may have a step, such as odin0.1 or "
+            "odin1000-0.0014; others have neither"
+        )
     level = None if found["level"] is None else float(found["level"])
     how = found["how"]
     if found["measure"] in CHEATS and how != "mean":
@@ -127,8 +132,8 @@ class PixelNetwork:
 
     Attributes:
       init: fresh variables from a key.
-      apply: ``(variables, [b, z, y, x, c'], **options) -> (logits [b, z, y, x, c], out)``; where
-        ``out`` has a ``bottleneck`` [b, z', y', x', d], it is the embedding.
+      apply: ``(variables, [b, z, y, x, c'], **options) -> (logits [b, z, y, x, c], out)``; ``out``
+        has the ``bottleneck`` [b, z', y', x', d], the embedding.
       passes: ``(variables, images, key)`` likewise, with the dropout of queries; None without any.
     """
 
@@ -149,6 +154,7 @@ class Looks:
       context: [n, c, c] float32: for each predicted class the mean softmax of its pixels, weighted
         by their entropy (Agarwal et al. 2020, CDAL); 0 where it is predicted nowhere. None where
         it was not asked for.
+      flat: [n, z' y' x' d] float32, the whole bottleneck; None where it was not asked for.
     """
 
     columns: dict[str, np.ndarray]
@@ -168,7 +174,7 @@ class PixelScores:
       classes: c.
       scores: columns.
       passes: stochastic passes, m.
-      members: of a committee.
+      members: of a committee at most, e.
       flatten: whether ``Looks.flat`` is wanted.
       context: whether ``Looks.context`` is wanted.
       chunk: units at once.
@@ -202,7 +208,7 @@ class PixelScores:
                 )
 
     def voters(self, score: PixelScore) -> int:
-        """Passes of a score, or the least number of members of its committee (a bound for many)."""
+        """Passes of a score, or the members of its committee."""
         return self.passes if score.source == "passes" else self.members
 
     @property
@@ -247,6 +253,11 @@ def _maps(
     def flat(array: jax.Array) -> jax.Array:
         return array.reshape(len(images), -1, plan.classes)
 
+    def front(array: jax.Array) -> jax.Array:
+        # A CPU works along the last axis: pixels, of which there are more than classes.
+        return jnp.moveaxis(flat(array), -1, 0)
+
+    classes = jnp.arange(plan.classes)[:, None, None]
     probabilities = jax.nn.softmax(flat(logits))
     maps = {}
     sources = {
@@ -265,17 +276,17 @@ def _maps(
         number, logits_of = sources[source]
 
         def add(sums: Any, i: jax.Array, of: Any = logits_of) -> tuple[Any, None]:
-            one = jax.nn.softmax(flat(of(i)))
-            votes = jax.nn.one_hot(jnp.argmax(one, axis=-1), plan.classes, dtype=one.dtype)
-            return (sums[0] + one, sums[1] + entropy_of(one), sums[2] + votes), None
+            one = jax.nn.softmax(front(of(i)), axis=0)
+            votes = jnp.argmax(one, axis=0) == classes
+            return (sums[0] + one, sums[1] + entropy_of(one, axis=0), sums[2] + votes), None
 
-        nothing = jnp.zeros_like(probabilities)
-        sums, _ = jax.lax.scan(add, (nothing, nothing[..., 0], nothing), jnp.arange(number))
+        nothing = jnp.zeros((plan.classes, *probabilities.shape[:2]))
+        sums, _ = jax.lax.scan(add, (nothing, nothing[0], nothing), jnp.arange(number))
         mean, entropies, votes = (a / number for a in sums)
-        whole = entropy_of(mean)
+        whole = entropy_of(mean, axis=0)
         maps[f"{prefix}mean_entropy", 1.0, 0.0] = whole
         maps[f"{prefix}bald", 1.0, 0.0] = jnp.maximum(whole - entropies, 0)
-        maps[f"{prefix}vote_entropy", 1.0, 0.0] = entropy_of(votes)
+        maps[f"{prefix}vote_entropy", 1.0, 0.0] = entropy_of(votes, axis=0)
     for score in plan.scores:
         if score.map in maps:
             continue
@@ -334,8 +345,11 @@ def _chunk(
     for number, score in enumerate(plan.scores):
         values = maps[score.map]
         if score.aggregation != "mean":
-            values = jnp.where(jnp.isnan(values), values, values > levels[number])
-        columns.append(jnp.nan_to_num(jnp.nanmean(values, axis=1)))
+            values = (values > levels[number]).astype(jnp.float32) + 0 * values
+        # Void pixels are nan, and a unit that is void everywhere is in no doubt.
+        void = jnp.isnan(values) & (score.measure == "error")
+        number_of = jnp.maximum((~void).sum(axis=1), 1)
+        columns.append(jnp.where(void, 0, values).sum(axis=1) / number_of)
     classes = jax.nn.one_hot(jnp.argmax(probabilities, axis=-1), plan.classes)
     bottleneck = jnp.asarray(out["bottleneck"]).astype(jnp.float32)
     flat = bottleneck.reshape(len(images), -1, bottleneck.shape[-1])
@@ -367,7 +381,7 @@ def _sample(
     images: jax.Array,
     key: jax.Array,
 ) -> jax.Array:
-    """[q, s, pixels / step] values of every ``step``-th pixel."""
+    """[q, s, pixels / step] values of every ``step``-th pixel of a unit."""
     maps, _, _ = _maps(plan, variables, committee, images, None, key)
     return jnp.stack([maps[score.map][:, ::step] for score in plan.scores])
 
@@ -376,11 +390,14 @@ def _pieces(images: Array, chunk: int) -> Any:
     """(start, real, part) of chunks of one shape; the last is padded by its last unit."""
     size = min(chunk, len(images))
     for start in range(0, len(images), size):
-        part = np.asarray(images[start : start + size])
-        real = len(part)
-        if real < size:
-            part = np.concatenate([part, np.repeat(part[-1:], size - real, axis=0)])
-        yield start, real, part
+        part = images[start : start + size]
+        yield start, len(part), _padded(part, size)
+
+
+def _padded(part: Array, size: int) -> np.ndarray:
+    """A chunk as an array of ``size`` units, the last of them repeated."""
+    part = np.asarray(part)
+    return np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
 
 
 def look(
@@ -406,25 +423,31 @@ def look(
       thresholds: of the plan's ``quantile`` scores by name (``freeze_quantiles``).
 
     Raises:
-      ValueError: a quantile without its threshold, a committee that is missing or of one member, or
-        labels that are missing.
+      ValueError: no unit, a quantile without its threshold, a committee that is missing, of one
+        member or of more than the plan has, labels that are missing, or a score that is not finite.
     """
-    _check(plan, committee)
-    wants_labels = any(score.measure in CHEATS for score in plan.scores)
-    if wants_labels and labels is None:
-        raise ValueError("scores error and miou need the true labels of the units")
+    _check(plan, images, committee)
+    truth: Array | None = None
+    if any(score.measure in CHEATS for score in plan.scores):
+        if labels is None:
+            raise ValueError("scores error and miou need the true labels of the units")
+        truth = labels
     levels = _levels(plan, thresholds or {})
     parts = []
     for start, real, part in _pieces(images, plan.chunk):
-        truth = None
-        if wants_labels:
-            known = np.asarray(labels[start : start + real])  # type: ignore[index]
-            truth = np.concatenate([known, np.repeat(known[-1:], len(part) - real, axis=0)])
+        known = None if truth is None else _padded(truth[start : start + real], len(part))
         inner = jax.random.fold_in(key, start)
-        found = _chunk(plan, variables, committee, part, truth, levels, inner)
+        found = _chunk(plan, variables, committee, part, known, levels, inner)
         parts.append({name: np.asarray(values)[:real] for name, values in found.items()})
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     columns = {s.name: whole["columns"][:, q] for q, s in enumerate(plan.scores)}
+    for name, values in columns.items():
+        if not np.isfinite(values).all():
+            odd = np.flatnonzero(~np.isfinite(values))
+            raise ValueError(
+                f"score {name}: {odd.size} of {len(values)} units have no finite value, the first "
+                f"is unit {odd[0]}: the network's logits are not finite"
+            )
     return Looks(columns, **{n: a for n, a in whole.items() if n != "columns"})
 
 
@@ -447,8 +470,10 @@ def freeze_quantiles(
     wanted = replace(plan, scores=tuple(s for s in plan.scores if s.aggregation == "quantile"))
     if not wanted.scores:
         return {}
-    _check(wanted, committee)
+    _check(wanted, images, committee)
     step = max(1, len(images) * int(np.prod(images.shape[1:-1])) // SAMPLED)
+    while math.gcd(step, images.shape[-2]) > 1:  # else only some columns would be seen
+        step -= 1
     parts = []
     for start, real, part in _pieces(images, plan.chunk):
         inner = jax.random.fold_in(key, start)
@@ -459,42 +484,22 @@ def freeze_quantiles(
         int(np.ceil((0.9 if s.level is None else s.level) * values.shape[1])) - 1
         for s in wanted.scores
     ]
-    return {s.name: float(values[q, places[q]]) for q, s in enumerate(wanted.scores)}
+    # A little more: another program may round the very pixel that is the threshold to above it.
+    little = [1e-6 * s.bound(plan.classes, plan.voters(s)) for s in wanted.scores]
+    return {s.name: float(values[q, places[q]]) + little[q] for q, s in enumerate(wanted.scores)}
 
 
-def _check(plan: PixelScores, committee: Params | None) -> None:
+def _check(plan: PixelScores, images: Array, committee: Params | None) -> None:
+    if not len(images):
+        raise ValueError("a pool without any unit: expected at least one")
     if "committee" not in plan.sources:
         return
     members = 0 if committee is None else len(jax.tree.leaves(committee)[0])
+    names = [score.name for score in plan.scores if score.source == "committee"]
     if members < 2:
-        names = [score.name for score in plan.scores if score.source == "committee"]
         raise ValueError(
             f"score {names[0]} needs a committee of 2 or more members, found {members}: train more "
             "seeds (--seeds)"
         )
-
-
-def class_context_distances(context: Array, others: Array) -> jax.Array:
-    """Mean symmetrised KL between class contexts, over the classes that both units have.
-
-    Agarwal et al. 2020 (CDAL); the published code skips what is not a number without a word. Here a
-    class counts where both units predict it somewhere, probabilities are bounded by 1e-8 from
-    below, and units that share no class are as far apart as such bounds allow: -log 1e-8.
-
-    Args:
-      context: [s, c, c] float32.
-      others: [r, c, c] float32.
-
-    Returns:
-      [s, r] float32, from 0.
-    """
-    a, b = (jnp.maximum(jnp.asarray(part), 1e-8) for part in (context, others))
-    here = (jnp.asarray(context).sum(axis=-1) > 0)[:, None] & (jnp.asarray(others).sum(axis=-1) > 0)
-    logs = [jnp.log(part) for part in (a, b)]
-    # KL(a, b) + KL(b, a) = sum (a - b)(log a - log b), as four products.
-    own = [jnp.einsum("skc,skc->sk", part, log) for part, log in zip((a, b), logs, strict=True)]
-    cross = jnp.einsum("skc,rkc->srk", a, logs[1]) + jnp.einsum("skc,rkc->srk", logs[0], b)
-    each = (own[0][:, None] + own[1][None] - cross) / 2
-    number = here.sum(axis=-1)
-    mean = jnp.where(here, each, 0).sum(axis=-1) / jnp.maximum(number, 1)
-    return jnp.where(number > 0, jnp.maximum(mean, 0), -jnp.log(1e-8))
+    if members > plan.members:
+        raise ValueError(f"score {names[0]}: {members} members; expected at most {plan.members}")

@@ -245,11 +245,11 @@ def _closeness(probabilities: jax.Array) -> jax.Array:
     return 1 - gap(probabilities)
 
 
-def entropy_of(probabilities: jax.Array) -> jax.Array:
-    """-sum P log P: [..., c] -> [...] in 0..log c, in nats."""
+def entropy_of(probabilities: jax.Array, *, axis: int = -1) -> jax.Array:
+    """-sum P log P over an axis: [..., c] -> [...] in 0..log c, in nats."""
     positive = probabilities > 0
     logs = jnp.log(jnp.where(positive, probabilities, 1))
-    return -(probabilities * logs).sum(axis=-1)
+    return -(probabilities * logs).sum(axis=axis)
 
 
 def _choose(of: str, name: str) -> tuple[str, str]:

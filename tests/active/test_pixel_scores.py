@@ -9,6 +9,7 @@ from densejax.active import pixel_scores
 from densejax.active.pixel_scores import PixelNetwork, PixelScores, pixel_score
 from densejax.active.pool import Pool
 from densejax.active.scores import column
+from densejax.active.strategies.class_context import class_context_distances
 from densejax.active.wrappers import stride
 
 CLASSES, PASSES, KEY = 3, 4, jax.random.key(7)
@@ -224,7 +225,7 @@ def test_distances_of_contexts_by_hand():
     a[0] = [[0.9, 0.1], [0.2, 0.8]]
     a[1] = [[0.6, 0.4], [0, 0]]
     a[2, 1] = [0.5, 0.5]
-    found = np.asarray(pixel_scores.class_context_distances(a, a))
+    found = np.asarray(class_context_distances(a, a))
     p, q = np.array([0.9, 0.1]), np.array([0.6, 0.4])
     assert found[0, 1] == pytest.approx(((p - q) * np.log(p / q)).sum() / 2, abs=1e-5)
     assert found[1, 2] == pytest.approx(-np.log(1e-8), rel=1e-5)  # no class in common
@@ -254,6 +255,13 @@ def test_a_column_is_ranked_and_strided():
         ("entropy:fraction", "between 0 and 1"),
         ("entropy:quantile1.5", "between 0 and 1"),
         ("miou:count0.5", "expected miou:mean"),
+        ("error:quantile", "expected error:mean"),
+        ("entropy-0.5:mean", "others have neither"),
+        ("bald-0.5:mean", "others have neither"),
+        ("odin1--0.5:mean", "expected MEASURE:AGGREGATION"),
+        ("odin1.2.3:mean", "expected MEASURE:AGGREGATION"),
+        ("margin:count0.8.1", "expected MEASURE:AGGREGATION"),
+        ("odin0:mean", "a temperature above 0"),
     ],
 )
 def test_names_that_are_none(name, message):

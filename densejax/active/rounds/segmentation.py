@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from densejax.active.pixel_scores import (
     PixelNetwork,
     PixelScore,
     PixelScores,
-    class_context_distances,
     freeze_quantiles,
     look,
     pixel_score,
@@ -32,15 +30,21 @@ from densejax.active.pixel_scores import (
 from densejax.active.pool import Pool, Selection, check_budget
 from densejax.active.rounds.records import Labelled, Plan
 from densejax.active.rounds.subject import Look, Row
-from densejax.active.rows import first
 from densejax.active.scores import column
 from densejax.active.strategies import Strategy
 from densejax.data.units import Units
 from densejax.io import read_json, write_json
 from densejax.metrics import iou, mean_iou
+from densejax.models.layers import draw_parameters
 from densejax.optim.named import OptimiserName, ScheduleName
 from densejax.segmentation.task import Descent, WindowTask
-from densejax.segmentation.unit_task import UnitDraw, unit_data, unit_task
+from densejax.segmentation.unit_task import (
+    UnitDraw,
+    channel_moments,
+    standardised,
+    unit_data,
+    unit_task,
+)
 from densejax.training.folders import Outcome, read_metrics
 from densejax.training.sweep import Schedule
 from densejax.typing import Array, Batch, Key, Params, Tree
@@ -56,6 +60,7 @@ EMBEDDED = {
     "badge": "badge.badge",
 }
 UNSEEING = ("random", "order")
+CONTEXT = "core_set:context"
 
 
 @dataclass(frozen=True)
@@ -157,8 +162,10 @@ def _strategy(name: str) -> Strategy:
         module, attribute = EMBEDDED[base].split(".")
         found_in = import_module(f"densejax.active.strategies.{module}")
         return Strategy(getattr(found_in, attribute))
-    if name == "core_set:context":
-        return Strategy(context_core_set)
+    if name == CONTEXT:
+        from densejax.active.strategies.class_context import class_context
+
+        return Strategy(class_context)
     try:
         return Strategy(column(pixel_score(name).name))
     except ValueError as error:
@@ -182,41 +189,6 @@ def _in_order(key: Key, pool: Pool, budget: int) -> Selection:
     del key
     chosen = np.flatnonzero(pool.available)[: check_budget(pool, budget)].astype(np.int64)
     return Selection(chosen, -chosen.astype(np.float32))
-
-
-def context_core_set(key: Key, pool: Pool, budget: int) -> Selection:
-    """Choose the unit whose class context is furthest from all that are labelled, again and again.
-
-    The k-centre of CDAL (Agarwal et al. 2020) with ``class_context_distances``. Without a labelled
-    unit it starts from the first.
-
-    Args:
-      key: not drawn from.
-      pool: its ``features`` are contexts [n, c c].
-      budget: b.
-    """
-    del key
-    check_budget(pool, budget)
-    features = np.asarray(pool.features, np.float32)
-    classes = round(np.sqrt(features.shape[1]))
-    context = jnp.asarray(features.reshape(-1, classes, classes))
-    near = np.full(len(context), np.inf, np.float32)
-    labelled = np.flatnonzero(pool.is_labelled)
-    for start in range(0, len(labelled), 32):
-        part = labelled[start : start + 32]
-        padded = np.resize(part, 32)
-        near = np.minimum(near, np.asarray(_distances(context, context[padded])).min(axis=1))
-    free, chosen, scores = pool.available.copy(), [], []
-    for _ in range(budget):
-        at = int(first(near, free, 1)[0])
-        chosen.append(at)
-        scores.append(near[at])
-        free[at] = False
-        near = np.minimum(near, np.asarray(_distances(context, context[at : at + 1]))[:, 0])
-    return Selection(np.array(chosen, np.int64), np.array(scores, np.float32))
-
-
-_distances = jax.jit(class_context_distances)
 
 
 @dataclass(frozen=True)
@@ -371,8 +343,8 @@ class Segmentation:
             tuple(scores),
             passes=self.passes,
             members=max(2, self.members),
-            flatten=any(name.endswith(":flat") for name in self.names),
-            context="core_set:context" in self.names,
+            flatten=any(":flat" in name for name in self.names),
+            context=any(CONTEXT in name for name in self.names),
             chunk=self.chunk,
         )
 
@@ -461,7 +433,7 @@ class Segmentation:
     def _as_pool(self, row: Row, found: Looks) -> Look:
         arrays: dict[str, Any] = {"probabilities": found.probabilities}
         base = re.sub(r"^balanced\(|\)$", "", row.name)
-        if base == "core_set:context":
+        if base == CONTEXT:
             assert found.context is not None
             arrays["features"] = found.context.reshape(len(found.context), -1)
         else:
@@ -487,9 +459,6 @@ def network_of(
       units: for the moments of their images and their size.
       query_drop: chance that a number is dropped in stochastic passes; 0 where there are none.
     """
-    from densejax.models.layers import draw_parameters
-    from densejax.segmentation.unit_task import channel_moments, standardised
-
     mean, std = channel_moments(units.images)
     shape = (1, *units.images.shape[1:])
     apply = standardised(module.apply, mean=mean, std=std)
@@ -500,8 +469,4 @@ def network_of(
         def passes(variables: Params, images: Array, key: Key) -> Any:
             return dropped(variables, images, dropout=True, rngs={"dropout": key})
 
-    return PixelNetwork(partial(_draw, draw_parameters, module, shape), apply, passes)
-
-
-def _draw(draw: Callable[..., Params], module: Any, shape: tuple[int, ...], key: Key) -> Params:
-    return draw(key, module, shape)
+    return PixelNetwork(lambda key: draw_parameters(key, module, shape), apply, passes)
