@@ -430,10 +430,10 @@ def training_of(config: Config) -> "Training":
 def subject_of(config: Config, parts: Parts, workdir: Path, **more: Any) -> "Segmentation":
     """What the rounds of a filled configuration learn."""
     from densejax.active.rounds.segmentation import Segmentation
-    from densejax.segmentation.unit_task import whole_pictures
+    from densejax.segmentation.unit_task import padded_pictures
 
     multiple = 2 ** ((config.scales or 4) - 1) if config.network == "unet" else 1
-    images, labels = whole_pictures(
+    images, labels = padded_pictures(
         parts.test_images, parts.test_labels, multiple=(1, multiple, multiple)
     )
     names = strategy_names(config)

@@ -16,7 +16,65 @@ from densejax.typing import Array
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 
-class SegNet(nn.Module):
+class _Mirror(nn.Module):
+    """What SegNet and its basic form share: attributes, dropout, and pooling that is undone."""
+
+    DRAW = "he"
+
+    classes: int = 11
+    width: float = 1.0
+    drop: float = 0.0
+    frozen_norm: bool = False
+    dtype: Any = jnp.float32
+
+    def _label(
+        self, x: Array, stages: int, train: bool, dropout: bool | None, kernel: int
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Stages down, each pooled, and up again; the last convolution has the classes."""
+        name = type(self).__name__
+        planes = layers.as_planes(name, x, self.dtype)
+        check_dropout(name, self.drop)
+        layers.check_batch(name, planes, train=train and not self.frozen_norm)
+        drop = nn.Dropout(self.drop, deterministic=not (train if dropout is None else dropout))
+        y, kept = self._prepare(planes), []
+        for stage in range(1, stages + 1):
+            y = self._down(stage, y, train)
+            pooled, places = max_pool_places(y[:, None])
+            kept.append((places, (y.shape[1], y.shape[2])))
+            y = drop(pooled[:, 0]) if stage >= 3 else pooled[:, 0]
+        bottleneck = y
+        for stage in range(stages, 0, -1):
+            y = self._up(stage, unpool(y[:, None], *kept[stage - 1])[:, 0], train)
+            y = drop(y) if stage >= 3 else y
+        predictor = layers.Conv2d(
+            self.classes, kernel, use_bias=True, dtype=self.dtype, name="predictor"
+        )
+        logits = predictor(y).astype(jnp.float32)
+        out = {"features": layers.as_volumes(y, x), "bottleneck": layers.as_volumes(bottleneck, x)}
+        return layers.as_volumes(logits, x), out
+
+    def _conv(self, name: str, channels: int, kernel: int = 3, relu: bool = True) -> ConvNorm2d:
+        return ConvNorm2d(
+            layers.scaled(channels, self.width),
+            kernel,
+            use_bias=True,
+            relu=relu,
+            frozen_norm=self.frozen_norm,
+            dtype=self.dtype,
+            name=name,
+        )
+
+    def _prepare(self, planes: jax.Array) -> jax.Array:
+        return planes
+
+    def _down(self, stage: int, y: jax.Array, train: bool) -> jax.Array:
+        raise NotImplementedError
+
+    def _up(self, stage: int, y: jax.Array, train: bool) -> jax.Array:
+        raise NotImplementedError
+
+
+class SegNet(_Mirror):
     """SegNet (Badrinarayanan et al. 2017, arXiv 1511.00561) over the planes of a volume.
 
     13 convolutions as in VGG16, each with batch norm and ReLU, and their mirror; every pooling
@@ -33,14 +91,6 @@ class SegNet(nn.Module):
       frozen_norm: use the running moments even in training.
       dtype: of the computation; parameters, moments and logits are float32.
     """
-
-    DRAW = "he"
-
-    classes: int = 11
-    width: float = 1.0
-    drop: float = 0.0
-    frozen_norm: bool = False
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -61,63 +111,30 @@ class SegNet(nn.Module):
         Raises:
           ValueError: ``x`` has another rank, or a step of training has one plane only.
         """
-        planes = layers.as_planes("SegNet", x, self.dtype)
-        check_dropout("SegNet", self.drop)
-        layers.check_batch("SegNet", planes, train=train and not self.frozen_norm)
-        active = train if dropout is None else dropout
-        drop = nn.Dropout(self.drop, deterministic=not active)
-        y, places, sizes = planes, [], []
-        for stage, (channels, count) in enumerate(STAGES, 1):
-            for i in range(1, count + 1):
-                y = self._conv(f"encoder{stage}_{i}", channels)(y, train=train)
-            sizes.append((y.shape[1], y.shape[2]))
-            pooled, at = max_pool_places(y[:, None])
-            y = drop(pooled[:, 0]) if stage >= 3 else pooled[:, 0]
-            places.append(at)
-        bottleneck = y
-        for stage in range(len(STAGES), 0, -1):
-            channels, count = STAGES[stage - 1]
-            y = unpool(y[:, None], places[stage - 1], sizes[stage - 1])[:, 0]
-            for i in range(count, 0, -1):
-                if stage == i == 1:
-                    break  # the classes' own convolution, below
-                narrow = STAGES[stage - 2][0] if i == 1 else channels
-                y = self._conv(f"decoder{stage}_{i}", narrow)(y, train=train)
-            y = drop(y) if stage >= 3 else y
-        predictor = layers.Conv2d(
-            self.classes, 3, use_bias=True, dtype=self.dtype, name="predictor"
-        )
-        logits = predictor(y).astype(jnp.float32)
-        out = {"features": layers.as_volumes(y, x), "bottleneck": layers.as_volumes(bottleneck, x)}
-        return layers.as_volumes(logits, x), out
+        return self._label(x, len(STAGES), train, dropout, 3)
 
-    def _conv(self, name: str, channels: int) -> ConvNorm2d:
-        features = layers.scaled(channels, self.width)
-        options = {"frozen_norm": self.frozen_norm, "dtype": self.dtype}
-        return ConvNorm2d(features, use_bias=True, name=name, **options)
+    def _down(self, stage: int, y: jax.Array, train: bool) -> jax.Array:
+        channels, count = STAGES[stage - 1]
+        for i in range(1, count + 1):
+            y = self._conv(f"encoder{stage}_{i}", channels)(y, train=train)
+        return y
+
+    def _up(self, stage: int, y: jax.Array, train: bool) -> jax.Array:
+        channels, count = STAGES[stage - 1]
+        # The first stage's last convolution is the classes' own.
+        for i in range(count, 1 if stage == 1 else 0, -1):
+            narrow = STAGES[stage - 2][0] if i == 1 else channels
+            y = self._conv(f"decoder{stage}_{i}", narrow)(y, train=train)
+        return y
 
 
-class SegNetBasic(nn.Module):
+class SegNetBasic(_Mirror):
     """SegNet-Basic, four stages of one 7x7 convolution of 64 channels; no ReLU in the decoder.
 
     1,416,587 parameters with 11 classes. The input is normalised over its channels (local response
-    normalisation over 5, alpha 1e-4, beta 0.75, as published).
-
-    Attributes:
-      classes: number of classes.
-      width: a factor on all channels.
-      drop: as of ``SegNet``: behind the last two poolings and the decoder's stages opposite.
-      frozen_norm: use the running moments even in training.
-      dtype: of the computation; parameters, moments and logits are float32.
+    normalisation over 5, alpha 1e-4, beta 0.75, as published). Attributes as of ``SegNet``; with
+    ``drop`` behind the last two poolings and the decoder's stages opposite.
     """
-
-    DRAW = "he"
-
-    classes: int = 11
-    width: float = 1.0
-    drop: float = 0.0
-    frozen_norm: bool = False
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -127,32 +144,16 @@ class SegNetBasic(nn.Module):
 
         The bottleneck is [b, z, y / 16, x / 16, d].
         """
-        planes = layers.as_planes("SegNetBasic", x, self.dtype)
-        check_dropout("SegNetBasic", self.drop)
-        layers.check_batch("SegNetBasic", planes, train=train and not self.frozen_norm)
-        active = train if dropout is None else dropout
-        drop = nn.Dropout(self.drop, deterministic=not active)
-        features = layers.scaled(64, self.width)
-        options = {"frozen_norm": self.frozen_norm, "dtype": self.dtype, "use_bias": True}
-        y, places, sizes = _response_normalised(planes), [], []
-        for stage in range(1, 5):
-            y = ConvNorm2d(features, 7, name=f"encoder{stage}", **options)(y, train=train)
-            sizes.append((y.shape[1], y.shape[2]))
-            pooled, at = max_pool_places(y[:, None])
-            y = drop(pooled[:, 0]) if stage >= 3 else pooled[:, 0]
-            places.append(at)
-        bottleneck = y
-        for stage in range(4, 0, -1):
-            y = unpool(y[:, None], places[stage - 1], sizes[stage - 1])[:, 0]
-            conv = ConvNorm2d(features, 7, relu=False, name=f"decoder{stage}", **options)
-            y = conv(y, train=train)
-            y = drop(y) if stage >= 3 else y
-        predictor = layers.Conv2d(
-            self.classes, 1, use_bias=True, dtype=self.dtype, name="predictor"
-        )
-        logits = predictor(y).astype(jnp.float32)
-        out = {"features": layers.as_volumes(y, x), "bottleneck": layers.as_volumes(bottleneck, x)}
-        return layers.as_volumes(logits, x), out
+        return self._label(x, 4, train, dropout, 1)
+
+    def _prepare(self, planes: jax.Array) -> jax.Array:
+        return _response_normalised(planes)
+
+    def _down(self, stage: int, y: jax.Array, train: bool) -> jax.Array:
+        return self._conv(f"encoder{stage}", 64, 7)(y, train=train)
+
+    def _up(self, stage: int, y: jax.Array, train: bool) -> jax.Array:
+        return self._conv(f"decoder{stage}", 64, 7, relu=False)(y, train=train)
 
 
 def _response_normalised(x: jax.Array) -> jax.Array:

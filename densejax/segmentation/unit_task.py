@@ -242,7 +242,7 @@ def median_frequency(counts: Array) -> np.ndarray:
         return np.nan_to_num(np.nanmedian(frequency) / frequency, nan=1.0).astype(np.float32)
 
 
-def whole_pictures(
+def padded_pictures(
     images: Array, labels: Array, *, multiple: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pictures as a network takes them whole: mirrored at the far edges to a multiple.

@@ -12,10 +12,10 @@ from densejax.segmentation.unit_task import (
     UnitDraw,
     channel_moments,
     median_frequency,
+    padded_pictures,
     standardised,
     unit_data,
     unit_task,
-    whole_pictures,
 )
 
 CLASSES = 3
@@ -144,9 +144,9 @@ def test_median_frequency_by_hand():
     np.testing.assert_allclose(data["class_weights"][1], median_frequency(tables), rtol=1e-6)
 
 
-def test_whole_pictures_are_continued_and_the_rest_is_void():
+def test_padded_pictures_are_continued_and_the_rest_is_void():
     images, labels = np.arange(15, dtype=np.uint8).reshape(1, 1, 3, 5, 1), np.ones((1, 1, 3, 5))
-    padded, void = whole_pictures(images, labels, multiple=(1, 4, 4))
+    padded, void = padded_pictures(images, labels, multiple=(1, 4, 4))
     assert padded.shape == (1, 1, 4, 8, 1) and int((void >= 0).sum()) == 15
     np.testing.assert_array_equal(padded[0, 0, 3, :, 0], [10, 11, 12, 13, 14, 14, 13, 12])
     mean, std = channel_moments(images)

@@ -223,7 +223,7 @@ class Rounds(Generic[Record]):
         key = self._key("start", seed)
         balance = self.plan.start == "balanced" or self.plan.strategies[name].balanced_start
         pool = Pool(
-            labels=self.oracle.labels if balance else np.zeros(self.subject.size, np.int32),  # type: ignore[attr-defined]
+            labels=getattr(self.oracle, "labels", None) if balance else np.zeros(self.subject.size),
             held_out=self.subject.held_out,
         )
         choose = balanced_random if balance else random
