@@ -138,6 +138,11 @@ class Config:
     )
 
 
+def varying(config: Config) -> tuple[str, ...]:
+    """Settings with other values of which this run may go on."""
+    return VARYING if "odin" in config.strategies else (*VARYING, "odin_step")
+
+
 def filled(config: Config) -> Config:
     """The configuration with what its setting says where nothing was said."""
     return Config(**settings.fill(vars(config)))
@@ -256,7 +261,7 @@ def run(config: Config, workdir: Path) -> report.Results:
         slots=config.slots,
         side=config.side,
     )
-    start_folder(given, workdir, ignore=VARYING)
+    start_folder(given, workdir, ignore=varying(given))
     print(f"{source.name}: {len(source.labels):,} samples, {int(held_out.sum()):,} held out")
     return summarise(given, source, rounds.run(), workdir)
 
@@ -266,9 +271,9 @@ def combine(config: Config, workdir: Path) -> report.Results:
     for folder in map(Path, config.combine):
         if not (folder / "config.json").exists():
             raise FileNotFoundError(f"{folder}: no run of active learning, it has no config.json")
-        check_same_config(config, folder, ignore=(*VARYING, "seeds", "combine"))
+        check_same_config(config, folder, ignore=(*varying(config), "seeds", "combine"))
     rounds = together([read_rounds(Path(folder), Trained) for folder in config.combine])
-    start_folder(config, workdir, ignore=(*VARYING, "seeds", "combine"))
+    start_folder(config, workdir, ignore=(*varying(config), "seeds", "combine"))
     return summarise(config, load(filled(config)), rounds, workdir)
 
 

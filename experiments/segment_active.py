@@ -334,6 +334,8 @@ def _load_volume(config: Config) -> Parts:
             raise ValueError(f"{volume.name}: {images.dtype} images; expected uint8 (convert them)")
     small, small_labels = units.binned(images, labels, config.bin or 1, classes=len(names))
     (train, train_labels), (test, test_labels) = units.halves(small, small_labels)
+    if absent := [n for c, n in enumerate(names) if not (np.asarray(train_labels) == c).any()]:
+        raise ValueError(f"{config.data}: the half to learn from shows no {', '.join(absent)}")
     key = jax.random.fold_in(jax.random.key(config.base_seed), 1)
     pool = units.windows(
         key,

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from densejax.active import pixel_scores
+from densejax.active.balanced import balanced
 from densejax.active.pixel_scores import PixelNetwork, PixelScores, pixel_score
 from densejax.active.pool import Pool
 from densejax.active.scores import column
-from densejax.active.strategies.class_context import class_context_distances
+from densejax.active.strategies.class_context import class_context, class_context_distances
 from densejax.active.wrappers import stride
 
 CLASSES, PASSES, KEY = 3, 4, jax.random.key(7)
@@ -284,3 +285,75 @@ def test_what_no_pass_can_compute_is_refused(pool):
     silent = PixelNetwork(NETWORK.init, apply)
     with pytest.raises(ValueError, match="needs stochastic passes"):
         PixelScores(silent, CLASSES, (pixel_score("bald:mean"),))
+
+
+def test_quantiles_see_every_column_and_pixels_without_doubt(pool, monkeypatch):
+    images, _ = pool
+    plan = plan_of(("entropy:quantile", "odin1000:quantile0.5"), chunk=11)
+    whole = pixel_scores.freeze_quantiles(KEY, plan, variables_of(0), images)
+    steps, sample = [], pixel_scores._sample
+
+    def counted(plan, step, *rest):
+        steps.append(step)
+        return sample(plan, step, *rest)
+
+    monkeypatch.setattr(pixel_scores, "_sample", counted)
+    monkeypatch.setattr(pixel_scores, "SAMPLED", images[..., 0].size // 4)
+    few = pixel_scores.freeze_quantiles(KEY, plan, variables_of(0), images)
+    assert steps == [3]  # of 8 columns: every third pixel, as every fourth shows two of them
+    for name in whole:
+        assert few[name] == pytest.approx(whole[name], rel=0.1)
+    # At this temperature all pixels lie close to the most that there can be.
+    found = pixel_scores.look(KEY, plan, variables_of(0), images, thresholds=whole)
+    assert found.columns["odin1000:quantile0.5"].mean() == pytest.approx(0.5, abs=0.02)
+    sure = jax.tree.map(lambda leaf: leaf * 1e4, variables_of(0))
+    level = pixel_scores.freeze_quantiles(KEY, plan, sure, images)["entropy:quantile"]
+    levels = {**whole, "entropy:quantile": level}
+    found = pixel_scores.look(KEY, plan, sure, images, thresholds=levels)
+    assert found.columns["entropy:quantile"].mean() <= 0.1
+
+
+def test_what_is_not_finite_or_not_there_is_named(pool):
+    images, labels = pool
+    plan = plan_of(("entropy:mean", "error:mean", "miou:mean"))
+    void = labels.copy()
+    void[3] = -1
+    found = pixel_scores.look(KEY, plan, variables_of(0), images, labels=void)
+    assert found.columns["error:mean"][3] == found.columns["miou:mean"][3] == 0
+    broken = dict(variables_of(0), v=np.full((5, CLASSES), np.nan, np.float32))
+    with pytest.raises(ValueError, match="11 of 11 units have no finite value"):
+        pixel_scores.look(KEY, plan_of(("entropy:mean",)), broken, images)
+    with pytest.raises(ValueError, match="without any unit"):
+        pixel_scores.look(KEY, plan_of(("entropy:mean",)), variables_of(0), images[:0])
+    four = jax.tree.map(lambda leaf: np.stack([leaf] * 4), variables_of(0))
+    with pytest.raises(ValueError, match="4 members; expected at most 3"):
+        plan = plan_of(("ensemble_bald:mean",), members=3)
+        pixel_scores.look(KEY, plan, variables_of(0), images, committee=four)
+
+
+def test_class_contexts_are_covered_one_after_another():
+    rng = np.random.default_rng(0)
+    contexts = rng.dirichlet(np.ones(3), (12, 3)).astype(np.float32)
+    labelled = np.isin(np.arange(12), [4, 9])
+    pool = Pool(features=contexts.reshape(12, 9), labelled=labelled)
+    distances = np.array(
+        [
+            [((a - b) * np.log(a / b)).sum(axis=1).mean() / 2 for b in contexts.astype(np.float64)]
+            for a in contexts.astype(np.float64)
+        ]
+    )
+    chosen, covered = [], [4, 9]
+    for _ in range(5):
+        near = distances[:, covered].min(axis=1)
+        near[covered] = -1
+        chosen.append(int(near.argmax()))
+        covered.append(chosen[-1])
+    assert class_context(KEY, pool, 5).indices.tolist() == chosen
+
+
+def test_a_column_is_balanced_over_predicted_classes():
+    p = np.full((6, 2), 0.1)
+    p[[0, 1, 2, 5], 0], p[[3, 4], 1] = 0.9, 0.9
+    pool = Pool(probabilities=p, columns={"doubt": np.arange(6, dtype=np.float32)})
+    chosen = balanced(column("doubt"))(KEY, pool, 4).indices
+    assert sorted(chosen.tolist()) == [2, 3, 4, 5]

@@ -222,8 +222,9 @@ class Rounds(Generic[Record]):
         """The initial set of a strategy and seed: [initial] int64."""
         key = self._key("start", seed)
         balance = self.plan.start == "balanced" or self.plan.strategies[name].balanced_start
+        labels = np.zeros(self.subject.size, np.int32)  # of no class, where none need be known
         pool = Pool(
-            labels=getattr(self.oracle, "labels", None) if balance else np.zeros(self.subject.size),
+            labels=getattr(self.oracle, "labels", None) if balance else labels,
             held_out=self.subject.held_out,
         )
         choose = balanced_random if balance else random

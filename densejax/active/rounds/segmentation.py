@@ -6,6 +6,7 @@ nothing is chosen by the test set.
 """
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,8 @@ from densejax.typing import Array, Batch, Key, Params, Tree
 
 # Intervals of a training between which its loss is checked and progress is told.
 INTERVALS = 4
+# Networks of a seed look side by side and share its file of thresholds.
+_FREEZING = threading.Lock()
 # Strategies that take what the network makes of a unit, beside the scores; "order" and "random"
 # take nothing.
 EMBEDDED = {
@@ -412,14 +415,13 @@ class Segmentation:
             return {}
         assert self.thresholds is not None
         path = self.thresholds.with_stem(f"{self.thresholds.stem}-{row.seed:04d}")
-        known = read_json(path) if path.exists() else {}
-        missing = tuple(
-            s for s in plan.scores if s.aggregation == "quantile" and s.name not in known
-        )
-        if missing:
-            part = replace(plan, scores=missing)
-            known |= freeze_quantiles(key, part, variables, self.units.images, committee=committee)
-            write_json(path, known)
+        with _FREEZING:
+            known = read_json(path) if path.exists() else {}
+            quantiles = [s for s in plan.scores if s.aggregation == "quantile"]
+            if missing := tuple(s for s in quantiles if s.name not in known):
+                part, images = replace(plan, scores=missing), self.units.images
+                known |= freeze_quantiles(key, part, variables, images, committee=committee)
+                write_json(path, known)
         return known
 
     def predict(self, row: int) -> np.ndarray | None:
@@ -446,12 +448,7 @@ class Segmentation:
         return Look(row.place, arrays, found.columns)
 
 
-def network_of(
-    module: Any,
-    units: Units,
-    *,
-    query_drop: float,
-) -> PixelNetwork:
+def network_of(module: Any, units: Units, *, query_drop: float) -> PixelNetwork:
     """A module of ``models`` as a network of stored pictures, standardised by the pool's moments.
 
     Args:
