@@ -184,8 +184,8 @@ def run(config: Config) -> None:
     seconds = measure.interleaved({**calls, **read}, rounds=config.rounds)
     swapped = {name: [lap[::-1] for lap in laps] for name, laps in seconds.items()}
     # Said at once: the processes that measure memory may fail, and an hour's seconds with them.
-    for name, laps in seconds.items():
-        print(f"{name}: {measure.medians(laps)} ms (cpu), {measure.ratio(seconds, name, OURS)}")
+    for name, lapses in seconds.items():
+        print(f"{name}: {measure.medians(lapses)} ms (cpu), {measure.ratio(seconds, name, OURS)}")
     for name in report.each(seconds):
         row = {"contender": name, "columns": len(found.get(name, ())), "seconds": seconds[name]}
         row["threads"] = threads.get(name, "")

@@ -186,6 +186,19 @@ def test_a_run_of_before_the_newer_flags_goes_on(tmp_path):
         active.run(replace(config, dropout=0.5), tmp_path)
 
 
+def test_a_run_without_odin_goes_on_whatever_its_step_was(tmp_path):
+    config = replace(SMALL, oracle="file")
+    with pytest.raises(LabelsNeededError):
+        active.run(config, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"odin_step": 0.0', '"odin_step": 0.0014'))
+    assert "0.0014" in path.read_text()
+    with pytest.raises(LabelsNeededError):
+        active.run(config, tmp_path)
+    with pytest.raises(ValueError, match=r"strategies"):
+        active.run(replace(config, strategies=("odin",)), tmp_path)
+
+
 def test_bad_input_is_refused_before_training(tmp_path):
     for options, message in (
         ({"strategies": ("base", "best")}, "strategies base, best: expected each once"),
